@@ -1,0 +1,41 @@
+# Every target sets up what it needs: the first call makes .venv, later calls only look at its stamp.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check build clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a classifier of handwritten digits with Adan, on one CPU"
+	@echo "make test    run the tests (ARGS='-k adan' passes options to pytest)"
+	@echo "make check   lint, format and types"
+	@echo "make build   sdist and wheel in dist/"
+	@echo "make clean   remove .venv, dist and caches"
+
+# torch goes first and pinned: an open range such as torch>=2.4 would pick the newest build, gigabytes of CUDA included.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt is for Python 3.11 and newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch hatchling editables
+	$(PIP) --no-build-isolation --editable '.[dev,examples,test]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/lightning-optim fit --config examples/digits/adan.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(STAMP)
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,238 @@
+"""Evaluate and save the running average of the iterates.
+
+Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv:1803.05407; Granziol et al. 2020, arXiv:2003.01247.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_optim.batch_norm import batch_norm_buffers, recompute
+from lightning_optim.errors import OptionError
+from lightning_optim.stages.attach import attach
+from lightning_optim.stages.average import Average
+
+
+class IterateAveraging(Callback):
+    """Keep an average of the weights as optimizer state; validation, test and checkpoints use it, training does not.
+
+    The average is one more slot of each parameter, so it is sharded, saved and resumed with the optimizer and
+    counted by the memory report. While nothing is collected yet, the current weights are evaluated.
+
+    Every checkpoint, also with `save_weights_only`, holds the average in `state_dict`; the weights that training goes
+    on from stand in the optimizer's slot `average` meanwhile, and are put back when a fit resumes from it. After
+    `fit` the model holds the average.
+
+    Args:
+        kind: "mean" weighs all collected iterates the same, "ema" forgets old ones exponentially.
+        decay: Decay of "ema" for one collection, in (0, 1): 0.999 remembers about 1000 collections.
+        start: The optimizer step from which on iterates are collected; a number below 1 is a fraction of training.
+            By default 0.75 for "mean" and 0 for "ema".
+        every: Optimizer steps between two collections, or "epoch". By default "epoch" for "mean" and 1 for "ema".
+        batch_norm: "recompute" passes once over training batches before the average is used, since statistics of
+            the raw weights do not belong to it; "keep" leaves the running statistics as they are. Models without
+            batch normalisation are not affected.
+        batch_norm_batches: How many training batches to use for that; all of an epoch by default.
+
+    Raises:
+        OptionError: where an option is out of range, or a fraction is given and the length of training is unknown.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["mean", "ema"] = "mean",
+        decay: float = 0.999,
+        start: int | float | None = None,
+        every: int | Literal["epoch"] | None = None,
+        batch_norm: Literal["recompute", "keep"] = "recompute",
+        batch_norm_batches: int | None = None,
+    ) -> None:
+        _check("kind", kind, kind in ("mean", "ema"), "'mean' or 'ema'")
+        _check("decay", decay, 0 < decay < 1, "in (0, 1)")
+        _check("start", start, start is None or (start >= 0 and (start < 1 or start == int(start))), "a step, or a fraction below 1")
+        _check("every", every, every in (None, "epoch") or (isinstance(every, int) and every >= 1), "an integer of at least 1, or 'epoch'")
+        _check("batch_norm", batch_norm, batch_norm in ("recompute", "keep"), "'recompute' or 'keep'")
+        self.kind, self.decay = kind, decay
+        self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
+        self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
+        self.batch_norm, self.batch_norm_batches = batch_norm, batch_norm_batches
+        self.swapped = False
+        self._stages: list[Average] = []
+        self._detach: list[Callable[[], None]] = []
+        self._exact: dict[Tensor, Tensor] = {}  # averages that the parameter's type cannot hold, while swapped
+        self._raw_buffers: dict[str, Tensor] = {}  # statistics of the raw weights, while swapped
+        self._fresh_buffers: tuple[int, dict[str, Tensor]] | None = None  # of the average, with its count
+        self._loaded: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ when
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stages = [Average(self.kind, self.decay) for _ in trainer.optimizers]
+        self._detach = [attach(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
+        self.swapped = False
+        self._take_loaded()
+        self._wrap_save(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        for stage in self._stages:
+            stage.every = per_epoch if self.every == "epoch" else int(self.every)
+            stage.start = self._first_step(trainer, stage.every)
+        self.swap_out(trainer, pl_module)  # a checkpoint resumes with the average in the model
+
+    def _first_step(self, trainer: Trainer, every: int) -> int:
+        if self.start >= 1 or self.start == 0:
+            start = int(self.start)
+        else:
+            total = float(trainer.estimated_stepping_batches)
+            if not math.isfinite(total):
+                raise OptionError(
+                    f"IterateAveraging: start={self.start} is a fraction of training, whose length is unknown here. Give "
+                    "a step number, or set max_epochs or max_steps of the Trainer."
+                )
+            start = math.ceil(self.start * total)
+        return math.ceil(start / every) * every if self.every == "epoch" else start
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.swap_in(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.swap_out(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_in(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.swap_out(trainer, pl_module)  # in the middle of validation: leave the weights that training had
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        while self._detach:
+            self._detach.pop()()
+        if stage == "fit":
+            self._exact.clear()
+            self._raw_buffers.clear()
+
+    def _wrap_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let every checkpoint be written while the average is in the model.
+
+        No hook of a callback is called for checkpoints of weights only, so the trainer's method itself is wrapped.
+        """
+        save = trainer.save_checkpoint
+
+        def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+            was_swapped = self.swapped
+            self.swap_in(trainer, pl_module)
+            try:
+                save(*args, **kwargs)
+            finally:
+                if not was_swapped:
+                    self.swap_out(trainer, pl_module)
+
+        trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+        self._detach.append(lambda: setattr(trainer, "save_checkpoint", save))
+
+    # ------------------------------------------------------------------ what
+
+    @torch.no_grad()
+    def swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the model, once something is collected."""
+        if self.swapped or not any(stage.count for stage in self._stages):
+            return
+        self._exchange(trainer)
+        self.swapped = True
+        if self.batch_norm == "recompute" and batch_norm_buffers(pl_module):
+            self._raw_buffers = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
+            count = sum(stage.count for stage in self._stages)
+            if self._fresh_buffers is None or self._fresh_buffers[0] != count:
+                recompute(trainer, pl_module, self.batch_norm_batches)
+                fresh = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
+                self._fresh_buffers = (count, fresh)
+            _copy_buffers(pl_module, self._fresh_buffers[1])
+
+    @torch.no_grad()
+    def swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights of training back."""
+        if not self.swapped:
+            return
+        self._exchange(trainer)
+        self.swapped = False
+        _copy_buffers(pl_module, self._raw_buffers)
+        self._raw_buffers = {}
+
+    def _exchange(self, trainer: Trainer) -> None:
+        """Let parameters and averages trade places, without a second copy of the model.
+
+        A parameter of half precision cannot hold the average, so the exact one is kept aside meanwhile.
+        """
+        for optimizer in trainer.optimizers:
+            for p, state in optimizer.state.items():
+                if "average" not in state:
+                    continue
+                raw, average = p.detach().clone(), state["average"]
+                if p in self._exact:
+                    p.copy_(average)
+                    average.copy_(self._exact.pop(p))
+                    continue
+                if average.dtype != p.dtype:
+                    self._exact[p] = average.clone()
+                p.copy_(average)
+                average.copy_(raw)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "steps": [stage.steps for stage in self._stages],
+            "counts": [stage.count for stage in self._stages],
+            "swapped": self.swapped,
+            "raw_buffers": dict(self._raw_buffers),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["kind"] != self.kind:
+            raise OptionError(
+                f"IterateAveraging: the checkpoint holds an average of kind {state_dict['kind']!r} and this run wants "
+                f"{self.kind!r}. Set kind to the checkpoint's, or load only the weights."
+            )
+        self._loaded = state_dict
+        self._take_loaded()
+
+    def _take_loaded(self) -> None:
+        """Counters arrive before the optimizers exist in one process and under DDP, and after that when sharded."""
+        if self._loaded is None or not self._stages:
+            return
+        for stage, steps, count in zip(self._stages, self._loaded["steps"], self._loaded["counts"], strict=True):
+            stage.steps, stage.count = steps, count
+        self.swapped = self._loaded["swapped"]
+        self._raw_buffers = dict(self._loaded["raw_buffers"])
+        self._loaded = None
+
+
+def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise OptionError(f"IterateAveraging: {name}={value!r} must be {allowed}.")
+
+
+def _copy_buffers(module: nn.Module, values: dict[str, Tensor]) -> None:
+    buffers = batch_norm_buffers(module)
+    for name, value in values.items():
+        buffers[name].copy_(value)

@@ -1,0 +1,48 @@
+"""The mixin that makes `self.hparams.optimizer` the optimizer of a LightningModule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_optim.errors import OptionError
+from lightning_optim.strategy import OptimizerStrategy
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+
+class ConfiguredOptimizer:
+    """Turns `hparams.optimizer` into `configure_optimizers` and `configure_callbacks`.
+
+    Put it before LightningModule, annotate the argument with `OptimizerSpec`, and save the hyper-parameters:
+
+        class Classifier(ConfiguredOptimizer, LightningModule):
+            def __init__(self, optimizer: OptimizerSpec = "adan"):
+                super().__init__()
+                self.save_hyperparameters()
+
+    A companion callback is left out where the Trainer has one of its type already: what the user configured wins.
+    """
+
+    hparams: Any
+    trainer: Any
+
+    def optimizer_strategy(self) -> OptimizerStrategy:
+        """The strategy that `hparams.optimizer` describes.
+
+        Raises:
+            OptionError: where there is no `hparams.optimizer`, or where it is wrong.
+        """
+        if "optimizer" not in self.hparams:
+            raise OptionError(
+                f"{type(self).__name__} has no hparams.optimizer. Give its __init__ an argument "
+                "`optimizer: OptimizerSpec` and call self.save_hyperparameters() there."
+            )
+        return OptimizerStrategy.parse(self.hparams["optimizer"])
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer_strategy().configure(self)  # type: ignore[arg-type]
+
+    def configure_callbacks(self) -> list[Callback]:
+        present = {type(callback) for callback in self.trainer.callbacks}
+        return [callback for callback in self.optimizer_strategy().callbacks() if type(callback) not in present]

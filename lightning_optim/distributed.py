@@ -1,0 +1,71 @@
+"""The one place that knows process groups: where a tensor lives, and what is summed over which ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_optim.math import By, Over
+
+if dist.is_available():
+    from torch.distributed.tensor import DTensor
+else:  # pragma: no cover - builds of torch without distributed
+    DTensor = ()  # type: ignore[assignment,misc]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether other processes hold other parts of the tensor."""
+    return isinstance(tensor, DTensor) and any(placement.is_shard() for placement in tensor.placements)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of the tensor that this process holds, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class Placement:
+    """Where the tensors of an optimizer live, and so how partial results of reductions combine.
+
+    Plain tensors and DDP replicas hold every element on each rank and have equal gradients, so their sums are
+    complete as they are. Shards (DTensor) are summed over their mesh, all tensors in one message.
+
+    Args:
+        params: The parameters of the optimizer.
+    """
+
+    def __init__(self, params: Sequence[Tensor] = ()) -> None:
+        self.groups = {id(p.device_mesh): p.device_mesh.get_group() for p in params if is_sharded(p)}  # type: ignore[attr-defined]
+
+    def combine(self, partials: Sequence[float | Tensor], sharded: bool, over: Over, by: By) -> list[Tensor]:
+        """The result for each tensor, from what this process computed for each tensor.
+
+        Args:
+            partials: One number per tensor.
+            sharded: Whether the numbers cover only the shards of this process.
+            over: Each tensor by itself, or all of them together.
+            by: Sum or maximum.
+        """
+        values = torch.stack([torch.as_tensor(partial, dtype=torch.float64).cpu() for partial in partials])
+        if sharded:
+            operation = dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MAX
+            for group in self.groups.values():
+                dist.all_reduce(values, op=operation, group=group)
+        if over == "all":
+            result = values.sum() if by == "sum" else values.max()
+            return [result] * len(partials)
+        return list(values)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of a small tensor over all data-parallel ranks; the tensor itself in a single process.
+
+    Ranks see different batches, so what an update reads of the loss must be averaged, or replicas drift apart.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()

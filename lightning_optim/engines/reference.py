@@ -1,0 +1,113 @@
+"""The definition of right: the update, called on tensors, one tensor after another.
+
+A reduction over more than the tensor at hand cannot be answered until every tensor has contributed, so the call
+stops there, the contributions are combined, and the call starts again with the answer known. An update computes
+new values and leaves the old ones alone, so starting again is safe.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optim.engines.job import Job, Row, Step
+from lightning_optim.math import By, Over, Value, evaluating
+from lightning_optim.trace import State, namespace
+
+name = "reference"
+
+
+def run(step: Step) -> None:
+    """Run a step on whole tensors."""
+    calls = [_Call(job, row, step) for job in step.jobs for row in job.rows]
+    everything = sum(call.row.numel for call in calls)
+    for call in calls:
+        call.everything = everything
+    shared: dict[str, Value] = {}
+    waiting = calls
+    while waiting:
+        waiting = [call for call in waiting if not call.finished(shared)]
+        if waiting:
+            over, by = waiting[0].asked
+            sharded = any(call.partial_is_local for call in waiting)
+            answers = step.placement.combine([call.partial for call in waiting], sharded, over, by)
+            for call, answer in zip(waiting, answers, strict=True):
+                call.answers.append(answer)
+    for slot, value in shared.items():
+        step.shared[slot].copy_(torch.as_tensor(value))
+
+
+class _NotYet(Exception):
+    """The update asked for a reduction that needs other tensors first."""
+
+
+class _Call:
+    """One call of an update on one tensor, repeated until all its reductions are known."""
+
+    def __init__(self, job: Job, row: Row, step: Step) -> None:
+        self.job, self.row, self.step = job, row, step
+        self.answers: list[Value] = []
+        self.position = 0
+        self.everything = 0
+        self.asked: tuple[Over, By] = ("tensor", "sum")
+        self.partial: Value = 0.0
+        self.partial_is_local = False
+
+    def finished(self, shared: dict[str, Value]) -> bool:
+        """Call the update; write what it returns, or report that it waits for a reduction."""
+        self.position = 0
+        row, dtype = self.row, self.row.compute_dtype
+        s = State(self._read)
+        try:
+            with evaluating(self):
+                grad = None if row.grad is None else row.grad.to(dtype)
+                new = self.job.program.formula(row.param.to(dtype), grad, s, namespace(self.job.h))
+        except _NotYet:
+            return False
+        live = {tensor.data_ptr() for tensor in (row.param, *row.state.values()) if tensor.numel()}
+        results = {"p": new, **s.written}
+        for slot, value in results.items():
+            if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
+                results[slot] = value.clone()  # two slots may trade places
+        for slot, value in results.items():
+            if slot in self.step.shared:
+                shared[slot] = value
+            else:
+                target = row.param if slot == "p" else row.state[slot]
+                target.copy_(torch.as_tensor(value))
+        return True
+
+    def _read(self, slot: str) -> Value:
+        if slot in self.step.shared:
+            return self.step.shared[slot]
+        value = self.row.state[slot]
+        return value.to(self.row.compute_dtype) if value.dim() else value
+
+    def total(self, x: Value, over: Over, by: By) -> Value:
+        if self.position == len(self.answers):
+            self.partial = _partial(x, by)
+            self.partial_is_local = self.row.sharded and isinstance(x, Tensor) and x.dim() > 0
+            if over == "tensor" and not self.partial_is_local:
+                self.answers.append(self.partial)
+            else:
+                self.asked = (over, by)
+                raise _NotYet
+        self.position += 1
+        return self.answers[self.position - 1]
+
+    def count(self, over: Over) -> float:
+        return float(self.row.numel if over == "tensor" else self.everything)
+
+    def mean(self, x: Tensor, axis: int) -> Tensor:
+        return x.mean(axis, keepdim=True)
+
+
+def _partial(x: Any, by: By) -> Value:
+    """The sum, in float64, or the maximum of what this process holds of a tensor."""
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        return x
+    if by == "sum":
+        return x.sum(dtype=torch.float64)
+    return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64)

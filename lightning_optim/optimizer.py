@@ -1,0 +1,468 @@
+"""The base of every optimizer: options, parameter groups, state, stages, and the step that hands work to an engine.
+
+A page (`lightning_optim/optimizers/`) declares options, slots, the scalars of a step and one update. Everything
+else that a `torch.optim.Optimizer` must do stands here, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, dataclass_transform
+
+import torch
+from torch import Tensor
+
+from lightning_optim import engines, storage
+from lightning_optim.distributed import Placement, mean_over_ranks
+from lightning_optim.engines.job import Job, Row, Step, make_row
+from lightning_optim.errors import OptionError
+from lightning_optim.options import Option, check_options, read_options, signature
+from lightning_optim.slot import Slot
+from lightning_optim.stages.stage import Stage
+from lightning_optim.trace import Program, Programs
+
+# Keys of a parameter group that are no options: torch's, Lightning's and the schedulers' own.
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+# What a torch.optim checkpoint says about how torch runs a step; it means nothing here.
+TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
+# Options that say how state is kept, not how to train: a checkpoint does not change them.
+OWN = ("state_bits",)
+
+NUMBERS = (float, float | None)
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {}
+
+
+@dataclass_transform()
+class Optimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose mathematics stands in one `update`.
+
+    Args:
+        params: Parameters, named parameters or parameter groups, as for `torch.optim`.
+        maximize: Walk uphill.
+        state_bits: Bits per value of state. 32 keeps float32 (float64 for float64 parameters), also beside bf16
+            and fp16 parameters; 16 keeps bfloat16, save for slots that must stay exact.
+        engine: Who runs the update: "auto" takes the fastest that can serve, "reference" is plain torch.
+
+    Raises:
+        OptionError: for an unknown, ill-typed or out-of-range option, an empty parameter list, or a parameter that
+            is given twice.
+    """
+
+    params: Any
+    maximize: bool = False
+    state_bits: Literal[32, 16] = 32
+    engine: str = "auto"
+
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+    recommended: ClassVar[Mapping[str, Any]] = {}
+    ranges: ClassVar[Mapping[str, Any]] = {}
+    inputs: ClassVar[tuple[str, ...]] = ()
+    predict: ClassVar[Callable[..., Any] | None] = None
+    real_only: ClassVar[str] = ""  # why complex parameters are refused; empty where they are served
+
+    name: ClassVar[str]
+    options: ClassVar[dict[str, Option]]
+    slots: ClassVar[dict[str, Slot]]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        """Read the page: its options become the constructor, its slots the state, its name the word in a config."""
+        super().__init_subclass__(**kwargs)
+        cls.name = name or cls.__name__.lower()
+        cls.options = read_options(cls, Optimizer)
+        cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
+        cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
+        OPTIMIZERS[cls.name] = cls
+
+    @staticmethod
+    def scalars(h: Any, t: int) -> dict[str, float | bool]:
+        """What depends only on the options `h` and the step counter `t` (1 at the first step), in float64.
+
+        Floats reach the update as numbers; a bool selects between two forms of it.
+        """
+        return {}
+
+    @staticmethod
+    def traits(h: Any, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has."""
+        return {}
+
+    @staticmethod
+    def update(p: Any, g: Any, s: Any, h: Any) -> Any:
+        """The new parameter from the parameter, the gradient, the slots `s` (which it assigns) and the options `h`."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        """Refuse combinations of options that have no meaning; may complete `options` in place."""
+
+    # ------------------------------------------------------------------ construction
+
+    def _begin(self, params: Any, options: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        if isinstance(params, torch.nn.Module):
+            raise OptionError(f"{owner} got a module; give it module.parameters(), or use create_optimizer.")
+        groups = params if isinstance(params, Tensor) else list(params)  # torch refuses a bare tensor in good words
+        if not isinstance(groups, Tensor) and not groups:
+            raise OptionError(
+                f"{owner} got an empty parameter list. Does the model have parameters, and is the list a generator "
+                "that was used up before?"
+            )
+        options = check_options(options, self.options, owner)
+        self.check(options)
+        engine = engines.known(options.pop("engine"))
+        self._prepare()
+        super().__init__(groups, {name: options[name] for name in self.options if name != "engine"})
+        self.defaults["engine"] = engine
+
+    def _prepare(self) -> None:
+        """Make what is not saved: the programs, and the inputs that the next step will read."""
+        self.stages: list[Stage] = getattr(self, "stages", [])
+        self._inputs: dict[str, Any] = {}
+        self._programs: dict[Any, Programs] = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked like the constructor's."""
+        owner = type(self).__name__
+        given = {k: v for k, v in param_group.items() if k not in GROUP_KEYS}
+        param_group = {**param_group, **check_options(given, self.options, owner)}
+        if not isinstance(param_group.get("params"), Tensor):
+            param_group["params"] = list(param_group["params"])
+        _refuse_repeats(owner, param_group["params"], self.param_groups)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if self.real_only and any(p.is_complex() for p in group["params"]):
+            raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
+        group.pop("engine", None)
+        options = {name: group[name] for name in self.options if name != "engine"}
+        self.check(options)
+        group.update(options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "stages": self.stages}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def __repr__(self) -> str:
+        lines = super().__repr__().splitlines()
+        params = [p for _, p in self._everything()]
+        engine = engines.describe(self.defaults["engine"], self.first_programs(), params)
+        runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages)]
+        return "\n".join([*lines[:-1], *(f"    {line}" for line in runs), lines[-1]])
+
+    # ------------------------------------------------------------------ stages and inputs
+
+    def append(self, stage: Stage) -> None:
+        """Let a stage run after the update, in the same pass over memory."""
+        if any(other.name == stage.name for other in self.stages):
+            raise OptionError(f"{type(self).__name__} has a stage named {stage.name!r} already.")
+        self.stages.append(stage)
+        self._programs.clear()
+        for i, p in self._everything():
+            for name in stage.slots:
+                self._create(name, p, i, {})
+
+    def remove(self, stage: Stage) -> None:
+        """Take a stage away again; its slots stay in the state."""
+        self.stages.remove(stage)
+        self._programs.clear()
+
+    def set_loss(self, loss: Any, second_moment: Any = None) -> None:
+        """Tell the next step the loss of its batch, for an update that reads it (KOALA).
+
+        Args:
+            loss: Mean loss of the batch of this rank, a number or a tensor of one element; averaged over ranks.
+            second_moment: Mean of the squared losses of the single samples. Without it the square of the mean is
+                taken, which is a lower bound of it.
+        """
+        self._inputs.update(loss=loss, loss_second_moment=second_moment)
+
+    def has_second_moment(self) -> bool:
+        """Whether the caller gave the next step more than the mean loss."""
+        return self._inputs.get("loss_second_moment") is not None
+
+    # ------------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; returns what the closure returns.
+
+        Raises:
+            RuntimeError: for a sparse gradient, or where the update reads the loss and nobody supplied it.
+        """
+        predicted = self.param_groups[0].get("predicted", False)
+        if self.predict is not None and not predicted:
+            self._run("predict", self._everything())
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_gradient = self._with_gradient()
+        if with_gradient:  # without a single gradient nothing moves, and no stage counts
+            inputs = self._take_inputs(loss)
+            acting = {stage.name: stage.advance() for stage in self.stages}
+            idle = [] if all(h is None for h in acting.values()) else self._without_gradient()
+            self._run("update", with_gradient, {**inputs, **acting}, idle)
+        if self.predict is not None:
+            # Without a closure the forward pass lies between two calls of step, so its prediction is made here.
+            self.param_groups[0]["predicted"] = closure is None
+            if closure is None:
+                self._run("predict", self._everything())
+        return loss
+
+    def _with_gradient(self) -> list[tuple[int, Tensor]]:
+        found = [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"] if p.grad is not None]
+        for _, p in found:
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(
+                    f"{type(self).__name__} got a sparse gradient of shape {tuple(p.shape)}; its state is dense. "
+                    "Use torch.optim.SparseAdam or SGD for that parameter, or Embedding(sparse=False)."
+                )
+        return found
+
+    def _without_gradient(self) -> list[tuple[int, Tensor]]:
+        return [(i, p) for i, p in self._everything() if p.grad is None]
+
+    def _everything(self) -> list[tuple[int, Tensor]]:
+        return [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
+
+    def _take_inputs(self, loss: Any) -> dict[str, Any]:
+        if not self.inputs:
+            return {}
+        given, closed = dict(self._inputs), loss
+        self._inputs.clear()
+        loss = given.get("loss") if given.get("loss") is not None else closed
+        if loss is None:
+            raise RuntimeError(
+                f"{type(self).__name__} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a "
+                "closure that returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
+            )
+        square = given.get("loss_second_moment")
+        loss = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
+        square = loss * loss if square is None else torch.as_tensor(square, dtype=torch.float64).detach().reshape(())
+        values = mean_over_ranks(torch.stack([loss, square])).tolist()
+        return dict(zip(("loss", "loss_second_moment"), values, strict=True))
+
+    def _run(
+        self,
+        what: str,
+        params: list[tuple[int, Tensor]],
+        extra: Mapping[str, Any] | None = None,
+        idle: Iterable[tuple[int, Tensor]] = (),
+    ) -> None:
+        """Sort the parameters into jobs, those with equal options and counters together, and let an engine run them."""
+        extra = extra or {}
+        options = [self._options_of(group) for group in self.param_groups]
+        views = [SimpleNamespace(**found) for found in options]
+        most_dims = self._most_dims()
+        jobs: dict[Any, Job] = {}
+        for i, p in params:
+            state = self.state[p]
+            if "step" not in state:
+                self._start(p, i)
+            if what == "update":
+                state["step"] += 1
+            t = int(state["step"])
+            traits = self.traits(views[i], p.shape, p.dtype, most_dims)
+            key = (i, t, *traits.values())
+            if key not in jobs:
+                h = {**options[i], **traits, **self.scalars(views[i], t), **extra}
+                jobs[key] = Job(self._program(what, h), h)
+            jobs[key].rows.append(self._row(p, i, jobs[key], p.grad))
+        for i, p in idle:
+            if "step" not in self.state[p]:
+                self._start(p, i)
+            job = jobs.setdefault("idle", Job(self._program("stages", extra), dict(extra)))
+            job.rows.append(self._row(p, i, job, None))
+        step = Step(list(jobs.values()), self._shared(), Placement([p for _, p in params]))
+        engines.choose(self.defaults["engine"], [job.program for job in step.jobs], step.rows).run(step)
+
+    def _options_of(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options of a group as plain numbers, floats where a scheduler put an int."""
+        found = {}
+        for name, option in self.options.items():
+            if name == "engine" or name in OWN:
+                continue
+            value = group[name]
+            found[name] = float(value) if isinstance(value, Tensor | int) and option.type in NUMBERS else value
+        return found
+
+    def _program(self, what: str, h: Mapping[str, Any]) -> Program:
+        if what not in self._programs:
+            formula = {"update": self._update, "stages": self._stages, "predict": self._predict}[what]
+            scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
+            self._programs[what] = Programs(formula, scalar)
+        return self._programs[what](h)
+
+    def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return self._stages(self.update(p, -g if h.maximize else g, s, h), None, s, h)
+
+    def _stages(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for stage in self.stages:
+            options = getattr(h, stage.name, None)
+            if options is not None:
+                p = stage.update(p, s, options)
+        return p
+
+    def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        assert self.predict is not None
+        return self.predict(p, s, h)
+
+    def _row(self, p: Tensor, i: int, job: Job, grad: Tensor | None) -> Row:
+        state = self.state[p]
+        for name in job.program.slots - state.keys():
+            self._create(name, p, i, job.h)
+        return make_row(p, grad, {name: state[name] for name in job.program.slots if name in state}, self.all_slots())
+
+    # ------------------------------------------------------------------ state
+
+    def all_slots(self) -> dict[str, Slot]:
+        """The slots of the page and of the stages, by name."""
+        return {**self.slots, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
+
+    def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
+        """Names of the slots that a tensor like `p` has in group `i`, whatever the step."""
+        options = self._options_of(self.param_groups[i])
+        first = self.scalars(SimpleNamespace(**options), 1)
+        flags = [name for name, value in first.items() if isinstance(value, bool)]
+        touched: set[str] = set()
+        for choice in itertools.product((False, True), repeat=len(flags)):
+            scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
+            h = {**options, **self.traits_of(i, p), **scalars}
+            touched |= self._program("update", h).slots
+            touched |= self._program("predict", h).slots if self.predict is not None else set()
+        return tuple(name for name in self.slots if name in touched)
+
+    def first_programs(self) -> list[Program]:
+        """The programs of a first step, one for each group, to read facts from without running anything."""
+        found = []
+        for i, group in enumerate(self.param_groups):
+            for p in group["params"][:1]:
+                options = self._options_of(group)
+                scalars = {**self.scalars(SimpleNamespace(**options), 1), **dict.fromkeys(self.inputs, 0.0)}
+                found.append(self._program("update", {**options, **self.traits_of(i, p), **scalars}))
+        return found
+
+    def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
+        """What depends on the logical shape and the type of a tensor in group `i`."""
+        view = SimpleNamespace(**self._options_of(self.param_groups[i]))
+        return self.traits(view, p.shape, p.dtype, self._most_dims())
+
+    def _most_dims(self) -> int:
+        return max((p.dim() for group in self.param_groups for p in group["params"]), default=0)
+
+    def _start(self, p: Tensor, i: int) -> None:
+        """Give a parameter its counter and its slots."""
+        self.state[p]["step"] = torch.tensor(0.0)
+        h = {**self._options_of(self.param_groups[i]), **self.traits_of(i, p)}
+        for name in self.slots_of(i, p):
+            self._create(name, p, i, h)
+
+    def _create(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
+        slot = self.all_slots()[name]
+        value = slot.empty(p, self._slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
+        if slot.per == "optimizer":
+            self.param_groups[0].setdefault(name, value)
+        else:
+            self.state[p][name] = value
+
+    def _slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
+        return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
+
+    def _shared(self) -> dict[str, Tensor]:
+        first = self.param_groups[0]
+        return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class, or of the same algorithm in `torch.optim`.
+
+        The options of the checkpoint hold, save `state_bits`, which stays what this optimizer was built with. Slots
+        come back in this optimizer's storage whatever the parameter's dtype; slots that the checkpoint lacks start
+        fresh, and those that this class does not have are left out, each with a warning.
+
+        Raises:
+            ValueError: where the groups of the checkpoint do not match this optimizer's.
+        """
+        before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        saved_order = [index for group in state_dict["param_groups"] for index in group["params"]]
+        saved = {index: dict(slots) for index, slots in state_dict["state"].items()}
+        super().load_state_dict(state_dict)
+        for group, own in zip(self.param_groups, before, strict=True):
+            for key in TORCH_FLAGS:
+                group.pop(key, None)
+            group.update({k: v for k, v in own.items() if k not in group or k in OWN})
+            names = [name for name in self.options if name in group]
+            group.update(check_options({name: group[name] for name in names}, self.options, type(self).__name__))
+        for index, (i, p) in zip(saved_order, self._everything(), strict=True):
+            if saved.get(index):
+                self._restore(p, i, saved[index])
+
+    def _restore(self, p: Tensor, i: int, saved: dict[str, Any]) -> None:
+        """Put the saved slots of one parameter in place; torch has cast them to the parameter's dtype by now."""
+        slots = self.all_slots()
+        state = self.state[p]
+        state.clear()
+        self._start(p, i)
+        state["step"].fill_(float(saved.get("step", 0)))
+        for name, value in saved.items():
+            if name in slots:
+                device = p.device if slots[name].per == "element" else torch.device("cpu")
+                dtype = self._slot_dtype(slots[name], p, i)
+                state[name] = torch.as_tensor(value).to(dtype=dtype, device=device, copy=True)
+        foreign = [name for name in saved if name != "step" and name not in slots]
+        fresh = [name for name in state if name not in saved]
+        if fresh or foreign:
+            starts = f"{', '.join(fresh)} starts fresh" if fresh else ""
+            drops = f"{', '.join(foreign)} is left out" if foreign else ""
+            warnings.warn(
+                f"{type(self).__name__} loads a checkpoint that holds {', '.join(saved)} for a parameter of shape "
+                f"{tuple(p.shape)}: {' and '.join(word for word in (starts, drops) if word)}.",
+                stacklevel=4,
+            )
+
+    def reset(self) -> None:
+        """Forget all state: the next step is a first step. (Adan's restart is this.)"""
+        self.state.clear()
+        for name, slot in self.slots.items():
+            if slot.per == "optimizer":
+                self.param_groups[0].pop(name, None)
+
+
+def _constructor(cls: type[Optimizer]) -> Callable[..., None]:
+    """A constructor with the page's options as its signature, so that help, checkers and parsers see them."""
+    form = signature(cls.options)
+
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        known = {name: value for name, value in kwargs.items() if name in form.parameters}
+        check_options({k: v for k, v in kwargs.items() if k not in known}, cls.options, cls.__name__)
+        bound = form.bind(self, *args, **known)
+        bound.apply_defaults()
+        self._begin(bound.arguments["params"], {name: bound.arguments[name] for name in cls.options})
+
+    __init__.__signature__ = form  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__doc__ = Optimizer.__doc__  # the shared options, for parsers that read help from docstrings
+    return __init__
+
+
+def _refuse_repeats(owner: str, params: Any, groups: list[dict[str, Any]]) -> None:
+    if isinstance(params, Tensor):
+        return
+    tensors = [item[1] if isinstance(item, tuple) else item for item in params]
+    seen: dict[int, str] = {}
+    for i, group in enumerate(groups):
+        seen.update({id(p): f"group {i}" for p in group["params"]})
+    for position, p in enumerate(tensors):
+        if id(p) in seen:
+            raise OptionError(
+                f"{owner} got the same parameter twice: number {position} of the new group (shape "
+                f"{tuple(p.shape)}) is in {seen[id(p)]} already. Give each parameter once; a tied weight counts once."
+            )
+        seen[id(p)] = "the same group"

@@ -1,0 +1,49 @@
+"""Every optimizer, one page each."""
+
+from lightning_optim.optimizers.acprop import ACProp
+from lightning_optim.optimizers.adabelief import AdaBelief
+from lightning_optim.optimizers.adafactor import Adafactor
+from lightning_optim.optimizers.adam import Adam
+from lightning_optim.optimizers.adamax import AdaMax
+from lightning_optim.optimizers.adamw import AdamW
+from lightning_optim.optimizers.adan import Adan
+from lightning_optim.optimizers.adapnm import AdaPNM
+from lightning_optim.optimizers.diffgrad import DiffGrad
+from lightning_optim.optimizers.generalized_signsgd import GeneralizedSignSGD
+from lightning_optim.optimizers.koala_m import KoalaM
+from lightning_optim.optimizers.koala_v import KoalaV
+from lightning_optim.optimizers.lamb import LAMB
+from lightning_optim.optimizers.lars import LARS
+from lightning_optim.optimizers.lion import Lion
+from lightning_optim.optimizers.moment_estimation_sgd import MomentEstimationSGD
+from lightning_optim.optimizers.padam import Padam
+from lightning_optim.optimizers.pnm import PNM
+from lightning_optim.optimizers.radam import RAdam
+from lightning_optim.optimizers.rmsprop import RMSprop
+from lightning_optim.optimizers.scalar_rmsprop import ScalarRMSprop
+from lightning_optim.optimizers.sgdw import SGDW
+
+__all__ = [
+    "LAMB",
+    "LARS",
+    "PNM",
+    "SGDW",
+    "ACProp",
+    "AdaBelief",
+    "AdaMax",
+    "AdaPNM",
+    "Adafactor",
+    "Adam",
+    "AdamW",
+    "Adan",
+    "DiffGrad",
+    "GeneralizedSignSGD",
+    "KoalaM",
+    "KoalaV",
+    "Lion",
+    "MomentEstimationSGD",
+    "Padam",
+    "RAdam",
+    "RMSprop",
+    "ScalarRMSprop",
+]

@@ -1,0 +1,96 @@
+"""ACProp: centred, asynchronous.  Zhuang, Ding, Tang, Dvornek, Tatikonda & Duncan 2021, arXiv:2110.05454.
+
+Defaults are those of the authors' experiments (no rectification, eps 1e-8), not those of their class. As in
+their code eps is added to s, and kept in it, in every step but the first, and the first step is plain SGD.
+`ratio_clip` is ours: nothing else bounds a step, since the denominator has not seen the current gradient.
+"""
+
+import math
+from typing import Any, ClassVar
+
+from lightning_optim.math import Value, decayed, ema, maximum, minimum, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
+from lightning_optim.slot import Slot
+
+
+class ACProp(Optimizer):
+    """The gradient over the deviation that was known before the gradient came.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size.
+        betas: Decays of the mean gradient and of the mean squared deviation from it.
+        eps: Added to the mean square in every step, and to its root; it is the only floor of the denominator.
+        weight_decay: Share of the parameter, times lr, that is taken away before each step.
+        decoupled: False adds weight_decay to the gradient as an L2 penalty instead.
+        amsgrad: Divide by the largest mean square so far (one more slot).
+        momentum_update: Step along the mean gradient instead of the gradient.
+        rectify: Take RAdam's factors, and momentum steps before them; beta2 must then be above 2/3.
+        ratio_clip: Largest gradient in units of its denominator; 0 is off.
+
+    Note:
+        Keep AdamW's learning rate. Not for embeddings: an element whose gradients were zero so far has only
+        eps for a denominator; ratio_clip=1 bounds such a step by lr. The first step is lr times the
+        gradient.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = ACProp(layer.parameters(), ratio_clip=1.0)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'exp_avg', 'exp_avg_var']
+    """
+
+    title = "ACProp"
+    paper = "Zhuang et al. 2021, arXiv:2110.05454"
+    advice = "Keep AdamW's learning rate, but give embeddings to another optimizer or set ratio_clip=1."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-3}
+    ranges: ClassVar[dict[str, Any]] = {"ratio_clip": ">= 0"}
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = True
+    amsgrad: bool = False
+    momentum_update: bool = False
+    rectify: bool = False
+    ratio_clip: float = 0.0
+
+    exp_avg = Slot()  # m
+    exp_avg_var = Slot(signed=False, exact=True)  # s: a zero would remove the floor of the denominator
+    max_exp_avg_var = Slot(signed=False, exact=True)
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        if options["rectify"]:
+            refuse_never_rectified(cls.__name__, options["betas"][1])
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        b1, b2 = h.betas
+        c1, floor = 1 - b1**t, h.eps if t > 1 or h.amsgrad else 0.0
+        if h.rectify:
+            adapts, r = rectification(b2, t)
+            return {"c1": c1, "floor": floor, "adapts": adapts, "root": 1.0, "r": r * math.sqrt(1 - b2**t)}
+        root = math.sqrt(1 - b2 ** (t - 1)) if t > 1 else 1.0  # one step behind
+        return {"c1": c1, "floor": floor, "adapts": t > 1, "root": root, "r": 1.0}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        b1, b2 = h.betas
+        p, g = decayed(p, g, h, h.decoupled)
+        s.exp_avg = m = ema(s.exp_avg, g, b1)
+        v = known = s.exp_avg_var + h.floor
+        if h.amsgrad:
+            s.max_exp_avg_var = v = maximum(s.max_exp_avg_var, v)
+        s.exp_avg_var = ema(known, (g - m) * (g - m), b2)
+        if not h.adapts:
+            return p - h.lr / h.c1 * m
+        ratio = (m / h.c1 if h.momentum_update else g) / (sqrt(v) / h.root + h.eps)
+        if h.ratio_clip:
+            ratio = maximum(minimum(ratio, h.ratio_clip), -h.ratio_clip)
+        return p - h.lr * h.r * ratio

@@ -1,0 +1,129 @@
+"""Adafactor: second moments of rows and columns.  Shazeer & Stern 2018, arXiv:1804.04235, Algorithms 4 and 5.
+
+mode="torch" equals `torch.optim.Adafactor`, whose eps1 is a floor and not added to the squared gradient,
+except that a missing eps1 is resolved for each tensor. mode="paper" adds eps1 and has the paper's step
+sizes and momentum, and scales the decay like the step, as transformers does. In both the step size is at
+most lr, where the paper has 0.01.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from lightning_optim.errors import OptionError
+from lightning_optim.math import Value, ema, maximum, mean, rms, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class Adafactor(Optimizer):
+    """Adam without a first moment, its second moment kept as row and column means: next to no state.
+
+    Args:
+        params: Parameters or parameter groups; real ones only.
+        lr: Largest step, as a share of a tensor's root mean square; null is 1e-2.
+        beta2_decay: The mean square of step t decays by 1 - t ** beta2_decay; at most 0.
+        eps: Floor of the mean square (null is the mode's own), then smallest root mean square to scale by.
+        d: Largest root mean square of an update before lr, at least 1.
+        weight_decay: Share of the parameter to take away, times lr ("torch") or the step size ("paper").
+        mode: "torch" is what `torch.optim.Adafactor` does, "paper" what the paper and transformers do.
+        relative_step: Let the step size fall as 1 / sqrt(t); False keeps lr (mode "paper").
+        scale_parameter: Scale steps by the tensor's root mean square (mode "paper").
+        warmup_init: Warm up by 1e-6 in each step instead of taking lr (mode "paper").
+        beta1: Decay of a mean of the updates; null keeps none (mode "paper").
+        factored: Keep row and column means; False keeps the mean square of every element.
+        factor_axes: Factor the "last_two" axes, or the "two_largest", which saves more for convolutions.
+        min_dim_size_to_factor: Do not factor where one of the two axes is shorter.
+
+    Note:
+        Steps are relative to the weights, so AdamW's learning rate does not carry over: start at 1e-2. To
+        fine-tune at a rate of your own take mode="paper", relative_step=False, scale_parameter=False and
+        AdamW's rate. Checkpoints of `torch.optim.Adafactor` load.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> optimizer = Adafactor(layer.parameters())
+        >>> layer(torch.ones(1, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> {name: list(value.shape) for name, value in optimizer.state[layer.weight].items()}
+        {'step': [], 'row_var': [2, 1], 'col_var': [1, 3]}
+    """
+
+    title = "Adafactor"
+    paper = "Shazeer & Stern 2018, arXiv:1804.04235"
+    advice = "Start at lr 1e-2: steps are a share of the weights' size, so AdamW's rate does not carry over."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
+    ranges: ClassVar[dict[str, Any]] = {
+        "beta2_decay": "(-inf, 0]",
+        "d": ">= 1",
+        "beta1": "[0, 1)",
+        "min_dim_size_to_factor": ">= 0",
+    }
+    real_only = "row and column means of squares have no complex form. Give it to Adam."
+
+    lr: float | None = 1e-2
+    beta2_decay: float = -0.8
+    eps: tuple[float | None, float] = (None, 1e-3)
+    d: float = 1.0
+    weight_decay: float = 0.0
+    mode: Literal["torch", "paper"] = "torch"
+    relative_step: bool = True
+    scale_parameter: bool = True
+    warmup_init: bool = False
+    beta1: float | None = None
+    factored: bool = True
+    factor_axes: Literal["last_two", "two_largest"] = "last_two"
+    min_dim_size_to_factor: int = 0
+
+    row_var = Slot(signed=False, exact=True, without="columns")  # R
+    col_var = Slot(signed=False, exact=True, without="rows")  # C
+    variance = Slot(signed=False)  # V, of tensors that are not factored
+    exp_avg = Slot()  # of the updates
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        if options["lr"] is None:
+            options["lr"] = 1e-2
+        only_paper = {"relative_step": True, "scale_parameter": True, "warmup_init": False, "beta1": None}
+        for name, default in only_paper.items():
+            if options["mode"] == "torch" and options[name] != default:
+                raise OptionError(
+                    f"{cls.__name__}: {name}={options[name]!r} needs mode='paper'; torch has no such option."
+                )
+        if options["warmup_init"] and not options["relative_step"]:
+            raise OptionError(f"{cls.__name__}: warmup_init=True needs relative_step=True.")
+
+    @staticmethod
+    def traits(h: Value, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        axes = list(range(-len(shape), 0))
+        if h.factor_axes == "two_largest":
+            axes = sorted(sorted(axes, key=lambda axis: (shape[axis], axis))[-2:])
+        rows, columns = axes[-2:] if len(axes) > 1 else (None, None)
+        shorter = min((shape[axis] for axis in axes[-2:]), default=0)
+        factored = h.factored and len(axes) > 1 and shorter >= h.min_dim_size_to_factor  # of this tensor
+        eps1 = h.eps[0] if h.eps[0] is not None else torch.finfo(dtype).eps if h.mode == "torch" else 1e-30
+        return {"factored": factored, "rows": rows, "columns": columns, "eps1": eps1}
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        largest = 1e-6 * t if h.warmup_init else h.lr
+        return {"rho": min(largest, t**-0.5) if h.relative_step else h.lr, "b2": 1 - t**h.beta2_decay}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        floor = h.mode == "torch"  # else eps1 is added
+        alpha = h.rho * maximum(rms(p), h.eps[1]) if h.scale_parameter else h.rho
+        G2 = g * g if floor else g * g + h.eps1
+        if h.factored:
+            s.row_var = R = ema(s.row_var, mean(G2, h.columns), h.b2)
+            s.col_var = C = ema(s.col_var, mean(G2, h.rows), h.b2)
+            size = mean(R, h.rows)
+            V = R * C / (maximum(size, h.eps1) if floor else size)
+        else:
+            s.variance = V = ema(s.variance, G2, h.b2)
+        U = g / sqrt(maximum(V, h.eps1 * h.eps1) if floor else V)
+        U = alpha * U / maximum(rms(U) / h.d, 1.0)
+        if h.beta1 is not None:
+            s.exp_avg = U = ema(s.exp_avg, U, h.beta1)
+        return p * (1 - h.weight_decay * (h.lr if floor else alpha)) - U

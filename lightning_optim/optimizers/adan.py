@@ -1,0 +1,76 @@
+"""Adan: adaptive Nesterov momentum.  Xie, Zhou, Li, Lin & Yan 2022, arXiv:2208.06677, Algorithm 1.
+
+As in the authors' code all averages start at zero, with bias corrections, and the first change of the
+gradient is zero; the paper starts the averages at the first gradient and its square.
+"""
+
+from typing import Any, ClassVar
+
+from lightning_optim.math import Value, ema, minimum, norm, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class Adan(Optimizer):
+    """Adam that also follows how the gradient changes.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size.
+        betas: Decays of the mean gradient, its mean change and the mean square; 1 minus the paper's betas.
+        eps: Added to the denominator, outside the root.
+        weight_decay: Proximal decay: a division after the step.
+        max_grad_norm: Clip the norm of all gradients to this; 0 is off.
+        no_prox: Decay before the step as AdamW does, instead of the division.
+
+    Note:
+        Coming from AdamW take 5 to 10 times its learning rate and weight_decay=0.02. Four slots, twice
+        AdamW's memory. `reset` restarts it, as the paper's restart condition asks.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Adan(layer.parameters(), lr=5e-3, weight_decay=0.02)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'exp_avg', 'exp_avg_diff', 'exp_avg_sq', 'prev_grad']
+    """
+
+    title = "Adan"
+    paper = "Xie et al. 2022, arXiv:2208.06677"
+    advice = "Take 5 to 10 times AdamW's learning rate and weight_decay=0.02."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 5e-3, "weight_decay": 0.02}
+
+    lr: float = 1e-3
+    betas: tuple[float, float, float] = (0.98, 0.92, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.0
+    no_prox: bool = False
+
+    exp_avg = Slot()  # m
+    exp_avg_diff = Slot()  # d
+    exp_avg_sq = Slot(signed=False)  # n
+    prev_grad = Slot(exact=True)  # it enters a difference
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        b1, b2, b3 = h.betas
+        return {"c1": 1 - b1**t, "c2": 1 - b2**t, "c3": 1 - b3**t, "moved": float(t > 1)}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        b1, b2, b3 = h.betas
+        if h.max_grad_norm:
+            g = g * minimum(h.max_grad_norm / (norm(g, over="all") + h.eps), 1.0)
+        change = h.moved * (g - s.prev_grad)  # zero at t = 1
+        s.exp_avg = m = ema(s.exp_avg, g, b1)
+        s.exp_avg_diff = d = ema(s.exp_avg_diff, change, b2)
+        ahead = g + b2 * change
+        s.exp_avg_sq = n = ema(s.exp_avg_sq, ahead * ahead, b3)
+        s.prev_grad = g
+        step = (m / h.c1 + b2 / h.c2 * d) / (sqrt(n) / sqrt(h.c3) + h.eps)
+        if h.no_prox:
+            return p * (1 - h.lr * h.weight_decay) - h.lr * step
+        return (p - h.lr * step) / (1 + h.lr * h.weight_decay)

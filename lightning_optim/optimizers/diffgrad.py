@@ -1,0 +1,67 @@
+"""diffGrad: friction from the change of the gradient.  Dubey et al. 2019, arXiv:1909.11015.
+
+As in the authors' corrected program (v2): the previous gradient is a copy, where v1 kept a reference to the
+buffer that the next gradient overwrites, and eps is added to the root before the bias correction.
+"""
+
+import math
+from typing import Any, ClassVar
+
+from lightning_optim.math import Value, decayed, ema, exp, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class DiffGrad(Optimizer):
+    """Adam with friction: elements whose gradient does not change take half the step.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size.
+        betas: Decays of the mean gradient and of the mean squared gradient.
+        eps: Added to the root of the mean square, before its bias correction.
+        weight_decay: L2 penalty, added to the gradient.
+
+    Note:
+        Steps are between half of Adam's and all of it, and half where gradients are far below 1: take up to
+        twice Adam's learning rate. The friction depends on the gradient's scale, so on the scale of the
+        loss.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = DiffGrad(layer.parameters(), lr=2e-3)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'exp_avg', 'exp_avg_sq', 'previous_grad']
+    """
+
+    title = "diffGrad"
+    paper = "Dubey et al. 2019, arXiv:1909.11015"
+    advice = "Take up to twice Adam's learning rate."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 4e-3}
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    exp_avg = Slot()  # m
+    exp_avg_sq = Slot(signed=False)  # v
+    previous_grad = Slot()  # an error in it changes a step by at most a quarter of itself
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        b1, b2 = h.betas
+        return {"rate": h.lr * math.sqrt(1 - b2**t) / (1 - b1**t)}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        b1, b2 = h.betas
+        p, g = decayed(p, g, h, decoupled=False)
+        s.exp_avg = m = ema(s.exp_avg, g, b1)
+        s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
+        friction = 1 / (1 + exp(-abs(s.previous_grad - g)))
+        s.previous_grad = g
+        return p - h.rate * friction * m / (sqrt(v) + h.eps)

@@ -1,0 +1,124 @@
+"""KOALA-M: KOALA with a velocity in the filter's state.  Davtyan et al. 2022, arXiv:2107.03331, Algorithm 2.
+
+As in the authors' code the process noise q follows a norm divided by the number of elements, against an
+average of the weights that starts at zero; constants are double here where their code rounds them to
+float32.
+"""
+
+from typing import Any, ClassVar
+
+from lightning_optim.errors import OptionError
+from lightning_optim.math import Value, count, maximum, norm, total, where
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.optimizers.koala_v import SMALLEST, noise
+from lightning_optim.slot import Slot
+
+
+class KoalaM(Optimizer, name="koala_m"):
+    """KOALA with momentum: it predicts where the weights go, measures the loss there, and corrects.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Share of the distance to loss_target that one step aims at; 1 aims at all of it.
+        sw: First variance of the weights.
+        sc: First covariance of weights and velocity.
+        sv: First variance of the velocity.
+        a: Decay of the velocity, in [0, 1).
+        qw: First process noise of the weights; it then follows how far they are from their average.
+        qv: Process noise of the velocity.
+        r: Variance of the loss; null estimates it from the losses.
+        alpha_r: Decay of that estimate.
+        R0: First value of that estimate.
+        weight_decay: L2 penalty; it enters the loss, the gradient and the direction.
+        loss_target: The loss to be reached: 0 for a loss whose minimum is 0.
+
+    Note:
+        Call `step(closure)`: the prediction moves the weights before the closure's forward pass. After a
+        `step()` without closure the weights stand at the prediction for the next one; the filtered weights
+        are `p - velocity / a`. The loss must be bounded below by loss_target.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = KoalaM(layer.parameters())
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = layer(torch.ones(1, 2)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).shape, list(optimizer.state[layer.weight])
+        (torch.Size([]), ['step', 'velocity', 'exp_avg_param'])
+    """
+
+    title = "KOALA-M"
+    paper = "Davtyan et al. 2022, arXiv:2107.03331"
+    advice = "Keep lr at 1, call step with a closure, and set loss_target where the loss cannot reach 0."
+    recommended: ClassVar[dict[str, Any]] = {}
+    ranges: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("sw", "sv", "qw", "qv"), ">= 0"),
+        **dict.fromkeys(("r", "R0"), "> 0"),
+        **dict.fromkeys(("a", "alpha_r"), "[0, 1)"),
+        **dict.fromkeys(("sc", "loss_target"), "any"),
+    }
+    inputs = ("loss", "loss_second_moment")
+    real_only = "KOALA is not defined for it."
+
+    lr: float = 1.0
+    sw: float = 0.1
+    sc: float = 0.0
+    sv: float = 0.1
+    a: float = 0.9
+    qw: float = 0.01
+    qv: float = 0.01
+    r: float | None = None
+    alpha_r: float = 0.9
+    R0: float = 1.0
+    weight_decay: float = 0.0
+    loss_target: float = 0.0
+
+    velocity = Slot()  # v
+    exp_avg_param = Slot(exact=True)  # a: it is held against the weights
+    P_ww = Slot(signed=False, per="optimizer", init=lambda h: h.sw)
+    P_wv = Slot(per="optimizer", init=lambda h: h.sc)
+    P_vv = Slot(signed=False, per="optimizer", init=lambda h: h.sv)
+    q = Slot(signed=False, per="optimizer", init=lambda h: h.qw)
+    R = Slot(signed=False, per="optimizer", init=lambda h: h.R0)
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        if options["maximize"]:
+            raise OptionError(
+                f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss."
+            )
+        if options["sc"] ** 2 > options["sw"] * options["sv"]:
+            raise OptionError(
+                f"{cls.__name__}: sc={options['sc']!r} is no covariance; sc² is above sw times sv."
+            )
+
+    @staticmethod
+    def predict(p: Value, s: Value, h: Value) -> Value:
+        """Move p by its velocity before the gradient; P: F P F' + diag(q, qv) with F = [[1, 1], [0, a]]."""
+        w = norm(s.exp_avg_param - p, over="all") / count(p, over="all")
+        s.q = q = 0.9 * s.q + 0.1 * w
+        ww, wv, vv = s.P_ww, s.P_wv, s.P_vv
+        s.P_ww, s.P_wv, s.P_vv = ww + 2 * wv + vv + q, h.a * (wv + vv), h.a * h.a * vv + h.qv
+        v = s.velocity
+        s.velocity = h.a * v
+        return p + v
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        ww, wv, vv = s.P_ww, s.P_wv, s.P_vv
+        R = noise(s, h)
+        d = g + h.weight_decay * p
+        n = total(d * d)
+        S = ww * n + R
+        innovation = maximum(h.loss + 0.5 * h.weight_decay * total(p * p) - h.loss_target, 0.0)
+        seen = total(g * g) >= SMALLEST
+        gain = where(seen, h.lr * innovation / S, 0.0)
+        p = p - gain * ww * d
+        s.velocity = s.velocity - gain * wv * d
+        s.exp_avg_param = s.exp_avg_param + where(seen, 0.1, 0.0) * (p - s.exp_avg_param)
+        H = total(where(seen, n / S, 0.0), over="all", by="max")
+        s.P_ww, s.P_wv, s.P_vv = ww - H * ww * ww, wv - H * ww * wv, vv - H * wv * wv
+        return p

@@ -1,0 +1,104 @@
+"""KOALA-V: the loss as a Kalman filter's measurement.  Davtyan et al. 2022, arXiv:2107.03331, Algorithm 1.
+
+As in the authors' code each tensor has an innovation variance S of its own, and the shared variance P takes
+the largest reduction. The decay belongs to the direction too, where their code forgets it
+(wd_in_direction=False). `loss_target` is ours; without it lr acts as a target of (1 - lr) times the loss,
+as theirs does.
+"""
+
+from typing import Any, ClassVar
+
+from lightning_optim.errors import OptionError
+from lightning_optim.math import Value, maximum, total, where
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+SMALLEST = 1e-18  # squared norm of a gradient below which a tensor is left alone
+
+
+def noise(s: Value, h: Value) -> Value:
+    """R: how far losses scatter around the target; fixed by `r`, or a running second moment."""
+    if h.r is not None:
+        return h.r
+    square = h.loss_second_moment + h.loss_target * (h.loss_target - 2 * h.loss)
+    s.R = R = h.alpha_r * s.R + (1 - h.alpha_r) * square
+    return R
+
+
+class KoalaV(Optimizer, name="koala_v"):
+    """Steps as long as the loss asks for: far from the target they are long, at the target they vanish.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Share of the distance to loss_target that one step aims at; 1 aims at all of it.
+        sigma: First variance of the weights; the authors' script takes 0.1.
+        q: What the variance grows by in each step.
+        r: Variance of the loss; null estimates it from the losses.
+        alpha_r: Decay of that estimate.
+        R0: First value of that estimate.
+        weight_decay: L2 penalty; it enters the loss, the gradient and the direction.
+        loss_target: The loss to be reached: 0 for a loss whose minimum is 0.
+        wd_in_direction: False leaves the penalty out of the direction, as the authors' code does.
+
+    Note:
+        Needs the loss: call `step(closure)`, or `set_loss(loss, mean of squared losses per sample)` before
+        `step()`. The loss must be bounded below by loss_target (no ELBO); below it, steps stop. No state
+        per element, and no schedule needed: keep lr at 1 and tune sigma. Coming from AdamW there is no
+        learning rate to carry over.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = KoalaV(layer.parameters(), sigma=0.1)
+        >>> loss = layer(torch.ones(1, 2)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.set_loss(loss)
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step']
+    """
+
+    title = "KOALA-V"
+    paper = "Davtyan et al. 2022, arXiv:2107.03331"
+    advice = "Keep lr at 1, start at sigma 0.1, and set loss_target where the loss cannot reach 0."
+    recommended: ClassVar[dict[str, Any]] = {"sigma": 0.1}
+    ranges: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("sigma", "q"), ">= 0"),
+        **dict.fromkeys(("r", "R0"), "> 0"),
+        "alpha_r": "[0, 1)",
+        "loss_target": "any",
+    }
+    inputs = ("loss", "loss_second_moment")
+    real_only = "KOALA is not defined for it."
+
+    lr: float = 1.0
+    sigma: float = 1.0
+    q: float = 1.0
+    r: float | None = None
+    alpha_r: float = 0.9
+    R0: float = 1.0
+    weight_decay: float = 0.0
+    loss_target: float = 0.0
+    wd_in_direction: bool = True
+
+    P = Slot(signed=False, per="optimizer", init=lambda h: h.sigma)  # variance of the weights
+    R = Slot(signed=False, per="optimizer", init=lambda h: h.R0)  # variance of the loss
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        if options["maximize"]:
+            raise OptionError(
+                f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss."
+            )
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        P, R = s.P + h.q, noise(s, h)
+        d = g + h.weight_decay * p
+        n = total(d * d)
+        S = P * n + R
+        innovation = maximum(h.loss + 0.5 * h.weight_decay * total(p * p) - h.loss_target, 0.0)
+        seen = total(g * g) >= SMALLEST
+        gain = where(seen, h.lr * innovation * P / S, 0.0)
+        s.P = P - P * P * total(where(seen, n / S, 0.0), over="all", by="max")
+        return p - gain * (d if h.wd_in_direction else g)

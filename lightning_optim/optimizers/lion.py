@@ -1,0 +1,50 @@
+"""Lion: evolved sign momentum.  Chen et al. 2023, arXiv:2302.06675, Algorithm 2."""
+
+from typing import Any, ClassVar
+
+from lightning_optim.math import Value, decayed, ema, sign
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class Lion(Optimizer):
+    """The sign of a momentum: every element moves by lr, with half of Adam's state.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size, which every element moves by.
+        betas: Decay of the mean that gives the sign, and of the mean that is kept.
+        weight_decay: Share of the parameter, times lr, that is taken away before each step.
+
+    Note:
+        Coming from AdamW take a third to a tenth of its learning rate and 3 to 10 times its weight decay,
+        so that their product stays. It likes large batches.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Lion(layer.parameters(), lr=3e-4, weight_decay=0.1)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'exp_avg']
+    """
+
+    title = "Lion"
+    paper = "Chen et al. 2023, arXiv:2302.06675"
+    advice = "Take a third to a tenth of AdamW's learning rate and 3 to 10 times its weight decay."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 5e-4}
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+
+    exp_avg = Slot()  # m
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        b1, b2 = h.betas
+        p, g = decayed(p, g, h, decoupled=True)
+        step = sign(ema(s.exp_avg, g, b1))
+        s.exp_avg = ema(s.exp_avg, g, b2)
+        return p - h.lr * step

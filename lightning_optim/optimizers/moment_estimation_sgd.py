@@ -1,0 +1,80 @@
+"""SGD with moment estimation (reconstruction).  Zhang, Lin, Das, Sra & Jadbabaie 2022, ICML, PMLR 162:26347.
+
+The paper's algorithm could not be read; this is rebuilt from its abstract: a step divided by a moving
+average of the gradient's norm that has not seen the current gradient, with an additive offset.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from lightning_optim.math import Value, decayed, ema, sqrt, total, where
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
+    """The gradient over the norm that earlier gradients lead one to expect (a reconstruction of the method).
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Length of a typical step of all parameters together.
+        beta: Decay of the mean squared norm.
+        offset: Added to the denominator; raise it to the size of the gradient's norm for calmer steps.
+        init: First mean squared norm: that of the "first" gradient, or a number.
+        delayed: Divide by the mean as it was before this gradient; False includes it from the second step on.
+        weight_decay: Share of the parameter, times lr, that is taken away before each step.
+        scope: One norm for all parameters ("global") or for each tensor ("tensor").
+
+    Note:
+        No state per element. The denominator lags, so a gradient that is 100 times as large makes a step
+        that is 100 times as long: clip gradients. AdamW's rate does not carry over, since lr is the length
+        of the whole step.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = MomentEstimationSGD(layer.parameters(), scope="tensor")
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'square_avg']
+    """
+
+    title = "Moment estimation SGD (reconstruction)"
+    paper = "Zhang et al. 2022, PMLR 162:26347 (reconstruction)"
+    advice = "Clip gradients, and choose lr as the length of a step of the whole model."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
+    ranges: ClassVar[dict[str, Any]] = {"offset": ">= 0", "init": ">= 0"}
+
+    lr: float = 1e-2
+    beta: float = 0.99
+    offset: float = 1e-8
+    init: Literal["first"] | float = "first"
+    delayed: bool = True
+    weight_decay: float = 0.0
+    scope: Literal["global", "tensor"] = "global"
+
+    global_square_avg = Slot(
+        signed=False, per="optimizer", init=lambda h: 0.0 if h.init == "first" else h.init
+    )  # G
+    global_steps = Slot(signed=False, per="optimizer")
+    square_avg = Slot(signed=False, per="tensor", init=lambda h: 0.0 if h.init == "first" else h.init)  # G
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        return {"steps": float(t - 1)}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        p, g = decayed(p, g, h, decoupled=True)
+        everywhere = h.scope == "global"
+        N = total(g * g, over="all" if everywhere else "tensor")
+        G, steps = (s.global_square_avg, s.global_steps) if everywhere else (s.square_avg, h.steps)
+        if h.init == "first":
+            G = where(steps > 0, G, N)
+        mean = ema(G, N, h.beta)
+        if everywhere:
+            s.global_square_avg, s.global_steps = mean, steps + 1
+        else:
+            s.square_avg = mean
+        known = G if h.delayed else where(steps > 0, mean, G)
+        return p - h.lr / (sqrt(known) + h.offset) * g

@@ -1,0 +1,80 @@
+"""Padam: partially adaptive momentum.  Chen, Zhou, Tang, Yang, Cao & Gu 2018, arXiv:1806.06763, Algorithm 1.
+
+As in the authors' code the learning rate is multiplied by sqrt(1 - beta2^t) / (1 - beta1^t) whatever the
+power is, which begins like a warm-up; debias="consistent" corrects the mean square before the power, "none"
+corrects nothing, as in the paper. The decoupled decay is that of GadamX (arXiv:2003.01247).
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+from lightning_optim.math import Value, decayed, ema, maximum, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class Padam(Optimizer):
+    """Between Adam and SGD: the denominator of Adam to a power.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size.
+        betas: Decays of the mean gradient and of the mean squared gradient.
+        eps: Added to the root of the mean square, before the power.
+        weight_decay: L2 penalty, added to the gradient.
+        partial: Power of the mean square, in (0, 0.5]: 0.5 is AMSGrad, near 0 it is SGD; paper 0.125.
+        amsgrad: Divide by the largest mean square so far (one more slot).
+        decoupled: Decay the parameter itself, as AdamW does.
+        debias: Bias correction: the authors' ("official"), before the power ("consistent"), or "none".
+
+    Note:
+        Take the learning rate and the schedule of SGD with momentum, 0.1, not AdamW's, and SGD's weight
+        decay, 5e-4.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Padam(layer.parameters(), partial=0.125)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq']
+    """
+
+    title = "Padam"
+    paper = "Chen et al. 2018, arXiv:1806.06763"
+    advice = "Take SGD's learning rate and schedule, 0.1, and partial=0.125."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 0.1, "partial": 0.125}
+    ranges: ClassVar[dict[str, Any]] = {"partial": "(0, 0.5]"}
+
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    partial: float = 0.25
+    amsgrad: bool = True
+    decoupled: bool = False
+    debias: Literal["official", "consistent", "none"] = "official"
+
+    exp_avg = Slot()  # m
+    exp_avg_sq = Slot(signed=False)  # v
+    max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        b1, b2 = h.betas
+        c1, root = 1 - b1**t, math.sqrt(1 - b2**t)
+        correction, root = {"official": (root / c1, 1.0), "consistent": (1 / c1, root), "none": (1.0, 1.0)}[
+            h.debias
+        ]
+        return {"rate": h.lr * correction, "root": root}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        b1, b2 = h.betas
+        p, g = decayed(p, g, h, h.decoupled)
+        s.exp_avg = m = ema(s.exp_avg, g, b1)
+        s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
+        if h.amsgrad:
+            s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)
+        return p - h.rate * m / (sqrt(v) / h.root + h.eps) ** (2 * h.partial)

@@ -1,0 +1,99 @@
+"""RAdam: rectified Adam.  Liu, Jiang, He, Chen, Liu, Gao & Han 2019, arXiv:1908.03265, Algorithm 2.
+
+As in torch and in all code the rectified steps begin where rho exceeds 5, not 4 as in the paper, and eps is
+added to the root before the bias correction. The authors' program skips the un-rectified steps by default,
+and their weight decay with them: fallback="skip" with decoupled_weight_decay=True.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+from lightning_optim.errors import OptionError
+from lightning_optim.math import Value, decayed, ema, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+def rectification(b2: float, t: int, threshold: float = 5.0) -> tuple[bool, float]:
+    """Whether the variance of v is tractable at step t, and the factor r_t, which is 1 where it is not."""
+    rho_inf = 2 / (1 - b2) - 1
+    rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
+    if rho <= threshold:
+        return False, 1.0
+    return True, math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+
+
+def refuse_never_rectified(owner: str, b2: float, threshold: float = 5.0) -> None:
+    """Refuse a beta2 under which no step would ever be rectified."""
+    if 2 / (1 - b2) - 1 <= threshold:
+        raise OptionError(
+            f"{owner}: betas[1]={b2!r} forgets so fast that no step would ever be rectified; "
+            f"it must be above {1 - 2 / (threshold + 1):.3f}. Without an adaptive rate that is SGDW."
+        )
+
+
+class RAdam(Optimizer):
+    """Adam that takes plain momentum steps until its mean square can be trusted; equals `torch.optim.RAdam`.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size.
+        betas: Decays of the mean gradient and of the mean squared gradient; the second above 2/3.
+        eps: Added to the root of the mean square, before its bias correction.
+        weight_decay: L2 penalty, added to the gradient.
+        decoupled_weight_decay: Decay the parameter itself, as AdamW does.
+        threshold: Length of the moving average, at least 4, above which steps are rectified.
+        fallback: Before that take "momentum" steps, or "skip" the steps, and a decoupled decay with them.
+
+    Note:
+        Keep AdamW's learning rate and drop the warm-up. The first five steps are lr times the mean
+        gradient: where gradients are far above 1 at the start, take fallback="skip". Checkpoints of
+        `torch.optim.RAdam` load.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = RAdam(layer.parameters(), weight_decay=1e-2, decoupled_weight_decay=True)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'exp_avg', 'exp_avg_sq']
+    """
+
+    title = "RAdam"
+    paper = "Liu et al. 2019, arXiv:1908.03265"
+    advice = "Keep AdamW's learning rate, drop its warm-up."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3}
+    ranges: ClassVar[dict[str, Any]] = {"threshold": ">= 4"}
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = False
+    threshold: float = 5.0
+    fallback: Literal["momentum", "skip"] = "momentum"
+
+    exp_avg = Slot()  # m
+    exp_avg_sq = Slot(signed=False)  # v
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        refuse_never_rectified(cls.__name__, options["betas"][1], options["threshold"])
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        b1, b2 = h.betas
+        rectified, r = rectification(b2, t, h.threshold)
+        return {"c1": 1 - b1**t, "rectified": rectified, "r": r * math.sqrt(1 - b2**t)}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        b1, b2 = h.betas
+        before = p
+        p, g = decayed(p, g, h, h.decoupled_weight_decay)
+        s.exp_avg = m = ema(s.exp_avg, g, b1)
+        s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
+        if h.rectified:
+            return p - h.lr * h.r / h.c1 * m / (sqrt(v) + h.eps)
+        return p - h.lr / h.c1 * m if h.fallback == "momentum" else before

@@ -1,0 +1,74 @@
+"""RMSprop.  Tieleman & Hinton 2012, lecture 6.5 (no paper); centred form of Graves 2013, arXiv:1308.0850.
+
+As in torch there is no bias correction. The centred mean square is kept from falling below zero, which
+rounding can make of it; torch takes the root of it as it is.
+"""
+
+from typing import Any, ClassVar
+
+from lightning_optim.math import Value, decayed, ema, maximum, sqrt
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class RMSprop(Optimizer):
+    """The gradient over the root of its mean square; equals `torch.optim.RMSprop`.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size; the first step is 1 / sqrt(1 - alpha) times as long, ten times at 0.99.
+        alpha: Decay of the mean square.
+        eps: Added to the denominator, outside the root.
+        weight_decay: L2 penalty, added to the gradient.
+        momentum: Decay of the velocity; 0 keeps none.
+        centered: Divide by the standard deviation: subtract the squared mean gradient (one more slot).
+        eps_in_sqrt: Add eps inside the root, as optax does.
+        tf_style: As in TensorFlow 1: mean square starts at 1, eps inside the root, lr inside the velocity.
+
+    Note:
+        AdamW's learning rate is the right size. There is no bias correction, so the first steps are long:
+        warm up, or take tf_style=True, whose first steps are short.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = RMSprop(layer.parameters(), lr=1e-3, momentum=0.9)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'square_avg', 'momentum_buffer']
+    """
+
+    title = "RMSprop"
+    paper = "Tieleman & Hinton 2012, lecture 6.5"
+    advice = "Take AdamW's learning rate, not the default, and warm up: the first step is ten times as long."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-3}
+
+    lr: float = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False
+    eps_in_sqrt: bool = False
+    tf_style: bool = False
+
+    square_avg = Slot(signed=False, init=lambda h: 1.0 if h.tf_style else 0.0)  # v
+    grad_avg = Slot(exact=True)  # its square is subtracted from v
+    momentum_buffer = Slot()  # b
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        p, g = decayed(p, g, h, decoupled=False)
+        s.square_avg = v = ema(s.square_avg, g * g, h.alpha)
+        if h.centered:
+            s.grad_avg = mean = ema(s.grad_avg, g, h.alpha)
+            v = maximum(v - mean * mean, 0.0)
+        step = g / (sqrt(v + h.eps) if h.eps_in_sqrt or h.tf_style else sqrt(v) + h.eps)
+        if not h.momentum:
+            return p - h.lr * step
+        if h.tf_style:
+            s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.lr * step
+            return p - b
+        s.momentum_buffer = b = h.momentum * s.momentum_buffer + step
+        return p - h.lr * b

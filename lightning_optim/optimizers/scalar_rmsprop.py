@@ -1,0 +1,81 @@
+"""Scalar RMSprop: one rate for the whole vector.  Su Jianlin 2018, kexue.fm archive 6234 (reconstruction).
+
+Gradient flow with a displacement of constant length per step, whose squared length is a moving average. The
+post itself could not be read; AdaGrad-Norm and AdaSGD (Wang & Wiens 2020, arXiv:2006.16541) are its
+published relatives.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from lightning_optim.math import Value, count, decayed, ema, sqrt, total
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
+    """The gradient over a moving average of its norm: the direction of SGD, at a length that lr sets.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Length of a typical step of all parameters together, or of one element with normalize_by_dim.
+        alpha: Decay of the mean squared norm.
+        eps: Added to the denominator, outside the root.
+        weight_decay: Share of the parameter, times lr, that is taken away before each step.
+        scope: One norm for all parameters ("global") or for each tensor ("tensor").
+        normalize_by_dim: Divide the squared norm by the number of elements.
+        debias: Correct the mean for its start at zero; else the first step is 1 / sqrt(1 - alpha) too long.
+        decoupled: Decay the parameter itself; False adds an L2 penalty to the gradient, and so to the norm.
+
+    Note:
+        No state per element at all. Coming from AdamW take normalize_by_dim=True and debias=True and keep
+        the learning rate; coming from SGD the default makes lr the length of the whole step.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = ScalarRMSprop(layer.parameters(), normalize_by_dim=True, debias=True)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step']
+    """
+
+    title = "Scalar RMSprop"
+    paper = "Su 2018, kexue.fm archive 6234 (reconstruction)"
+    advice = "Set normalize_by_dim=True and debias=True, and AdamW's learning rate transfers."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "normalize_by_dim": True, "debias": True}
+
+    lr: float = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    scope: Literal["global", "tensor"] = "global"
+    normalize_by_dim: bool = False
+    debias: bool = False
+    decoupled: bool = True
+
+    global_square_avg = Slot(signed=False, per="optimizer")  # G
+    global_weight = Slot(signed=False, per="optimizer")  # 1 - alpha^t, t counting steps of the optimizer
+    square_avg = Slot(signed=False, per="tensor")  # G
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        return {"c": 1 - h.alpha**t}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        p, g = decayed(p, g, h, h.decoupled)
+        over: Literal["all", "tensor"] = "all" if h.scope == "global" else "tensor"
+        N = total(g * g, over)
+        if h.normalize_by_dim:
+            N = N / count(g, over)
+        if h.scope == "global":
+            s.global_square_avg = G = ema(s.global_square_avg, N, h.alpha)
+        else:
+            s.square_avg = G = ema(s.square_avg, N, h.alpha)
+        if h.debias and h.scope == "global":
+            s.global_weight = W = h.alpha * s.global_weight + (1 - h.alpha)
+            G = G / W
+        elif h.debias:
+            G = G / h.c
+        return p - h.lr / (sqrt(G) + h.eps) * g

@@ -1,0 +1,72 @@
+"""SGDW: momentum with decoupled weight decay.  Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 1.
+
+As in torch and in the authors' Lua program the learning rate stands outside the momentum buffer; the paper
+has it inside, and scales the decay by the schedule's multiplier only. The first buffer is the undamped
+gradient.
+"""
+
+from typing import Any, ClassVar
+
+from lightning_optim.errors import OptionError
+from lightning_optim.math import Value, decayed
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.slot import Slot
+
+
+class SGDW(Optimizer):
+    """Stochastic gradient descent with momentum whose weight decay does not pass through the momentum.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Step size.
+        momentum: Decay of the velocity; 0 keeps no state at all.
+        dampening: Share of each gradient that the velocity leaves out, in [0, 1]; the first counts in full.
+        weight_decay: Share of the parameter, times lr, that is taken away before each step.
+        nesterov: Step along the velocity as it will be after the next decay.
+
+    Note:
+        Against `torch.optim.SGD` keep lr and multiply weight_decay by 1 / (1 - momentum), ten at 0.9: there
+        the penalty is summed up by the momentum. Against AdamW start at 30 to 100 times its learning rate.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = SGDW(layer.parameters(), lr=0.1, weight_decay=5e-3)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> list(optimizer.state[layer.weight])
+        ['step', 'momentum_buffer']
+    """
+
+    title = "SGDW"
+    paper = "Loshchilov & Hutter 2019, arXiv:1711.05101"
+    advice = "Start at lr 0.1 with momentum 0.9, and at ten times the weight decay that torch.optim.SGD had."
+    recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
+
+    lr: float = 1e-3
+    momentum: float = 0.9
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    momentum_buffer = Slot()  # b
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+            raise OptionError(
+                f"{cls.__name__}: nesterov=True needs momentum above 0 and dampening=0; "
+                f"got momentum={options['momentum']!r} and dampening={options['dampening']!r}."
+            )
+
+    @staticmethod
+    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+        return {"share": 1.0 if t == 1 else 1 - h.dampening}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+        p, d = decayed(p, g, h, decoupled=True)
+        if h.momentum:
+            s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.share * g
+            d = g + h.momentum * b if h.nesterov else b
+        return p - h.lr * d

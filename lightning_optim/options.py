@@ -1,0 +1,184 @@
+"""The options of an optimizer: read from its annotated class attributes, and checked before anything runs.
+
+    class Lion(Optimizer):
+        lr: float = 1e-4
+        betas: tuple[float, float] = (0.9, 0.99)
+
+is the whole declaration: the constructor, its types, its help and its checks follow from it. A name has the same
+range everywhere (`RANGES`); a page that needs another says so in `ranges`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_optim.errors import OptionError, nearest
+
+# An interval in the usual notation, for one value or for each item of a tuple.
+Range = str | tuple[str, ...]
+
+RANGES: dict[str, Range] = {
+    "lr": ">= 0",
+    "eps": ">= 0",
+    "weight_decay": ">= 0",
+    "betas": "[0, 1)",
+    "beta": "[0, 1)",
+    "alpha": "[0, 1)",
+    "momentum": "[0, 1)",
+    "dampening": "[0, 1]",
+    "max_grad_norm": ">= 0",
+}
+
+# Arguments of torch.optim that have another name, or no need, here.
+ELSEWHERE = {
+    "foreach": "engine='auto' already runs a whole group at once",
+    "fused": "engine='auto' already runs the fastest engine that can serve",
+    "capturable": "engine='auto' needs no such flag",
+    "differentiable": "steps are not differentiated through",
+    "weight_decouple": "use decoupled",
+    "clip_threshold": "use d",
+    "decay_rate": "use beta2_decay",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an optimizer, as its class declares it."""
+
+    name: str
+    type: Any
+    default: Any
+    range: Range | None = None
+    shared: bool = False  # declared on the base class: keyword only, the same for every optimizer
+
+    def checked(self, value: Any, owner: str) -> Any:
+        """The value in the declared type (an int becomes a float); raises `OptionError` where it does not fit."""
+        try:
+            value = _converted(value, self.type)
+        except TypeError:
+            raise OptionError(f"{owner}: {self.name}={value!r} must be {describe(self.type)}.") from None
+        if self.range is not None and not _inside(value, self.range):
+            allowed = self.range if isinstance(self.range, str) else "(" + ", ".join(self.range) + ")"
+            each = " for each item" if isinstance(value, tuple) and isinstance(self.range, str) else ""
+            raise OptionError(f"{owner}: {self.name}={value!r} is out of range; allowed is {allowed}{each}.")
+        return value
+
+
+def read_options(cls: type, base: type) -> dict[str, Option]:
+    """The options that `cls` declares by annotation, its parents' first, then those shared by all (of `base`)."""
+    ranges: dict[str, Range] = dict(RANGES)
+    declared: dict[str, bool] = {}
+    for parent in reversed([c for c in cls.__mro__ if issubclass(c, base)]):
+        ranges.update(parent.__dict__.get("ranges", {}))
+        for name in inspect.get_annotations(parent):
+            declared[name] = parent is base
+    hints = typing.get_type_hints(cls)
+    names = [n for n in declared if n != "params" and typing.get_origin(hints[n]) is not typing.ClassVar]
+    options = [Option(n, hints[n], getattr(cls, n), ranges.get(n), shared=declared[n]) for n in names]
+    return {option.name: option for option in sorted(options, key=lambda option: option.shared)}
+
+
+def check_options(given: Mapping[str, Any], options: Mapping[str, Option], owner: str) -> dict[str, Any]:
+    """The given options, each checked and converted.
+
+    Raises:
+        OptionError: for a name that the optimizer has not, a value of another type, or one out of range.
+    """
+    for name in given:
+        if name not in options:
+            hint = f" ({ELSEWHERE[name]})." if name in ELSEWHERE else "." + nearest(name, options)
+            raise OptionError(f"{owner} has no option {name!r}{hint} Its options are {', '.join(options)}.")
+    return {name: options[name].checked(value, owner) for name, value in given.items()}
+
+
+def signature(options: Mapping[str, Option]) -> inspect.Signature:
+    """The constructor's signature: `self`, `params`, then the options; shared ones by keyword only."""
+    parameter = inspect.Parameter
+    own = [
+        parameter(
+            option.name,
+            parameter.KEYWORD_ONLY if option.shared else parameter.POSITIONAL_OR_KEYWORD,
+            default=option.default,
+            annotation=option.type,
+        )
+        for option in options.values()
+    ]
+    first = [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "params")]
+    return inspect.Signature([first[0], first[1].replace(annotation=Any), *own])
+
+
+def describe(hint: Any) -> str:
+    """A type in words.
+
+    Example:
+        >>> describe(tuple[float, float])
+        'a list of 2 numbers'
+        >>> describe(float | None)
+        'a number or null'
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in args)
+    if origin is tuple:
+        kinds = {describe(arg) for arg in args}
+        words = kinds.pop().removeprefix("a ") + "s" if len(kinds) == 1 else "values"
+        return f"a list of {len(args)} {words}"
+    return {float: "a number", int: "an integer", bool: "true or false", str: "a string", type(None): "null"}[hint]
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if value in args and type(value) in {type(arg) for arg in args}:
+            return value
+        raise TypeError
+    if origin in (typing.Union, types.UnionType):
+        for arg in args:
+            try:
+                return _converted(value, arg)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is tuple:
+        if not isinstance(value, tuple | list) or len(value) != len(args):
+            raise TypeError
+        return tuple(_converted(item, arg) for item, arg in zip(value, args, strict=True))
+    if hint is float:
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            return value  # a tensor lr stays the tensor that the user changes in place
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise TypeError
+    if type(value) is not hint:
+        raise TypeError
+    return value
+
+
+def _inside(value: Any, allowed: Range) -> bool:
+    if isinstance(value, tuple):
+        each = allowed if isinstance(allowed, tuple) else (allowed,) * len(value)
+        return all(_inside(item, interval) for item, interval in zip(value, each, strict=True))
+    if value is None or isinstance(value, str):
+        return True
+    value = float(value)
+    if math.isnan(value) or math.isinf(value):
+        return False
+    allowed = str(allowed)
+    if allowed == "any":
+        return True
+    if allowed.startswith((">", "<")):
+        sign, bound = allowed.split()
+        return {">=": value >= float(bound), ">": value > float(bound)}[sign]
+    low, high = (float(end) for end in allowed[1:-1].split(","))
+    above = value >= low if allowed[0] == "[" else value > low
+    return above and (value <= high if allowed[-1] == "]" else value < high)

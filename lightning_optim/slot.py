@@ -1,0 +1,59 @@
+"""A slot: one piece of state that an update keeps for each parameter, or for the whole optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Per = Literal["element", "tensor", "optimizer"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a page says about a piece of its state.
+
+    The page never says when a slot exists: it exists when the update, read under the given options, touches it.
+
+    Attributes:
+        signed: Whether values may be negative. Codes of few bits use their range accordingly.
+        exact: Whether rounding to few bits would change the method (a previous gradient, a running maximum): such a
+            slot stays in full precision whatever `state_bits` says.
+        per: One value per element of the parameter, one per tensor, or one for the optimizer.
+        init: The first value, or a function of the options that gives it.
+        copies: Start as a copy of the parameter, as it is when the slot is made, instead of `init`.
+        without: The name of a trait that holds an axis: the slot has size 1 along it (a row or column statistic).
+    """
+
+    signed: bool = True
+    exact: bool = False
+    per: Per = "element"
+    init: float | Callable[[Any], float] = 0.0
+    copies: bool = False
+    without: str | None = None
+
+    def start(self, h: Any) -> float:
+        """The first value under the options `h`."""
+        return self.init(h) if callable(self.init) else self.init
+
+    def shape(self, logical: torch.Size, traits: dict[str, Any]) -> torch.Size:
+        """The shape of the slot of a tensor of the given logical shape."""
+        if self.per != "element":
+            return torch.Size(())
+        if self.without is None:
+            return logical
+        axis = traits[self.without] % len(logical)
+        return torch.Size([1 if i == axis else size for i, size in enumerate(logical)])
+
+    def empty(self, param: Tensor, dtype: torch.dtype, h: Any, traits: dict[str, Any]) -> Tensor:
+        """The slot of `param` before its first step."""
+        if self.per != "element":
+            return torch.full((), self.start(h), dtype=torch.float64)
+        if self.copies:
+            return param.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+        if self.without is None:  # follows the parameter, sharded where the parameter is
+            return torch.full_like(param, self.start(h), dtype=dtype, memory_format=torch.contiguous_format)
+        return param.new_full(self.shape(param.shape, traits), self.start(h), dtype=dtype)

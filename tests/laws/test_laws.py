@@ -1,0 +1,382 @@
+"""What must hold for every optimizer of the registry, whatever its formula."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import pickle
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_optim.memory import predicted_memory, state_memory
+from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.options import Option
+from tests.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
+
+MIRRORED = [name for name in NAMES if not OPTIMIZERS[name].inputs]  # a loss below its target has no mirror image
+every_optimizer = pytest.mark.parametrize("name", NAMES)
+
+
+def run(optimizer: Optimizer, params: list[Tensor], steps: int, skip: int = 0) -> None:
+    for step, grads in enumerate(gradients(skip + steps, [tuple(p.shape) for p in params], params[0].dtype)):
+        if step >= skip:
+            apply(optimizer, params, grads, step)
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_maximize_mirrors(name: str) -> None:
+    """Walking up -f is walking down f, bit for bit."""
+    params, mirrored = make_params(), make_params()
+    down, up = build(name, params, weight_decay=0.1), build(name, mirrored, weight_decay=0.1, maximize=True)
+    for grads in gradients(7):
+        apply(down, params, grads)
+        apply(up, mirrored, [-grad for grad in grads])
+    assert torch.equal(flat(params), flat(mirrored))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in MIRRORED])
+def test_maximize_is_refused_where_it_has_no_meaning(name: str) -> None:
+    with pytest.raises(ValueError, match="maximize"):
+        build(name, make_params(), maximize=True)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_bits", [32, 16])
+def test_save_load_continue_is_continue(name: str, dtype: torch.dtype, state_bits: int) -> None:
+    """Through a file without pickle, into an optimizer with other settings: bit for bit."""
+    params = make_params(dtype=dtype)
+    optimizer = build(name, params, weight_decay=0.1, state_bits=state_bits)
+    run(optimizer, params, 5)
+    file = io.BytesIO()
+    torch.save({"params": params, "optimizer": optimizer.state_dict()}, file)
+    run(optimizer, params, 5, skip=5)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = [torch.nn.Parameter(p.detach().clone()) for p in saved["params"]]
+    other = build(name, resumed, lr=0.5, weight_decay=0.3, state_bits=state_bits)
+    other.load_state_dict(saved["optimizer"])
+    run(other, resumed, 5, skip=5)
+    assert torch.equal(flat(params), flat(resumed))
+    for p, q in zip(params, resumed, strict=True):
+        assert optimizer.state[p].keys() == other.state[q].keys()
+        for key, value in optimizer.state[p].items():
+            assert value.dtype == other.state[q][key].dtype
+            assert torch.equal(value, other.state[q][key])
+
+
+@every_optimizer
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_continue_alike(name: str, duplicate: Any) -> None:
+    params = make_params()
+    optimizer = build(name, params)
+    run(optimizer, params, 3)
+    twin_params, twin = duplicate((params, optimizer))
+    run(optimizer, params, 3, skip=3)
+    run(twin, twin_params, 3, skip=3)
+    assert torch.equal(flat(params), flat(twin_params))
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-11), (torch.float32, 2e-6), (torch.bfloat16, 0.0), (torch.float16, 0.0)],
+)
+def test_engines_agree(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """The fast engine computes in blocks what the reference computes at once.
+
+    Both make the same torch calls on the same numbers, so only sums over a tensor can differ, by their order; KOALA's
+    recursion multiplies such a difference of 1e-16 by 1e4 in eight steps. In half precision the difference would have
+    to cross a rounding boundary, and does not on these numbers.
+    """
+    options = {"eps": 1e-3} if "eps" in OPTIMIZERS[name].options and name != "adafactor" else {}
+    reference = trajectory(name, dtype=dtype, engine="reference", **options)
+    fast = trajectory(name, dtype=dtype, engine="auto", **options)
+    assert torch.isfinite(reference).all()
+    torch.testing.assert_close(fast, reference, rtol=tolerance, atol=tolerance)
+
+
+@every_optimizer
+def test_two_groups_equal_one(name: str) -> None:
+    params, split = make_params(), make_params()
+    one, two = build(name, params), build(name, [{"params": split[:2]}, {"params": split[2:]}])
+    run(one, params, 6)
+    run(two, split, 6)
+    torch.testing.assert_close(flat(split), flat(params), rtol=1e-13, atol=1e-13)
+
+
+@every_optimizer
+def test_order_of_parameters_does_not_matter(name: str) -> None:
+    params, turned = make_params(), make_params()
+    one, other = build(name, params), build(name, turned[::-1])
+    for step, grads in enumerate(gradients(6)):
+        apply(one, params, grads, step)
+        apply(other, turned, grads, step)
+    torch.testing.assert_close(flat(turned), flat(params), rtol=1e-13, atol=1e-13)
+
+
+@every_optimizer
+def test_rate_zero_moves_nothing(name: str) -> None:
+    params, before = make_params(), flat(make_params())
+    run(build(name, params, lr=0.0, weight_decay=0.1), params, 4)
+    assert torch.equal(flat(params), before)
+
+
+def alternatives(option: Option) -> Iterator[Any]:
+    """Some other values that an option can take."""
+    kinds = [option.type]
+    if typing.get_origin(option.type) in (typing.Union, types.UnionType):
+        kinds = list(typing.get_args(option.type))
+    for kind in kinds:
+        args = typing.get_args(kind)
+        if kind is bool:
+            yield not option.default
+        elif typing.get_origin(kind) is typing.Literal:
+            yield from (arg for arg in args if arg != option.default)
+        elif kind is float:
+            yield from (value for value in (0.3, 0.05, 2.5, 4.5, -0.5) if value != option.default)
+        elif kind is int:
+            yield from (3, 5)
+        elif typing.get_origin(kind) is tuple:
+            yield (0.5,) * len(args)
+            if isinstance(option.default, tuple):
+                yield from ((*option.default[:i], 0.4, *option.default[i + 1 :]) for i in range(len(args)))
+
+
+def reacts(name: str, option: Option, contexts: list[dict[str, Any]]) -> bool:
+    """Whether some value of the option, in some company of one other option, changes the iterates."""
+    for context in contexts:
+        try:
+            plain = trajectory(name, **context)
+        except ValueError:
+            continue
+        for value in alternatives(option):
+            try:
+                changed = trajectory(name, **{**context, option.name: value})
+            except ValueError:
+                continue  # out of its range, or a combination that is refused
+            if not torch.equal(plain, changed):
+                return True
+    return False
+
+
+@every_optimizer
+def test_every_option_changes_the_iterates(name: str) -> None:
+    options = OPTIMIZERS[name].options
+    skipped = {"engine", "state_bits"} | (set() if name in MIRRORED else {"maximize"})
+    own = [option for option in options.values() if option.name not in skipped]
+    contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
+    pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]
+    dead = [o.name for o in own if not reacts(name, o, contexts) and not reacts(name, o, pairs)]
+    assert not dead
+
+
+@every_optimizer
+def test_fewer_state_bits_are_kept_and_change_the_iterates_little(name: str) -> None:
+    """state_bits=16 keeps bfloat16 where a slot may be rounded, and float32 where it must be exact."""
+    params = make_params(dtype=torch.float32)
+    optimizer = build(name, params, state_bits=16)
+    run(optimizer, params, 8)
+    for p in params:
+        for key, value in optimizer.state[p].items():
+            slot = optimizer.slots.get(key)
+            if slot is not None and slot.per == "element":
+                assert value.dtype == (torch.float32 if slot.exact else torch.bfloat16)
+    exact = make_params(dtype=torch.float32)
+    run(build(name, exact), exact, 8)
+    torch.testing.assert_close(flat(params), flat(exact), rtol=0.05, atol=0.05)
+
+
+@every_optimizer
+def test_a_scheduler_takes_effect(name: str) -> None:
+    """A run under LambdaLR is the run in which the rate is set by hand, and no other."""
+    scheduled, by_hand = make_params(), make_params()
+    optimizer, manual = build(name, scheduled, lr=0.02), build(name, by_hand, lr=0.02)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    for step, grads in enumerate(gradients(6)):
+        apply(optimizer, scheduled, grads, step)
+        scheduler.step()
+        manual.param_groups[0]["lr"] = 0.02 * 0.5**step
+        apply(manual, by_hand, grads, step)
+    assert torch.equal(flat(scheduled), flat(by_hand))
+    constant = make_params()
+    run(build(name, constant, lr=0.02), constant, 6)
+    assert not torch.equal(flat(constant), flat(scheduled))
+
+
+@every_optimizer
+def test_a_rate_in_a_tensor_is_a_rate(name: str) -> None:
+    rate = torch.tensor(0.02, dtype=torch.float64)
+    params, plain = make_params(), make_params()
+    optimizer, other = build(name, params, lr=rate), build(name, plain, lr=0.02)
+    run(optimizer, params, 2)
+    run(other, plain, 2)
+    assert torch.equal(flat(params), flat(plain))
+    rate.fill_(0.0)
+    before = flat(params)
+    run(optimizer, params, 2)
+    still = flat(params)
+    assert torch.equal(before, still) or name in ("koala_m", "lars")  # their velocity carries them on
+
+
+@every_optimizer
+def test_a_tensor_without_gradient_keeps_everything(name: str) -> None:
+    """Its values, its slots and its counter; and it goes on as if the step had not been."""
+    if OPTIMIZERS[name].predict is not None:
+        pytest.skip("its velocity moves every parameter before the gradient is taken")
+    params, alone = make_params(SHAPES[1:4]), make_params(SHAPES[1:4])
+    optimizer, lonely = build(name, params), build(name, alone[:1])
+    steps = list(gradients(6, SHAPES[1:4]))
+    shares_state = any(slot.per == "optimizer" for slot in optimizer.slots.values())
+    for step, grads in enumerate(steps):
+        missing = step % 2 == 1
+        before = flat(params[:1])
+        state = copy.deepcopy(optimizer.state[params[0]])
+        apply(optimizer, params, [None if missing else grads[0], *grads[1:]], step)
+        if missing:
+            assert torch.equal(flat(params[:1]), before)
+            assert all(torch.equal(value, optimizer.state[params[0]][key]) for key, value in state.items())
+        else:
+            apply(lonely, alone[:1], grads[:1], step)
+    assert int(optimizer.state[params[0]]["step"]) == 3
+    assert int(optimizer.state[params[1]]["step"]) == 6
+    if not shares_state and name not in ("lamb", "lars"):  # those adapt vectors only where all are vectors
+        torch.testing.assert_close(flat(params[:1]), flat(alone[:1]), rtol=1e-13, atol=1e-13)
+
+
+@every_optimizer
+def test_no_gradient_at_all_moves_nothing(name: str) -> None:
+    params = make_params()
+    optimizer = build(name, params)
+    before = flat(params)
+    apply(optimizer, params, [None] * len(params))
+    assert torch.equal(flat(params), before)
+    assert all("step" not in state or int(state["step"]) == 0 for state in optimizer.state.values())
+
+
+@every_optimizer
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_gradients_are_left_alone(name: str, engine: str) -> None:
+    options: dict[str, Any] = {"max_grad_norm": 0.1} if "max_grad_norm" in OPTIMIZERS[name].options else {}
+    params = make_params()
+    optimizer = build(name, params, weight_decay=0.1, engine=engine, **options)
+    for step, grads in enumerate(gradients(3)):
+        apply(optimizer, params, grads, step)
+        assert all(p.grad is not None and torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True))
+
+
+@every_optimizer
+def test_strides_do_not_matter(name: str) -> None:
+    """A transposed parameter, and a gradient laid out otherwise, give what contiguous ones give."""
+    shapes = ((4, 6), (6, 4))
+    params = make_params(shapes)
+    turned = [torch.nn.Parameter(p.detach().t().contiguous().t()) for p in params]
+    assert not turned[0].is_contiguous()
+    optimizer, other = build(name, params), build(name, turned)
+    for step, grads in enumerate(gradients(5, shapes)):
+        apply(optimizer, params, grads, step)
+        apply(other, turned, [grads[0], grads[1].t().contiguous().t()], step)
+    torch.testing.assert_close(flat(turned), flat(params), rtol=1e-13, atol=1e-13)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
+    """One step on half-precision parameters is one float32 step on the same numbers, rounded at the end."""
+    if name == "adafactor":
+        pytest.skip("its eps is the parameter's type's, so the two differ by design")
+    shapes = ((64,), (8, 16))
+    half = make_params(shapes, dtype)
+    full = [torch.nn.Parameter(p.detach().float()) for p in half]
+    grads = next(gradients(1, shapes, dtype))
+    apply(build(name, half), half, grads)
+    apply(build(name, full), full, [grad.float() for grad in grads])
+    assert torch.equal(flat(half), flat(full).to(dtype))
+
+
+@every_optimizer
+def test_predicted_memory_is_the_memory(name: str) -> None:
+    for options in ({}, {"state_bits": 16}):
+        params = make_params(dtype=torch.float32)
+        optimizer = build(name, params, **options)
+        predicted = predicted_memory(optimizer)
+        run(optimizer, params, 2)
+        shared = {slot for slot, kind in optimizer.slots.items() if kind.per == "optimizer"}
+        actual = [entry for entry in state_memory(optimizer) if entry.slot not in shared]
+        assert sorted(actual, key=str) == sorted((e for e in predicted if e.slot not in shared), key=str)
+
+
+@every_optimizer
+def test_a_group_can_join_later(name: str) -> None:
+    params = make_params()
+    optimizer = build(name, params[:3])
+    run(optimizer, params[:3], 2)
+    optimizer.add_param_group({"params": params[3:], "lr": 0.001})
+    before = flat(params[3:])
+    run(optimizer, params, 2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.001]
+    assert not torch.equal(flat(params[3:]), before)
+
+
+@every_optimizer
+def test_reset_forgets(name: str) -> None:
+    params, fresh = make_params(), make_params()
+    optimizer = build(name, params)
+    run(optimizer, params, 4)
+    optimizer.reset()
+    with torch.no_grad():
+        for p, q in zip(params, fresh, strict=True):
+            p.copy_(q)
+    run(optimizer, params, 3)
+    run(build(name, fresh), fresh, 3)
+    assert torch.equal(flat(params), flat(fresh))
+
+
+def elementwise(name: str) -> bool:
+    program = build(name, make_params(((3, 4),))).first_programs()[0]
+    return not program.reductions and program.elementwise and not program.needs
+
+
+@every_optimizer
+def test_a_concatenation_is_its_parts_where_the_update_is_elementwise(name: str) -> None:
+    """And is not where the update sums over a tensor or takes means along an axis."""
+    shapes = ((3, 4), (2, 4))
+    parts = make_params(shapes)
+    whole = [torch.nn.Parameter(torch.cat([p.detach() for p in parts]))]
+    optimizer, other = build(name, parts), build(name, whole)
+    for step, grads in enumerate(gradients(5, shapes)):
+        apply(optimizer, parts, grads, step)
+        apply(other, whole, [torch.cat(grads)], step)
+    same = torch.allclose(flat(parts), flat(whole), rtol=1e-12, atol=1e-12)
+    over_all = name in ("scalar_rmsprop", "moment_estimation_sgd")  # one sum over everything sees no seams
+    assert same == (elementwise(name) or over_all)
+
+
+NEEDS = {
+    "adafactor": ("norm of each tensor", "row and column means"),
+    "koala_m": ("loss", "norm of each tensor", "norm of all tensors"),
+    "koala_v": ("loss", "norm of each tensor", "norm of all tensors"),
+    "lamb": ("norm of each tensor",),
+    "lars": ("norm of each tensor",),
+    "moment_estimation_sgd": ("norm of all tensors",),
+    "scalar_rmsprop": ("norm of all tensors",),
+}
+
+
+def test_needs_are_these() -> None:
+    """What each update needs beyond one element, read off it; a change here is a change of cost at scale."""
+    found = {}
+    for name in NAMES:
+        params = make_params(((3, 4),))
+        needs = build(name, params).first_programs()[0].needs
+        if needs:
+            found[name] = tuple(sorted(needs))
+    assert found == {name: tuple(sorted(needs)) for name, needs in NEEDS.items()}

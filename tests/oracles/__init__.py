@@ -1,0 +1,76 @@
+"""Literal float64 twins of the optimizers, written from the papers; they never import the package.
+
+Every oracle is called as `oracle(params, gradients, *, lrs=None, losses=None, **options)` and returns the
+parameters after each step, `result[k][j]` for step k and tensor j. `gradients[k][j]` is None for a tensor
+that is skipped in step k, `lrs` is a learning rate per step that replaces `lr`, and `losses` holds the pairs
+(mean loss, mean squared loss per sample) that only the KOALA methods read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from .acprop import acprop
+from .adabelief import adabelief
+from .adafactor import adafactor
+from .adam import adam, adamw
+from .adamax import adamax
+from .adan import adan
+from .diffgrad import diffgrad
+from .driver import Gradients, History, Oracle, Params
+from .generalized_signsgd import generalized_signsgd
+from .koala import koala_m, koala_v
+from .layerwise import lamb, lars
+from .lion import lion
+from .moment_estimation_sgd import moment_estimation_sgd
+from .padam import padam
+from .pnm import adapnm, pnm
+from .radam import radam
+from .rmsprop import rmsprop
+from .scalar_rmsprop import scalar_rmsprop
+from .sgdw import sgdw
+
+__all__ = ["ORACLES", "Oracle"]
+
+
+def _ignore_losses(oracle: Oracle) -> Oracle:
+    @functools.wraps(oracle)
+    def call(
+        params: Params,
+        gradients: Gradients,
+        *,
+        losses: Sequence[tuple[float, float]] | None = None,
+        **options: Any,
+    ) -> History:
+        return oracle(params, gradients, **options)
+
+    return call
+
+
+ORACLES: dict[str, Oracle] = {
+    oracle.__name__: _ignore_losses(oracle)
+    for oracle in (
+        acprop,
+        adabelief,
+        adafactor,
+        adam,
+        adamax,
+        adamw,
+        adan,
+        adapnm,
+        diffgrad,
+        generalized_signsgd,
+        lamb,
+        lars,
+        lion,
+        moment_estimation_sgd,
+        padam,
+        pnm,
+        radam,
+        rmsprop,
+        scalar_rmsprop,
+        sgdw,
+    )
+} | {"koala_m": koala_m, "koala_v": koala_v}
