@@ -54,10 +54,12 @@ class IterateAveraging(Callback):
         batch_norm: Literal["recompute", "keep"] = "recompute",
         batch_norm_batches: int | None = None,
     ) -> None:
+        whole = start is not None and start >= 0 and (start < 1 or start == int(start))
+        paced = every in (None, "epoch") or (isinstance(every, int) and every >= 1)
         _check("kind", kind, kind in ("mean", "ema"), "'mean' or 'ema'")
         _check("decay", decay, 0 < decay < 1, "in (0, 1)")
-        _check("start", start, start is None or (start >= 0 and (start < 1 or start == int(start))), "a step, or a fraction below 1")
-        _check("every", every, every in (None, "epoch") or (isinstance(every, int) and every >= 1), "an integer of at least 1, or 'epoch'")
+        _check("start", start, start is None or whole, "a step, or a fraction of training below 1")
+        _check("every", every, paced, "an integer of at least 1, or 'epoch'")
         _check("batch_norm", batch_norm, batch_norm in ("recompute", "keep"), "'recompute' or 'keep'")
         self.kind, self.decay = kind, decay
         self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
@@ -83,11 +85,20 @@ class IterateAveraging(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         for stage in self._stages:
-            stage.every = per_epoch if self.every == "epoch" else int(self.every)
+            stage.every = self._period(trainer)
             stage.start = self._first_step(trainer, stage.every)
         self.swap_out(trainer, pl_module)  # a checkpoint resumes with the average in the model
+
+    def _period(self, trainer: Trainer) -> int:
+        if self.every != "epoch":
+            return int(self.every)
+        if not math.isfinite(trainer.num_training_batches):
+            raise OptionError(
+                "IterateAveraging: every='epoch' needs to know the length of an epoch, and the training loader has "
+                "none. Give a number of steps, such as every=100."
+            )
+        return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
     def _first_step(self, trainer: Trainer, every: int) -> int:
         if self.start >= 1 or self.start == 0:
@@ -96,8 +107,8 @@ class IterateAveraging(Callback):
             total = float(trainer.estimated_stepping_batches)
             if not math.isfinite(total):
                 raise OptionError(
-                    f"IterateAveraging: start={self.start} is a fraction of training, whose length is unknown here. Give "
-                    "a step number, or set max_epochs or max_steps of the Trainer."
+                    f"IterateAveraging: start={self.start} is a fraction of training, whose length is unknown here. "
+                    "Give a step number, or set max_epochs or max_steps of the Trainer."
                 )
             start = math.ceil(self.start * total)
         return math.ceil(start / every) * every if self.every == "epoch" else start

@@ -53,8 +53,8 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
         finally:
             for part, momentum in zip(norms, momenta, strict=True):
                 part.momentum = momentum
-            for part, mode in modes.items():
-                part.train(mode) if part in norms else setattr(part, "training", mode)
+            for member, mode in modes.items():
+                member.training = mode
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for part in norms:
             for buffer in (part.running_mean, part.running_var):

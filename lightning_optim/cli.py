@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 def main(args: Sequence[str] | None = None) -> None:
     """`lightning-optim fit | validate | test | predict ...`, or `lightning-optim optimizers [name]`."""
-    args = list(sys.argv[1:] if args is None else args)
-    if args[:1] == ["optimizers"]:
+    given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["optimizers"]:
         from lightning_optim.catalog import show
 
-        raise SystemExit(show(args[1:]))
+        raise SystemExit(show(given[1:]))
     sys.path.insert(0, os.getcwd())  # so that a config may name classes of the folder it is used in
     _trainer_cli(args)
 
 
-def _trainer_cli(args: Sequence[str]) -> None:
+def _trainer_cli(args: Sequence[str] | None) -> None:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     class CLI(LightningCLI):
@@ -29,4 +29,4 @@ def _trainer_cli(args: Sequence[str]) -> None:
             if self.config.fit.test_after_fit:
                 self.trainer.test(self.model, datamodule=self.datamodule)
 
-    CLI(args=list(args))
+    CLI(args=None if args is None else list(args))

@@ -140,7 +140,11 @@ def minimum(a: Value, b: Value) -> Value:
 
 def where(condition: Value, a: Value, b: Value) -> Value:
     """`a` where the condition holds, else `b`. A Python bool chooses one of them outright."""
-    return _where(condition, a, b) if isinstance(condition, bool) else apply("where", condition, a, b)
+    if isinstance(condition, bool):
+        return _where(condition, a, b)
+    if isinstance(condition, Tensor) and condition.dim() == 0 and isinstance(a, float) and isinstance(b, float):
+        a = torch.tensor(a, dtype=torch.float64, device=condition.device)  # torch takes two bare numbers for float32
+    return apply("where", condition, a, b)
 
 
 def lerp(a: Value, b: Value, weight: Value) -> Value:

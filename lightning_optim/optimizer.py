@@ -10,7 +10,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, dataclass_transform
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lightning_optim import engines, storage
 from lightning_optim.distributed import Placement, mean_over_ranks
 from lightning_optim.engines.job import Job, Row, Step, make_row
 from lightning_optim.errors import OptionError
-from lightning_optim.options import Option, check_options, read_options, signature
+from lightning_optim.options import Declared, Option, check_options, read_options, shared, signature
 from lightning_optim.slot import Slot
 from lightning_optim.stages.stage import Stage
 from lightning_optim.trace import Program, Programs
@@ -36,8 +36,7 @@ NUMBERS = (float, float | None)
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-@dataclass_transform()
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Declared, torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose mathematics stands in one `update`.
 
     Args:
@@ -53,9 +52,9 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     params: Any
-    maximize: bool = False
-    state_bits: Literal[32, 16] = 32
-    engine: str = "auto"
+    maximize: bool = shared(default=False, kw_only=True)
+    state_bits: Literal[32, 16] = shared(default=32, kw_only=True)
+    engine: str = shared(default="auto", kw_only=True)
 
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -191,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ the step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns what the closure returns.
 
         Raises:

@@ -16,11 +16,14 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from typing_extensions import dataclass_transform
 
 from lightning_optim.errors import OptionError, nearest
+
+T = TypeVar("T")
 
 # An interval in the usual notation, for one value or for each item of a tuple.
 Range = str | tuple[str, ...]
@@ -70,6 +73,16 @@ class Option:
             each = " for each item" if isinstance(value, tuple) and isinstance(self.range, str) else ""
             raise OptionError(f"{owner}: {self.name}={value!r} is out of range; allowed is {allowed}{each}.")
         return value
+
+
+def shared(*, default: T, kw_only: bool) -> T:
+    """The default of an option that every optimizer has; type checkers read `kw_only` off the call."""
+    return default
+
+
+@dataclass_transform(field_specifiers=(shared,))
+class Declared:
+    """Tells type checkers that annotated class attributes of subclasses are the arguments of their constructors."""
 
 
 def read_options(cls: type, base: type) -> dict[str, Option]:
@@ -143,12 +156,8 @@ def _converted(value: Any, hint: Any) -> Any:
             return value
         raise TypeError
     if origin in (typing.Union, types.UnionType):
-        for arg in args:
-            try:
-                return _converted(value, arg)
-            except TypeError:
-                continue
-        raise TypeError
+        fitting = next((arg for arg in args if _fits(value, arg)), None)
+        return _converted(value, fitting)
     if origin is tuple:
         if not isinstance(value, tuple | list) or len(value) != len(args):
             raise TypeError
@@ -159,9 +168,17 @@ def _converted(value: Any, hint: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         raise TypeError
-    if type(value) is not hint:
+    if hint is None or type(value) is not hint:
         raise TypeError
     return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        _converted(value, hint)
+    except TypeError:
+        return False
+    return True
 
 
 def _inside(value: Any, allowed: Range) -> bool:
@@ -170,15 +187,15 @@ def _inside(value: Any, allowed: Range) -> bool:
         return all(_inside(item, interval) for item, interval in zip(value, each, strict=True))
     if value is None or isinstance(value, str):
         return True
-    value = float(value)
-    if math.isnan(value) or math.isinf(value):
+    number = float(value)
+    if math.isnan(number) or math.isinf(number):
         return False
     allowed = str(allowed)
     if allowed == "any":
         return True
     if allowed.startswith((">", "<")):
         sign, bound = allowed.split()
-        return {">=": value >= float(bound), ">": value > float(bound)}[sign]
+        return {">=": number >= float(bound), ">": number > float(bound)}[sign]
     low, high = (float(end) for end in allowed[1:-1].split(","))
-    above = value >= low if allowed[0] == "[" else value > low
-    return above and (value <= high if allowed[-1] == "]" else value < high)
+    above = number >= low if allowed[0] == "[" else number > low
+    return above and (number <= high if allowed[-1] == "]" else number < high)

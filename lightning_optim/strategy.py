@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -113,8 +113,8 @@ class OptimizerStrategy:
         for name, part in module.named_modules():
             if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
                 raise OptionError(
-                    f"{name or type(part).__name__} is an embedding with sparse=True, and {self.name} keeps dense state: "
-                    "make it sparse=False, or train it with torch.optim.SparseAdam."
+                    f"{name or type(part).__name__} is an embedding with sparse=True, and {self.name} keeps dense "
+                    "state: make it sparse=False, or train it with torch.optim.SparseAdam."
                 )
         split: list[tuple[Sequence[str], Mapping[str, Any], str]] = []
         options = self.optimizer_class.options
@@ -129,8 +129,9 @@ class OptimizerStrategy:
 
     def create(self, model_or_params: nn.Module | Iterable[Any]) -> Optimizer:
         """The optimizer for a module, with groups by role, or for parameters as they are given."""
-        is_module = isinstance(model_or_params, nn.Module)
-        params = self.param_groups(model_or_params) if is_module else model_or_params  # type: ignore[arg-type]
+        params: Any = model_or_params
+        if isinstance(model_or_params, nn.Module):
+            params = self.param_groups(model_or_params)
         return self.optimizer_class(params, **self.options)
 
     def callbacks(self) -> list[Callback]:
@@ -231,7 +232,11 @@ def _schedule(given: Any) -> dict[str, Any] | None:
     if given.get("name") not in SCHEDULES:
         hint = nearest(str(given.get("name")), SCHEDULES)
         raise OptionError(f"schedule {given.get('name')!r} is not one of {', '.join(SCHEDULES)}.{hint}")
-    return {"name": given["name"], "warmup_steps": int(given.get("warmup_steps", 0)), "final": float(given.get("final", 0.0))}
+    return {
+        "name": given["name"],
+        "warmup_steps": int(given.get("warmup_steps", 0)),
+        "final": float(given.get("final", 0.0)),
+    }
 
 
 def _register_with_jsonargparse() -> None:
@@ -252,6 +257,6 @@ def _register_with_jsonargparse() -> None:
 _register_with_jsonargparse()
 
 if TYPE_CHECKING:
-    OptimizerSpec = Union[OptimizerStrategy, str, Mapping[str, Any]]
+    OptimizerSpec = OptimizerStrategy | str | Mapping[str, Any]
 else:
     OptimizerSpec = OptimizerStrategy  # parsers need the one type that they know how to read

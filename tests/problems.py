@@ -29,9 +29,7 @@ def gradients(
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         scale = (1.0, 0.1, 3.0)[step % 3]
-        yield [
-            (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for shape in shapes
-        ]
+        yield [(scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for shape in shapes]
 
 
 def loss_of(step: int) -> tuple[float, float]:

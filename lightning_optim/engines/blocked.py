@@ -56,21 +56,23 @@ def run(step: Step) -> None:
 
 def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
-    found: dict[tuple[str, str], list[tuple[dict[Symbol, float], Symbol, float, bool]]] = {}
+    found: dict[tuple[str, str, int], list[tuple[dict[Symbol, float], Symbol, float, bool]]] = {}
     for plan in plans:
         wanted = [symbol for symbol in plan.job.program.reductions if symbol.level == level]
+        kinds = [symbol.args[1:] for symbol in wanted]
+        # Programs differ between jobs; the first sum over all tensors of one is the first of another.
+        place = {
+            symbol: (*kind, kinds[:i].count(kind)) for i, (symbol, kind) in enumerate(zip(wanted, kinds, strict=True))
+        }
         for row, known in zip(plan.job.rows, plan.known, strict=True):
             for symbol, partial in plan.partials(row, known, wanted):
                 of_elements = symbol.args[0].kind == Kind.ELEMENT
-                found.setdefault(symbol.args[1:], []).append((known, symbol, partial, row.sharded and of_elements))
-    for (over, by), entries in found.items():
-        # Every reduction of the program is combined by itself: two sums over all tensors must not mix.
-        for symbol in dict.fromkeys(entry[1] for entry in entries):
-            mine = [entry for entry in entries if entry[1] is symbol]
-            sharded = any(entry[3] for entry in mine)
-            totals = step.placement.combine([entry[2] for entry in mine], sharded, over, by)  # type: ignore[arg-type]
-            for (known, _, _, _), total in zip(mine, totals, strict=True):
-                known[symbol] = float(total)
+                found.setdefault(place[symbol], []).append((known, symbol, partial, row.sharded and of_elements))
+    for (over, by, _), entries in found.items():  # each is combined by itself: two sums over all tensors must not mix
+        sharded = any(entry[3] for entry in entries)
+        totals = step.placement.combine([entry[2] for entry in entries], sharded, over, by)  # type: ignore[arg-type]
+        for (known, symbol, _, _), total in zip(entries, totals, strict=True):
+            known[symbol] = float(total)
 
 
 class _Plan:
@@ -225,9 +227,7 @@ class _Printer:
         self.inputs += [name for name in outputs if name not in self.inputs]
         self.numbers: dict[Symbol, str] = {}
         self.lines: list[str] = []
-        self.where: dict[Symbol, str] = {
-            s: s.args[0] for s in program.symbols if s in needed and s.name == "element"
-        }
+        self.where: dict[Symbol, str] = {s: s.args[0] for s in program.symbols if s in needed and s.name == "element"}
         self.free: dict[str, list[str]] = {"t": [], "b": []}
         self.count = {"t": 0, "b": 0}
         self.last: dict[Symbol, int] = {}
@@ -243,8 +243,11 @@ class _Printer:
         for position, symbol in enumerate(self.order):
             args = [self._argument(arg) for arg in symbol.args]
             dying = [
-                arg for arg in dict.fromkeys(symbol.args)
-                if isinstance(arg, Symbol) and self.last[arg] == position and self.where.get(arg, "")[:1] in ("t", "b")
+                arg
+                for arg in dict.fromkeys(symbol.args)
+                if isinstance(arg, Symbol)
+                and self.last[arg] == position
+                and self.where.get(arg, "")[:1] in ("t", "b")
                 and self.where[arg][1:].isdigit()
             ]
             kind = "b" if symbol.name in ("gt", "ge") else "t"
@@ -380,11 +383,11 @@ def _packed(
     total = sum(sizes)
     views = [stage[:total] for stage in staged if stage is not None]
     for view, group in zip(views, tensors, strict=True):
-        torch._foreach_copy_(view.split(sizes), [tensor.reshape(-1) for tensor in group])
+        torch._foreach_copy_(torch.split(view, sizes), [tensor.reshape(-1) for tensor in group])
     yield [*views, *(s[:total] for s in scratch)]
     for name, view, group in zip(code.inputs, views, tensors, strict=True):
         if write and name in code.written:
-            parts = [part.view(t.shape) for part, t in zip(view.split(sizes), group, strict=True)]
+            parts = [part.view(t.shape) for part, t in zip(torch.split(view, sizes), group, strict=True)]
             torch._foreach_copy_(group, parts)
 
 

@@ -88,9 +88,7 @@ class Adafactor(Optimizer):
         only_paper = {"relative_step": True, "scale_parameter": True, "warmup_init": False, "beta1": None}
         for name, default in only_paper.items():
             if options["mode"] == "torch" and options[name] != default:
-                raise OptionError(
-                    f"{cls.__name__}: {name}={options[name]!r} needs mode='paper'; torch has no such option."
-                )
+                raise OptionError(f"{cls.__name__}: {name}={options[name]!r} needs mode='paper'.")
         if options["warmup_init"] and not options["relative_step"]:
             raise OptionError(f"{cls.__name__}: warmup_init=True needs relative_step=True.")
 

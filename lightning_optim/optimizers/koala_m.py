@@ -8,9 +8,9 @@ float32.
 from typing import Any, ClassVar
 
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, count, maximum, norm, total, where
+from lightning_optim.math import Value, count, norm, where
 from lightning_optim.optimizer import Optimizer
-from lightning_optim.optimizers.koala_v import SMALLEST, noise
+from lightning_optim.optimizers.koala_v import RANGES, measure
 from lightning_optim.slot import Slot
 
 
@@ -55,10 +55,10 @@ class KoalaM(Optimizer, name="koala_m"):
     advice = "Keep lr at 1, call step with a closure, and set loss_target where the loss cannot reach 0."
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {
+        **RANGES,
         **dict.fromkeys(("sw", "sv", "qw", "qv"), ">= 0"),
-        **dict.fromkeys(("r", "R0"), "> 0"),
-        **dict.fromkeys(("a", "alpha_r"), "[0, 1)"),
-        **dict.fromkeys(("sc", "loss_target"), "any"),
+        "sc": "any",
+        "a": "[0, 1)",
     }
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
@@ -87,13 +87,9 @@ class KoalaM(Optimizer, name="koala_m"):
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
         if options["maximize"]:
-            raise OptionError(
-                f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss."
-            )
+            raise OptionError(f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss.")
         if options["sc"] ** 2 > options["sw"] * options["sv"]:
-            raise OptionError(
-                f"{cls.__name__}: sc={options['sc']!r} is no covariance; sc² is above sw times sv."
-            )
+            raise OptionError(f"{cls.__name__}: sc={options['sc']!r} is no covariance; sc² is above sw times sv.")
 
     @staticmethod
     def predict(p: Value, s: Value, h: Value) -> Value:
@@ -109,16 +105,9 @@ class KoalaM(Optimizer, name="koala_m"):
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:
         ww, wv, vv = s.P_ww, s.P_wv, s.P_vv
-        R = noise(s, h)
-        d = g + h.weight_decay * p
-        n = total(d * d)
-        S = ww * n + R
-        innovation = maximum(h.loss + 0.5 * h.weight_decay * total(p * p) - h.loss_target, 0.0)
-        seen = total(g * g) >= SMALLEST
-        gain = where(seen, h.lr * innovation / S, 0.0)
-        p = p - gain * ww * d
-        s.velocity = s.velocity - gain * wv * d
-        s.exp_avg_param = s.exp_avg_param + where(seen, 0.1, 0.0) * (p - s.exp_avg_param)
-        H = total(where(seen, n / S, 0.0), over="all", by="max")
+        d, step, H, counts = measure(p, g, s, h, ww)
+        p = p - step * ww * d
+        s.velocity = s.velocity - step * wv * d
+        s.exp_avg_param = s.exp_avg_param + where(counts, 0.1, 0.0) * (p - s.exp_avg_param)
         s.P_ww, s.P_wv, s.P_vv = ww - H * ww * ww, wv - H * ww * wv, vv - H * wv * wv
         return p

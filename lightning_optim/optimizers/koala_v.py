@@ -13,16 +13,33 @@ from lightning_optim.math import Value, maximum, total, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
 
-SMALLEST = 1e-18  # squared norm of a gradient below which a tensor is left alone
+RANGES = {"r": "> 0", "R0": "> 0", "alpha_r": "[0, 1)", "loss_target": "any"}
 
 
-def noise(s: Value, h: Value) -> Value:
-    """R: how far losses scatter around the target; fixed by `r`, or a running second moment."""
-    if h.r is not None:
-        return h.r
-    square = h.loss_second_moment + h.loss_target * (h.loss_target - 2 * h.loss)
-    s.R = R = h.alpha_r * s.R + (1 - h.alpha_r) * square
-    return R
+def refuse_maximize(owner: str, options: dict[str, Any]) -> None:
+    if options["maximize"]:
+        raise OptionError(f"{owner}: maximize=True has no meaning; it walks towards a target of the loss.")
+
+
+def measure(p: Value, g: Value, s: Value, h: Value, P: Value) -> tuple[Value, Value, Value, Value]:
+    """What the loss says about one tensor whose weights have variance P.
+
+    Returns:
+        The direction d, the step along it for each unit of P, the largest n / S of all tensors, and whether this
+        tensor counts: one whose gradient is next to nothing is left alone.
+    """
+    if h.r is None:
+        around_target = h.loss_second_moment + h.loss_target * (h.loss_target - 2 * h.loss)
+        s.R = R = h.alpha_r * s.R + (1 - h.alpha_r) * around_target
+    else:
+        R = h.r
+    d = g + h.weight_decay * p
+    n = total(d * d)
+    S = P * n + R
+    innovation = maximum(h.loss + 0.5 * h.weight_decay * total(p * p) - h.loss_target, 0.0)
+    counts = total(g * g) >= 1e-18
+    H = total(where(counts, n / S, 0.0), over="all", by="max")
+    return d, where(counts, h.lr * innovation / S, 0.0), H, counts
 
 
 class KoalaV(Optimizer, name="koala_v"):
@@ -62,12 +79,7 @@ class KoalaV(Optimizer, name="koala_v"):
     paper = "Davtyan et al. 2022, arXiv:2107.03331"
     advice = "Keep lr at 1, start at sigma 0.1, and set loss_target where the loss cannot reach 0."
     recommended: ClassVar[dict[str, Any]] = {"sigma": 0.1}
-    ranges: ClassVar[dict[str, Any]] = {
-        **dict.fromkeys(("sigma", "q"), ">= 0"),
-        **dict.fromkeys(("r", "R0"), "> 0"),
-        "alpha_r": "[0, 1)",
-        "loss_target": "any",
-    }
+    ranges: ClassVar[dict[str, Any]] = {**RANGES, "sigma": ">= 0", "q": ">= 0"}
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
 
@@ -87,18 +99,11 @@ class KoalaV(Optimizer, name="koala_v"):
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
         if options["maximize"]:
-            raise OptionError(
-                f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss."
-            )
+            raise OptionError(f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss.")
 
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:
-        P, R = s.P + h.q, noise(s, h)
-        d = g + h.weight_decay * p
-        n = total(d * d)
-        S = P * n + R
-        innovation = maximum(h.loss + 0.5 * h.weight_decay * total(p * p) - h.loss_target, 0.0)
-        seen = total(g * g) >= SMALLEST
-        gain = where(seen, h.lr * innovation * P / S, 0.0)
-        s.P = P - P * P * total(where(seen, n / S, 0.0), over="all", by="max")
-        return p - gain * (d if h.wd_in_direction else g)
+        P = s.P + h.q
+        d, step, H, _ = measure(p, g, s, h, P)
+        s.P = P - P * P * H
+        return p - step * P * (d if h.wd_in_direction else g)

@@ -53,9 +53,7 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     weight_decay: float = 0.0
     scope: Literal["global", "tensor"] = "global"
 
-    global_square_avg = Slot(
-        signed=False, per="optimizer", init=lambda h: 0.0 if h.init == "first" else h.init
-    )  # G
+    global_square_avg = Slot(signed=False, per="optimizer", init=lambda h: 0.0 if h.init == "first" else h.init)  # G
     global_steps = Slot(signed=False, per="optimizer")
     square_avg = Slot(signed=False, per="tensor", init=lambda h: 0.0 if h.init == "first" else h.init)  # G
 

@@ -64,9 +64,7 @@ class Padam(Optimizer):
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2 = h.betas
         c1, root = 1 - b1**t, math.sqrt(1 - b2**t)
-        correction, root = {"official": (root / c1, 1.0), "consistent": (1 / c1, root), "none": (1.0, 1.0)}[
-            h.debias
-        ]
+        correction, root = {"official": (root / c1, 1.0), "consistent": (1 / c1, root), "none": (1.0, 1.0)}[h.debias]
         return {"rate": h.lr * correction, "root": root}
 
     @staticmethod

@@ -57,7 +57,7 @@ class _Guest:
             return
         for p in moved:
             first = self.first.pop(p, None) or {}
-            for name, slot in self.stage.slots.items():
+            for name in self.stage.slots:
                 if name not in optimizer.state[p]:
                     optimizer.state[p][name] = first[name] if name in first else self._new(p)[name]
         options = self.stage.advance()

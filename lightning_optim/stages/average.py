@@ -26,7 +26,9 @@ class Average(Stage):
     name = "average"
     average = Slot(exact=True, copies=True)
 
-    def __init__(self, kind: Literal["mean", "ema"] = "mean", decay: float = 0.999, start: int = 0, every: int = 1) -> None:
+    def __init__(
+        self, kind: Literal["mean", "ema"] = "mean", decay: float = 0.999, start: int = 0, every: int = 1
+    ) -> None:
         self.kind, self.decay, self.start, self.every = kind, decay, start, every
         self.steps = 0
         self.count = 0

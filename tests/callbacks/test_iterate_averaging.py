@@ -1,0 +1,398 @@
+"""Iterate averaging against plain loops over the weights that training really had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_optim import Adan, OptionError
+from lightning_optim.callbacks import IterateAveraging
+from tests.callbacks.toys import BATCH, Make, Run, Toy, Walk, batches, samples, slot, trainer, vector
+from tests.ranks import run_ranks
+
+ROUNDING = 1e-13  # of a dozen additions in float64
+
+
+def adan(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return Adan(params, lr=0.02)
+
+
+def adan16(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return Adan(params, lr=0.02, state_bits=16)
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+def adamw(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=0.02)
+
+
+def plain_mean(weights: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(weights)).double().mean(0)
+
+
+def plain_ema(weights: Sequence[Tensor], decay: float) -> Tensor:
+    average = weights[0].double()
+    for newer in weights[1:]:
+        average = decay * average + (1 - decay) * newer.double()
+    return average
+
+
+def picked(run: Run, steps: Sequence[int]) -> list[Tensor]:
+    """The weights after the given steps, 1 being the first."""
+    return [run.walk.weights[step - 1] for step in steps]
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = ROUNDING) -> bool:
+    return bool((actual.double() - expected.double()).abs().max() <= tolerance)
+
+
+# ---------------------------------------------------------------- what is averaged
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [12]),  # the last quarter, at the ends of epochs: a quarter of 12 steps holds one
+        ({"start": 0.5}, [8, 12]),
+        ({"start": 0.5, "every": 1}, range(6, 13)),
+        ({"start": 0, "every": 1}, range(1, 13)),
+        ({"start": 1, "every": 1}, range(1, 13)),
+        ({"start": 5, "every": 3}, [5, 8, 11]),
+        ({"start": 0}, [4, 8, 12]),
+        ({"start": 5}, [8, 12]),
+        ({"start": 12, "every": 5}, [12]),
+    ],
+)
+@pytest.mark.parametrize("make", [adan, sgd, adamw])
+def test_the_mean_of_the_collected_iterates(make: Make, options: dict[str, Any], steps: Sequence[int]) -> None:
+    run = Run(make, IterateAveraging("mean", **options), precision="64-true")
+    assert len(run.walk.weights) == 12
+    assert close(vector(run.module), plain_mean(picked(run, steps)))
+    assert len(steps) == 1 or not close(vector(run.module), run.walk.weights[-1], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, range(1, 13)), ({"start": 4, "every": 2}, range(4, 13, 2)), ({"every": "epoch"}, [4, 8, 12])],
+)
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_the_exponential_mean_begins_as_a_copy(make: Make, options: dict[str, Any], steps: Sequence[int]) -> None:
+    run = Run(make, IterateAveraging("ema", decay=0.8, **options), precision="64-true")
+    assert close(vector(run.module), plain_ema(picked(run, steps), 0.8))
+
+
+def test_steps_are_counted_not_batches() -> None:
+    run = Run(
+        adan, IterateAveraging(start=0), precision="64-true", accumulate_grad_batches=3
+    )  # steps at 3 and 4 of 4
+    assert len(run.walk.weights) == 6
+    assert close(vector(run.module), plain_mean(picked(run, [2, 4, 6])))
+
+
+def test_an_epoch_of_unknown_length_needs_steps(tmp_path: Path) -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(samples())
+
+    stream: Any = DataLoader(Stream(), batch_size=BATCH)
+    run = Run(adan, IterateAveraging("ema", decay=0.8), train=stream, precision="64-true")
+    assert close(vector(run.module), plain_ema(run.walk.weights, 0.8))
+    with pytest.raises(OptionError, match="every='epoch'.*length.*every=100"):
+        Run(adan, IterateAveraging(start=0), train=stream)
+    with pytest.raises(OptionError, match=r"start=0.5 is a fraction of training, whose length is unknown"):
+        Run(adan, IterateAveraging(start=0.5, every=1), max_epochs=-1, max_steps=-1, limit_train_batches=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "median"}, "kind='median' must be 'mean' or 'ema'"),
+        ({"kind": "ema", "decay": 1.0}, r"decay=1.0 must be in \(0, 1\)"),
+        ({"kind": "ema", "decay": 0}, r"decay=0 must be in \(0, 1\)"),
+        ({"start": -1}, "start=-1 must be a step, or a fraction below 1"),
+        ({"start": 2.5}, "start=2.5 must be a step, or a fraction below 1"),
+        ({"start": math.nan}, "start=nan must be a step, or a fraction below 1"),
+        ({"every": 0}, "every=0 must be an integer of at least 1, or 'epoch'"),
+        ({"every": "step"}, "every='step' must be an integer of at least 1, or 'epoch'"),
+        ({"every": 1.5}, "every=1.5 must be an integer of at least 1, or 'epoch'"),
+        ({"batch_norm": "drop"}, "batch_norm='drop' must be 'recompute' or 'keep'"),
+        ({"batch_norm_batches": 0}, "batch_norm_batches=0 must be an integer of at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=f"IterateAveraging: {words}"):
+        IterateAveraging(**options)
+
+
+# ---------------------------------------------------------------- who sees the average
+
+
+@pytest.mark.parametrize("make", [adan, adan16, sgd, adamw])
+def test_evaluation_and_checkpoints_see_the_average_and_training_does_not(make: Make, tmp_path: Path) -> None:
+    alone = Run(make, precision="64-true")
+    run = Run(
+        make,
+        IterateAveraging(start=2, every=2),
+        ModelCheckpoint(tmp_path / "full", "{step}", every_n_train_steps=3, save_top_k=-1),
+        ModelCheckpoint(
+            tmp_path / "weights", "{step}", every_n_train_steps=1, save_top_k=-1, save_weights_only=True
+        ),
+        ModelCheckpoint(tmp_path / "epochs", "{step}", every_n_epochs=1, save_top_k=-1),
+        val_check_interval=2,
+        precision="64-true",
+    )
+    assert [w.tolist() for w in run.walk.weights] == [w.tolist() for w in alone.walk.weights]
+
+    def expected(step: int) -> Tensor:
+        return plain_mean(picked(run, range(2, step + 1, 2)))
+
+    assert len(run.module.validated) == 6 * 2  # every two steps, two batches
+    for i, seen in enumerate(run.module.validated):
+        assert close(seen, expected(2 * (i // 2) + 2))
+    for name, steps in (("full", [3, 6, 9, 12]), ("weights", range(2, 13)), ("epochs", [4, 8, 12])):
+        for step in steps:
+            saved = torch.load(tmp_path / name / f"step={step}.ckpt", weights_only=True)
+            weights = torch.cat([value.reshape(-1) for value in saved["state_dict"].values()])
+            assert close(weights, expected(step)), (name, step)
+            if name != "weights":
+                state = saved["optimizer_states"][0]["state"]
+                raw = torch.cat([state[i]["average"].reshape(-1) for i in sorted(state)])
+                assert torch.equal(raw, run.walk.weights[step - 1])
+    first = torch.load(tmp_path / "weights" / "step=1.ckpt", weights_only=True)  # nothing is collected yet
+    assert torch.equal(torch.cat([v.reshape(-1) for v in first["state_dict"].values()]), run.walk.weights[0])
+
+    run.trainer.test(run.module, batches(), verbose=False)
+    assert close(run.module.tested[-1], expected(12))
+    assert torch.equal(run.module.tested[-1], vector(run.module))
+
+
+def test_before_the_first_collection_the_raw_weights_are_evaluated() -> None:
+    run = Run(adan, IterateAveraging("ema", decay=0.5, start=9), num_sanity_val_steps=1)
+    fresh = vector(Toy_like(run))
+    assert torch.equal(run.module.validated[0], fresh)  # the sanity check
+    for epoch in (1, 2):
+        assert torch.equal(run.module.validated[2 * epoch - 1], run.walk.weights[4 * epoch - 1])
+    assert close(run.module.validated[-1], plain_ema(picked(run, range(9, 13)), 0.5), 1e-6)
+
+
+def Toy_like(run: Run) -> Toy:
+    torch.manual_seed(0)
+    return Toy(run.module.make)
+
+
+class Unlucky(Toy):
+    def validation_step(self, batch: Sequence[Tensor], index: int) -> None:
+        super().validation_step(batch, index)
+        if len(self.validated) == 4:
+            raise ArithmeticError("the metric is undefined")
+
+
+def test_an_exception_in_validation_leaves_the_raw_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, walk = Unlucky(adan), Walk()
+    callbacks = (walk, IterateAveraging(start=1, every=1), OnExceptionCheckpoint(tmp_path, "last"))
+    with pytest.raises(ArithmeticError, match="undefined"):
+        trainer(*callbacks, precision="64-true").fit(module, batches(), batches(batch_size=16))
+    assert close(module.validated[-1], plain_mean(walk.weights))
+    assert torch.equal(vector(module), walk.weights[-1])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert close(torch.cat([v.reshape(-1) for v in saved["state_dict"].values()]), plain_mean(walk.weights))
+
+
+# ---------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("when", [{"every_n_train_steps": 4}, {"every_n_epochs": 1}])
+@pytest.mark.parametrize("make", [adan, adan16, sgd, adamw])
+def test_a_resumed_run_is_the_same_run(make: Make, when: dict[str, int], precision: str, tmp_path: Path) -> None:
+    def averaging() -> IterateAveraging:
+        return IterateAveraging("mean", start=3, every=1)
+
+    checkpoints = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **when)  # type: ignore[arg-type]
+    whole = Run(make, averaging(), checkpoints, precision=precision)
+    rest = Run(make, averaging(), ckpt_path=tmp_path / "step=4.ckpt", precision=precision, watch="average")
+    assert len(rest.walk.weights) == 8
+    assert [w.tolist() for w in rest.walk.weights] == [w.tolist() for w in whole.walk.weights[4:]]
+    assert torch.equal(vector(rest.module), vector(whole.module))
+    assert torch.equal(
+        slot(rest.trainer.optimizers[0], "average"), slot(whole.trainer.optimizers[0], "average")
+    )
+
+
+def test_another_kind_of_average_does_not_resume(tmp_path: Path) -> None:
+    Run(adan, IterateAveraging("mean"), ModelCheckpoint(tmp_path, "last"), max_epochs=1)
+    with pytest.raises(OptionError, match="holds an average of kind 'mean' and this run wants 'ema'"):
+        Run(adan, IterateAveraging("ema"), ckpt_path=tmp_path / "last.ckpt")
+
+
+# ---------------------------------------------------------------- 16 bits
+
+
+def test_validating_does_not_change_a_bf16_average() -> None:
+    quiet, busy = (
+        Run(adan, IterateAveraging(start=1, every=1), precision="bf16-true", watch="average", **options)
+        for options in ({"limit_val_batches": 0}, {"val_check_interval": 1})
+    )
+    assert len(busy.module.validated) == 24
+    assert [s.tolist() for s in quiet.walk.slots] == [s.tolist() for s in busy.walk.slots]
+    assert quiet.walk.slots[0].dtype == torch.float32
+    assert torch.equal(vector(quiet.module), vector(busy.module))
+    assert torch.equal(vector(busy.module), plain_mean(busy.walk.weights).float().bfloat16())
+
+
+# ---------------------------------------------------------------- batch normalisation
+
+
+def norm_net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def by_hand(net: nn.Sequential, batch_sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of what enters the normalisation, averaged over batches by their size."""
+    inputs = samples().tensors[0].double()
+    means, variances = 0.0, 0.0
+    for part in inputs[: sum(batch_sizes)].split(list(batch_sizes)):
+        entering = net[0](part)
+        means = means + entering.mean(0) * len(part) / sum(batch_sizes)
+        variances = variances + entering.var(0) * len(part) / sum(batch_sizes)
+    assert isinstance(means, Tensor)
+    assert isinstance(variances, Tensor)
+    return means, variances
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "limit", "batch_sizes"), [(8, None, [8] * 4), (8, 2, [8] * 2), (12, None, [12, 12, 8])]
+)
+def test_batch_norm_statistics_belong_to_the_average(
+    batch_size: int, limit: int | None, batch_sizes: Sequence[int]
+) -> None:
+    averaging = IterateAveraging(start=0, every=1, batch_norm_batches=limit)
+    run = Run(adan, averaging, net=norm_net, train=batches(batch_size=batch_size), precision="64-true")
+    net: Any = run.module.net
+    mean, variance = by_hand(net, batch_sizes)
+    assert close(net[2].running_mean, mean)
+    assert close(net[2].running_var, variance)
+    assert net[2].num_batches_tracked == len(batch_sizes)
+    assert net[2].momentum == 0.1
+
+
+def test_batch_norm_statistics_can_be_kept() -> None:
+    alone = Run(adan, net=norm_net)
+    kept = Run(adan, IterateAveraging(start=0, every=1, batch_norm="keep"), net=norm_net)
+    for one, other in zip(alone.module.buffers(), kept.module.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Buffers(Walk):
+    """Also the statistics that training has after each step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.weights.append(torch.cat([vector(pl_module), *(b.reshape(-1) for b in pl_module.buffers())]))
+
+
+def test_recomputing_statistics_does_not_touch_training() -> None:
+    """Dropout, the order of the samples and the raw statistics stay those of a run without the callback."""
+
+    def walk(*callbacks: IterateAveraging) -> list[list[float]]:
+        shuffled = batches(shuffle=True, generator=torch.Generator().manual_seed(3))
+        buffers = Buffers()
+        Run(adan, buffers, *callbacks, net=norm_net, train=shuffled, val_check_interval=2)
+        return [weights.tolist() for weights in buffers.weights]
+
+    assert walk() == walk(IterateAveraging(start=1, every=1))
+
+
+def test_the_modes_of_a_half_frozen_network_stay() -> None:
+    def net() -> nn.Sequential:
+        found = norm_net()
+        found[1].eval()
+        return found
+
+    modes: list[list[bool]] = []
+
+    class Modes(Walk):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            modes.append([part.training for part in pl_module.modules()])
+
+    with pytest.warns(UserWarning, match="in eval mode"):
+        Run(adan, Modes(), IterateAveraging(start=1, every=1), net=net)
+    assert len({tuple(mode) for mode in modes}) == 1
+
+
+@pytest.mark.parametrize("when", [{"every_n_train_steps": 4}, {"every_n_epochs": 1}])
+def test_raw_statistics_resume_too(when: dict[str, int], tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **when)  # type: ignore[arg-type]
+
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+
+    whole, rest = Buffers(), Buffers()
+    Run(adan, whole, IterateAveraging(start=1, every=1), checkpoints, net=net)
+    resume = {"ckpt_path": tmp_path / "step=4.ckpt"}
+    Run(adan, rest, IterateAveraging(start=1, every=1), net=net, **resume)  # type: ignore[arg-type]
+    assert [w.tolist() for w in rest.weights] == [w.tolist() for w in whole.weights[4:]]
+
+
+def test_a_batch_that_forward_cannot_take_is_refused_in_words() -> None:
+    class Named(Toy):
+        def loss(self, batch: Any) -> Tensor:
+            return super().loss([batch["x"], batch["y"]])
+
+    def collate(rows: Any) -> dict[str, Tensor]:
+        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
+
+    with pytest.raises(OptionError, match=r"what to give to forward from a batch of type dict.*batch_norm='keep'"):
+        Run(
+            adan, IterateAveraging(start=1), module=Named(adan, norm_net), train=batches(collate_fn=collate)
+        )
+
+
+# ---------------------------------------------------------------- two processes
+
+
+def on_ranks(kind: str) -> dict[str, Any]:
+    from torch.utils.data import DistributedSampler
+
+    from tests.ranks import rank
+
+    data = samples()
+    sampler: Any = DistributedSampler(data, 2, rank(), shuffle=False)
+    run = Run(
+        adan,
+        IterateAveraging(kind, decay=0.8, start=2, every=1),  # type: ignore[arg-type]
+        net=norm_net,
+        train=DataLoader(data, batch_size=4, sampler=sampler),
+        strategy="ddp",
+        devices=2,
+        precision="64-true",
+    )
+    net: Any = run.module.net
+    return {
+        "average": vector(run.module),
+        "walk": run.walk.weights,
+        "mean": net[2].running_mean,
+        "entering": net[0](data.tensors[0][list(sampler)].double()).mean(0),
+    }
+
+
+@pytest.mark.parametrize("kind", ["mean", "ema"])
+def test_two_processes_average_alike(kind: str) -> None:
+    first, second = run_ranks(on_ranks, kind)
+    expected = plain_mean(first["walk"][1:]) if kind == "mean" else plain_ema(first["walk"][1:], 0.8)
+    assert torch.equal(first["average"], second["average"])
+    assert close(first["average"], expected)
+    assert torch.equal(first["mean"], second["mean"])
+    assert not torch.equal(first["entering"], second["entering"])
+    assert close(first["mean"], (first["entering"] + second["entering"]) / 2)
