@@ -27,8 +27,8 @@ class IterateAveraging(Callback):
     counted by the memory report. While nothing is collected yet, the current weights are evaluated.
 
     Every checkpoint, also with `save_weights_only`, holds the average in `state_dict`; the weights that training goes
-    on from stand in the optimizer's slot `average` meanwhile, and are put back when a fit resumes from it. After
-    `fit` the model holds the average.
+    on from stand in the optimizer's slot `average` meanwhile (`raw` for weights in 16 bits), and are put back when a
+    fit resumes from it. After `fit` the model holds the average.
 
     Args:
         kind: "mean" weighs all collected iterates the same, "ema" forgets old ones exponentially.
@@ -54,13 +54,16 @@ class IterateAveraging(Callback):
         batch_norm: Literal["recompute", "keep"] = "recompute",
         batch_norm_batches: int | None = None,
     ) -> None:
-        whole = start is not None and start >= 0 and (start < 1 or start == int(start))
+        whole = start is not None and (0 <= start < 1 or (start >= 1 and float(start).is_integer()))
+        some = isinstance(batch_norm_batches, int) and batch_norm_batches >= 1
         paced = every in (None, "epoch") or (isinstance(every, int) and every >= 1)
         _check("kind", kind, kind in ("mean", "ema"), "'mean' or 'ema'")
         _check("decay", decay, 0 < decay < 1, "in (0, 1)")
         _check("start", start, start is None or whole, "a step, or a fraction of training below 1")
         _check("every", every, paced, "an integer of at least 1, or 'epoch'")
         _check("batch_norm", batch_norm, batch_norm in ("recompute", "keep"), "'recompute' or 'keep'")
+        limit = batch_norm_batches
+        _check("batch_norm_batches", limit, limit is None or some, "an integer of at least 1")
         self.kind, self.decay = kind, decay
         self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
         self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
@@ -68,7 +71,6 @@ class IterateAveraging(Callback):
         self.swapped = False
         self._stages: list[Average] = []
         self._detach: list[Callable[[], None]] = []
-        self._exact: dict[Tensor, Tensor] = {}  # averages that the parameter's type cannot hold, while swapped
         self._raw_buffers: dict[str, Tensor] = {}  # statistics of the raw weights, while swapped
         self._fresh_buffers: tuple[int, dict[str, Tensor]] | None = None  # of the average, with its count
         self._loaded: dict[str, Any] | None = None
@@ -136,7 +138,6 @@ class IterateAveraging(Callback):
         while self._detach:
             self._detach.pop()()
         if stage == "fit":
-            self._exact.clear()
             self._raw_buffers.clear()
 
     def _wrap_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,21 +190,23 @@ class IterateAveraging(Callback):
     def _exchange(self, trainer: Trainer) -> None:
         """Let parameters and averages trade places, without a second copy of the model.
 
-        A parameter of half precision cannot hold the average, so the exact one is kept aside meanwhile.
+        A parameter in 16 bits cannot hold the average, which therefore stays where it is; the weights of training
+        go to a slot `raw` meanwhile.
         """
         for optimizer in trainer.optimizers:
             for p, state in optimizer.state.items():
                 if "average" not in state:
                     continue
-                raw, average = p.detach().clone(), state["average"]
-                if p in self._exact:
+                average = state["average"]
+                if average.dtype == p.dtype:
+                    raw = p.detach().clone()
                     p.copy_(average)
-                    average.copy_(self._exact.pop(p))
-                    continue
-                if average.dtype != p.dtype:
-                    self._exact[p] = average.clone()
-                p.copy_(average)
-                average.copy_(raw)
+                    average.copy_(raw)
+                elif "raw" in state:
+                    p.copy_(state.pop("raw"))
+                else:
+                    state["raw"] = p.detach().to(average.dtype)
+                    p.copy_(average)
 
     # ------------------------------------------------------------------ checkpoints
 

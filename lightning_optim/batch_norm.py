@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from lightning_optim.errors import OptionError
 
@@ -32,35 +37,69 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
 
     A batch of b samples after n earlier ones enters with weight b / (n + b); ranks are averaged at the end. The
     run's random state, the mode of every submodule and the iterator of training are left as they were.
+
+    Raises:
+        OptionError: where the training loader gives nothing, or batches that `forward` cannot take.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
     momenta = [part.momentum for part in norms]
     modes = {part: part.training for part in module.modules()}
-    devices = [module.device] if module.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        module.eval()
-        for part in norms:
-            part.reset_running_stats()
-            part.train()
-        seen = 0
-        try:
-            for batch in itertools.islice(iter(trainer.train_dataloader or ()), batches):
-                inputs = inputs_of(batch)
+    seen = 0
+    module.eval()
+    for part in norms:
+        part.reset_running_stats()
+        part.train()
+    try:
+        with isolate_rng(), _pass(trainer) as loader, trainer.precision_plugin.forward_context():
+            for batch in itertools.islice(loader, batches):
+                inputs = inputs_of(trainer.precision_plugin.convert_input(batch))
                 seen += len(inputs)
                 for part in norms:
                     part.momentum = len(inputs) / seen
                 module(trainer.strategy.batch_to_device(inputs))
-        finally:
-            for part, momentum in zip(norms, momenta, strict=True):
-                part.momentum = momentum
-            for member, mode in modes.items():
-                member.training = mode
+    finally:
+        for part, momentum in zip(norms, momenta, strict=True):
+            part.momentum = momentum
+        for member, mode in modes.items():
+            member.training = mode
+    if not seen:
+        raise OptionError(
+            "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "
+            "batch_norm='keep'."
+        )
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for part in norms:
             for buffer in (part.running_mean, part.running_var):
                 assert buffer is not None
                 dist.all_reduce(buffer)
                 buffer /= dist.get_world_size()
+
+
+@contextmanager
+def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
+    """The batches of an epoch, from a loader of its own: training may stand in the middle of the other one."""
+    loader: Any = trainer.train_dataloader
+    if hasattr(loader, "state_dict"):  # it knows its place in the epoch, so ask for one that begins
+        loader = trainer.fit_loop._data_source.dataloader()
+        if loader is trainer.train_dataloader:
+            raise OptionError(
+                "IterateAveraging cannot recompute batch-norm statistics: the training loader is in the middle of its "
+                "epoch, and there is no other. Give the Trainer a LightningDataModule, or a module with "
+                "train_dataloader, instead of a loader with state_dict; or set batch_norm='keep'."
+            )
+    if not isinstance(loader, DataLoader):
+        yield iter(loader)
+        return
+    loader = copy.copy(loader)
+    vars(loader)["_iterator"] = None  # where workers persist, the iterator is training's
+    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    drawn = {getattr(part, "generator", None) for part in (loader, *samplers)} - {None}
+    states = [(generator, generator.get_state()) for generator in drawn]
+    try:
+        yield iter(loader)
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def inputs_of(batch: Any) -> Tensor:

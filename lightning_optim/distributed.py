@@ -26,6 +26,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def like(values: Tensor, p: Tensor) -> Tensor:
+    """Flat values of the part of `p` that this process holds, as a tensor of the shape and placement of `p`."""
+    if not isinstance(p, DTensor):
+        return values.view(p.shape)
+    part = values.view(p.to_local().shape)
+    return DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+
+
 class Placement:
     """Where the tensors of an optimizer live, and so how partial results of reductions combine.
 

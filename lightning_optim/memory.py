@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.distributed import local
 from lightning_optim.optimizer import Optimizer
+from lightning_optim.storage import Coded
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Entry:
 
 def state_memory(optimizer: torch.optim.Optimizer) -> list[Entry]:
     """The state that exists now, counted from its tensors."""
-    found: list[tuple[int, str, Tensor]] = []
+    found: list[tuple[int, str, Tensor | Coded]] = []
     for i, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             found += [(i, slot, local(value)) for slot, value in state.items() if isinstance(value, Tensor)]
+            found += [(i, slot, value) for slot, value in state.items() if isinstance(value, Coded)]
         if isinstance(optimizer, Optimizer):
             found += [(i, slot, group[slot]) for slot in optimizer.slots if isinstance(group.get(slot), Tensor)]
     return _summed(found)
@@ -56,7 +58,7 @@ def predicted_memory(optimizer: torch.optim.Optimizer) -> list[Entry]:
     For our optimizers it is read off the update. For others a copy takes one step on tensors without memory; where
     such a step is not possible the list is empty.
     """
-    found: list[tuple[int, str, Tensor]] = []
+    found: list[tuple[int, str, Tensor | Coded]] = []
     if not isinstance(optimizer, Optimizer):
         return _summed(_one_step_on_meta(optimizer))
     for i, group in enumerate(optimizer.param_groups):
@@ -68,19 +70,23 @@ def predicted_memory(optimizer: torch.optim.Optimizer) -> list[Entry]:
     return _summed(found)
 
 
-def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, existing: Any) -> Tensor:
-    """A tensor without memory like the slot that a parameter will have."""
+def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, existing: Any) -> Tensor | Coded:
+    """Something without memory like the slot that a parameter will have."""
     if name in existing:
-        return local(existing[name])
+        value: Tensor | Coded = existing[name]
+        return value if isinstance(value, Coded) else local(value)
     if name == "step":
         return torch.empty((), dtype=torch.float32, device="meta")
-    slot = optimizer.all_slots()[name]
+    slot, group = optimizer.all_slots()[name], optimizer.param_groups[i]
+    if storage.is_coded(p, group["state_bits"], slot):
+        partner = slot.root_of if slot.root_of in optimizer.slots_of(i, p) else None
+        return storage.make(torch.empty_like(part, device="meta"), slot, partner, group["state_format"])
     dtype = storage.dtype(p.dtype, optimizer.param_groups[i]["state_bits"], slot)
     shape = slot.shape(part.shape, optimizer.traits_of(i, p))
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Tensor]]:
+def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Tensor | Coded]]:
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         params = [torch.empty_like(local(p), device="meta").requires_grad_() for p in group["params"]]
@@ -101,12 +107,13 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
     ]
 
 
-def _summed(found: Iterable[tuple[int, str, Tensor]]) -> list[Entry]:
+def _summed(found: Iterable[tuple[int, str, Tensor | Coded]]) -> list[Entry]:
     sums: dict[tuple[int, str, str], tuple[int, int]] = {}
     for i, slot, value in found:
-        key = (i, slot, str(value.dtype).removeprefix("torch."))
+        word = value.format.name if isinstance(value, Coded) else str(value.dtype).removeprefix("torch.")
+        key = (i, slot, f"8 bits ({word})" if isinstance(value, Coded) else word)
         elements, size = sums.get(key, (0, 0))
-        sums[key] = (elements + value.numel(), size + value.numel() * value.element_size())
+        sums[key] = (elements + value.numel(), size + value.nbytes)
     return [Entry(*key, *value) for key, value in sums.items()]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import engines, storage
-from lightning_optim.distributed import Placement, mean_over_ranks
+from lightning_optim.distributed import Placement, like, local, mean_over_ranks
 from lightning_optim.engines.job import Job, Row, Step, make_row
 from lightning_optim.errors import OptionError
 from lightning_optim.options import Declared, Option, check_options, read_options, shared, signature
@@ -29,7 +29,7 @@ GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr",
 # What a torch.optim checkpoint says about how torch runs a step; it means nothing here.
 TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
 # Options that say how state is kept, not how to train: a checkpoint does not change them.
-OWN = ("state_bits",)
+OWN = ("state_bits", "state_format")
 
 NUMBERS = (float, float | None)
 
@@ -43,7 +43,10 @@ class Optimizer(Declared, torch.optim.Optimizer):
         params: Parameters, named parameters or parameter groups, as for `torch.optim`.
         maximize: Walk uphill.
         state_bits: Bits per value of state. 32 keeps float32 (float64 for float64 parameters), also beside bf16
-            and fp16 parameters; 16 keeps bfloat16, save for slots that must stay exact.
+            and fp16 parameters; 16 keeps bfloat16 and 8 keeps codes of 8 bits for tensors of 4096 elements or more,
+            save for slots that must stay exact.
+        state_format: The codes of 8 bits: "log" keeps second moments by their logarithm with stochastic rounding and
+            first moments as the ratio to their root; "dynamic" is the dynamic-tree code of bitsandbytes.
         engine: Who runs the update: "auto" takes the fastest that can serve, "reference" is plain torch.
 
     Raises:
@@ -53,7 +56,8 @@ class Optimizer(Declared, torch.optim.Optimizer):
 
     params: Any
     maximize: bool = shared(default=False, kw_only=True)
-    state_bits: Literal[32, 16] = shared(default=32, kw_only=True)
+    state_bits: Literal[32, 16, 8] = shared(default=32, kw_only=True)
+    state_format: Literal["log", "dynamic"] = shared(default="log", kw_only=True)
     engine: str = shared(default="auto", kw_only=True)
 
     title: ClassVar[str] = ""
@@ -114,6 +118,11 @@ class Optimizer(Declared, torch.optim.Optimizer):
             )
         options = check_options(options, self.options, owner)
         self.check(options)
+        if options["state_bits"] == 8 and not any(storage.can_be_coded(slot) for slot in self.slots.values()):
+            raise OptionError(
+                f"{owner}: state_bits=8 has nothing to keep in 8 bits: its state is one number per tensor or less, or "
+                "must stay exact. Leave it at 32."
+            )
         engine = engines.known(options.pop("engine"))
         self._prepare()
         super().__init__(groups, {name: options[name] for name in self.options if name != "engine"})
@@ -132,15 +141,14 @@ class Optimizer(Declared, torch.optim.Optimizer):
         param_group = {**param_group, **check_options(given, self.options, owner)}
         if not isinstance(param_group.get("params"), Tensor):
             param_group["params"] = list(param_group["params"])
-        _refuse_repeats(owner, param_group["params"], self.param_groups)
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if self.real_only and any(p.is_complex() for p in group["params"]):
+        tensors = _tensors(param_group["params"])
+        _refuse_repeats(owner, tensors, self.param_groups)
+        if self.real_only and any(p.is_complex() for p in tensors):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
-        group.pop("engine", None)
-        options = {name: group[name] for name in self.options if name != "engine"}
+        options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name != "engine"}
         self.check(options)
-        group.update(options)
+        super().add_param_group({**param_group, **options})
+        self.param_groups[-1].pop("engine", None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "stages": self.stages}
@@ -165,8 +173,9 @@ class Optimizer(Declared, torch.optim.Optimizer):
         self.stages.append(stage)
         self._programs.clear()
         for i, p in self._everything():
-            for name in stage.slots:
-                self._create(name, p, i, {})
+            for name, slot in stage.slots.items():
+                if slot.copies:  # of the parameter as it is now; others are made when something reads them
+                    self._create(name, p, i, {})
 
     def remove(self, stage: Stage) -> None:
         """Take a stage away again; its slots stay in the state."""
@@ -273,7 +282,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
             key = (i, t, *traits.values())
             if key not in jobs:
                 h = {**options[i], **traits, **self.scalars(views[i], t), **extra}
-                jobs[key] = Job(self._program(what, h), h)
+                jobs[key] = Job(self._program(what, h), h, t)
             jobs[key].rows.append(self._row(p, i, jobs[key], p.grad))
         for i, p in idle:
             if "step" not in self.state[p]:
@@ -365,7 +374,11 @@ class Optimizer(Declared, torch.optim.Optimizer):
             self._create(name, p, i, h)
 
     def _create(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
-        slot = self.all_slots()[name]
+        slot, group = self.all_slots()[name], self.param_groups[i]
+        if storage.is_coded(p, group["state_bits"], slot):
+            partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
+            self.state[p][name] = storage.make(local(p), slot, partner, group["state_format"])
+            return
         value = slot.empty(p, self._slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
         if slot.per == "optimizer":
             self.param_groups[0].setdefault(name, value)
@@ -379,6 +392,23 @@ class Optimizer(Declared, torch.optim.Optimizer):
         first = self.param_groups[0]
         return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain tensors of the parameters' own shapes, also where it is kept in codes.
+
+        So the file loads under any `state_bits`, strategy and number of ranks, and by `torch.optim` where it has the
+        algorithm; codes are made again on load, the same ones. The full-precision tensors exist until the caller
+        drops them.
+        """
+        found = super().state_dict()
+        order = [index for group in found["param_groups"] for index in group["params"]]
+        for index, (_, p) in zip(order, self._everything(), strict=True):
+            state = found["state"].get(index, {})
+            coded = [name for name, value in state.items() if isinstance(value, storage.Coded)]
+            if coded:
+                values = storage.read(state, coded)
+                found["state"][index] = {**state, **{name: like(values[name], p) for name in coded}}
+        return found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.
 
@@ -387,12 +417,25 @@ class Optimizer(Declared, torch.optim.Optimizer):
         fresh, and those that this class does not have are left out, each with a warning.
 
         Raises:
-            ValueError: where the groups of the checkpoint do not match this optimizer's.
+            ValueError: where the groups of the checkpoint, or the shapes in its state, do not match this optimizer's.
         """
         before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        found: dict[str, Any] = {}
+        # After the hooks that may change what is loaded, and before those that look at the result.
+        hooks = (
+            self.register_load_state_dict_pre_hook(lambda _, given: found.update(given)),
+            self.register_load_state_dict_post_hook(lambda _: self._adopt(found, before), prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _adopt(self, state_dict: dict[str, Any], before: list[dict[str, Any]]) -> None:
+        """Make the groups and the state that torch has just loaded this optimizer's own."""
         saved_order = [index for group in state_dict["param_groups"] for index in group["params"]]
         saved = {index: dict(slots) for index, slots in state_dict["state"].items()}
-        super().load_state_dict(state_dict)
         for group, own in zip(self.param_groups, before, strict=True):
             for key in TORCH_FLAGS:
                 group.pop(key, None)
@@ -410,11 +453,23 @@ class Optimizer(Declared, torch.optim.Optimizer):
         state.clear()
         self._start(p, i)
         state["step"].fill_(float(saved.get("step", 0)))
+        coded: dict[str, Tensor] = {}
         for name, value in saved.items():
             if name in slots:
                 device = p.device if slots[name].per == "element" else torch.device("cpu")
                 dtype = self._slot_dtype(slots[name], p, i)
-                state[name] = torch.as_tensor(value).to(dtype=dtype, device=device, copy=True)
+                values = torch.as_tensor(value).to(dtype=dtype, device=device, copy=True)
+                shape = p.shape if isinstance(state.get(name), storage.Coded) else state.get(name, values).shape
+                if values.shape != shape:
+                    raise OptionError(
+                        f"{type(self).__name__} cannot load {name} of shape {tuple(values.shape)} for a parameter of "
+                        f"shape {tuple(p.shape)}; it must be {tuple(shape)}. Was it saved from another model?"
+                    )
+                if name in state and isinstance(state[name], storage.Coded):
+                    coded[name] = local(values).reshape(-1)
+                else:
+                    state[name] = values
+        storage.write(state, coded, int(state["step"]))
         foreign = [name for name in saved if name != "step" and name not in slots]
         fresh = [name for name in state if name not in saved]
         if fresh or foreign:
@@ -451,10 +506,14 @@ def _constructor(cls: type[Optimizer]) -> Callable[..., None]:
     return __init__
 
 
-def _refuse_repeats(owner: str, params: Any, groups: list[dict[str, Any]]) -> None:
-    if isinstance(params, Tensor):
-        return
-    tensors = [item[1] if isinstance(item, tuple) else item for item in params]
+def _tensors(params: Any) -> list[Tensor]:
+    """The tensors of a group's `params`: one, some, or some with names. Torch refuses what is no tensor."""
+    items = [params] if isinstance(params, Tensor) else params
+    found = [item[1] if isinstance(item, tuple) else item for item in items]
+    return [item for item in found if isinstance(item, Tensor)]
+
+
+def _refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any]]) -> None:
     seen: dict[int, str] = {}
     for i, group in enumerate(groups):
         seen.update({id(p): f"group {i}" for p in group["params"]})

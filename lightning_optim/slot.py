@@ -25,6 +25,8 @@ class Slot:
         per: One value per element of the parameter, one per tensor, or one for the optimizer.
         init: The first value, or a function of the options that gives it.
         copies: Start as a copy of the parameter, as it is when the slot is made, instead of `init`.
+        root_of: The slot that holds squares in whose root this one's values are naturally measured, as a mean gradient
+            in the root of the mean square. Every update writes both. Codes of few bits make use of it.
         without: The name of a trait that holds an axis: the slot has size 1 along it (a row or column statistic).
     """
 
@@ -33,6 +35,7 @@ class Slot:
     per: Per = "element"
     init: float | Callable[[Any], float] = 0.0
     copies: bool = False
+    root_of: str | None = None
     without: str | None = None
 
     def start(self, h: Any) -> float:

@@ -68,9 +68,7 @@ def _gathering_in_place() -> Iterator[None]:
         yield
 
 
-def _full_states_in_place(
-    module: nn.Module, world_size: int, rank0_only: bool = True
-) -> AbstractContextManager[None]:
+def _full_states_in_place(module: nn.Module, world_size: int, rank0_only: bool = True) -> AbstractContextManager[None]:
     context: AbstractContextManager[None] = FullyShardedDataParallel.state_dict_type(
         module,
         StateDictType.FULL_STATE_DICT,

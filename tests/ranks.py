@@ -112,8 +112,10 @@ def run_ranks(
             for one in ranks:
                 one.release()
         finally:
-            for one in ranks:
+            for one in ranks:  # all before any wait, which a second Ctrl-C would cut short
                 one.kill()
+            for one in ranks:
+                one.bury()
     return [ending.result for ending in endings]
 
 
@@ -177,10 +179,13 @@ class _Rank:
 
     def kill(self) -> None:
         """End the rank, whatever it does, and its children."""
-        self._pipe.close()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
         self._process.kill()
+
+    def bury(self) -> None:
+        """Forget a rank that has been killed."""
+        self._pipe.close()
         self._process.join()
 
 

@@ -42,9 +42,7 @@ def sources() -> set[str]:
     """The modules of the working tree by their import path, tracked or about to be."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    listed = run(
-        "git", "ls-files", "--cached", "--others", "--exclude-standard", "--", "lightning_optim", "callbacks"
-    )
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", "lightning_optim", "callbacks")
     files = {line for line in listed.splitlines() if line.endswith(".py") and (ROOT / line).exists()}
     return {file.replace("callbacks", LINK, 1) if file.startswith("callbacks/") else file for file in files}
 

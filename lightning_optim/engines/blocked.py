@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.engines.job import HALF, Job, Row, Step
+from lightning_optim import storage
+from lightning_optim.engines.job import Job, Row, Step
 from lightning_optim.math import FUNCTIONS
+from lightning_optim.storage import Coded
 from lightning_optim.trace import Kind, Program, Symbol, look_up
 
 name = "blocked"
@@ -121,7 +123,7 @@ class _Plan:
         sums = {symbol: 0.0 if symbol.args[2] == "sum" else -torch.inf for symbol in elements}
         if elements:
             code = _lower(self.job.program, tuple(symbol.args[0] for symbol in elements), ())
-            for views in _blocks([row], code, row.compute_dtype, write=False):
+            for views in _blocks([row], code, row.compute_dtype, False):
                 values = code.run(views, [known[symbol] for symbol in code.numbers])
                 for symbol, value in zip(elements, values, strict=True):
                     if symbol.args[2] == "sum":
@@ -143,7 +145,7 @@ class _Plan:
             self._write_numbers(row, known, shared)
         for rows, known in self._packs():
             numbers = [known[symbol] for symbol in code.numbers]
-            for views in _blocks(rows, code, rows[0].compute_dtype, write=True):
+            for views in _blocks(rows, code, rows[0].compute_dtype, True, self.job.t):
                 code.run(views, numbers)
 
     def _write_numbers(self, row: Row, known: dict[Symbol, float], shared: dict[str, float]) -> None:
@@ -338,66 +340,63 @@ def _needed(values: Iterable[Any]) -> set[Symbol]:
 # ---------------------------------------------------------------------------------------------- blocks
 
 
-def _blocks(rows: list[Row], code: _Code, dtype: torch.dtype, write: bool) -> Iterator[list[Tensor]]:
+def _blocks(rows: list[Row], code: _Code, dtype: torch.dtype, write: bool, t: int = 0) -> Iterator[list[Tensor]]:
     """The views of one block after another; what was staged is written back when the next block is asked for.
 
-    A buffer is staged where the tensor itself cannot be a one-dimensional view of the compute type: several small
-    tensors in one block, half precision, or a tensor that is not contiguous.
+    A buffer is staged where the slot itself cannot be a one-dimensional view of the compute type: several small
+    tensors in one block, half precision, codes, or a tensor that is not contiguous.
     """
-    tensors = [[_buffer_of(row, name) for row in rows] for name in code.inputs]
     total = sum(row.param.numel() for row in rows)
     if total == 0:
         return
     size = min(total, BLOCK * torch.get_num_threads())
     scratch = _scratch(dtype, torch.bool, code.scratch, size)
-    direct = [len(rows) == 1 and t[0].dtype == dtype and t[0].is_contiguous() for t in tensors]
-    staged = [None if d else torch.empty(size, dtype=dtype) for d in direct]
     if len(rows) > 1:
-        yield from _packed(rows, code, tensors, staged, scratch, write)
+        yield from _packed(rows, code, dtype, scratch, write)
         return
-    flat = [t[0].reshape(-1) for t in tensors]  # a copy where the tensor is not contiguous
+    row = rows[0]
+    held = {name: _held(row, name) for name in code.inputs}
+    coded = [name for name, value in held.items() if isinstance(value, Coded)]
+    flat = {name: value.reshape(-1) for name, value in held.items() if isinstance(value, Tensor)}  # a copy if strided
+    staged = {name: torch.empty(size, dtype=dtype) for name, value in flat.items() if value.dtype != dtype}
     for low in range(0, total, size):
         high = min(low + size, total)
-        views = []
-        for whole, stage in zip(flat, staged, strict=True):
-            views.append(whole[low:high] if stage is None else stage[: high - low].copy_(whole[low:high]))
-        yield [*views, *(s[: high - low] for s in scratch)]
-        for name, whole, stage, view in zip(code.inputs, flat, staged, views, strict=False):
-            if stage is not None and write and name in code.written:
-                whole[low:high].copy_(view)
-    for name, group, whole in zip(code.inputs, tensors, flat, strict=True):
-        if write and name in code.written and not group[0].is_contiguous():
-            group[0].copy_(whole.view(group[0].shape))
+        values = storage.read(row.state, coded, low, high)
+        for name, whole in flat.items():
+            part = whole[low:high]
+            values[name] = staged[name][: high - low].copy_(part) if name in staged else part
+        yield [*(values[name] for name in code.inputs), *(s[: high - low] for s in scratch)]
+        if write:
+            for name in code.written:
+                if name in staged:
+                    flat[name][low:high].copy_(values[name])
+            storage.write(row.state, {name: values[name] for name in coded if name in code.written}, t, low)
+    for name in code.written if write else ():
+        value = held[name]
+        if isinstance(value, Tensor) and not value.is_contiguous():
+            value.copy_(flat[name].view(value.shape))
 
 
 def _packed(
-    rows: list[Row],
-    code: _Code,
-    tensors: list[list[Tensor]],
-    staged: list[Tensor | None],
-    scratch: tuple[Tensor, ...],
-    write: bool,
+    rows: list[Row], code: _Code, dtype: torch.dtype, scratch: tuple[Tensor, ...], write: bool
 ) -> Iterator[list[Tensor]]:
-    """One block that holds several tensors side by side."""
+    """One block that holds several small tensors side by side."""
     sizes = [row.param.numel() for row in rows]
     total = sum(sizes)
-    views = [stage[:total] for stage in staged if stage is not None]
-    for view, group in zip(views, tensors, strict=True):
-        torch._foreach_copy_(torch.split(view, sizes), [tensor.reshape(-1) for tensor in group])
-    yield [*views, *(s[:total] for s in scratch)]
-    for name, view, group in zip(code.inputs, views, tensors, strict=True):
-        if write and name in code.written:
-            parts = [part.view(t.shape) for part, t in zip(torch.split(view, sizes), group, strict=True)]
-            torch._foreach_copy_(group, parts)
+    tensors = {name: [_held(row, name) for row in rows] for name in code.inputs}
+    views = {name: torch.empty(total, dtype=dtype) for name in code.inputs}
+    for name, group in tensors.items():
+        torch._foreach_copy_(torch.split(views[name], sizes), [tensor.reshape(-1) for tensor in group])
+    yield [*views.values(), *(s[:total] for s in scratch)]
+    for name in code.written if write else ():
+        parts = torch.split(views[name], sizes)
+        shaped = [part.view(tensor.shape) for part, tensor in zip(parts, tensors[name], strict=True)]
+        torch._foreach_copy_(tensors[name], shaped)
 
 
-def _buffer_of(row: Row, name: str) -> Tensor:
-    if name == "p":
-        return row.param
-    if name == "g":
-        assert row.grad is not None
-        return row.grad
-    return row.state[name]
+def _held(row: Row, name: str) -> Any:
+    """What holds an input of the update: a tensor, or codes."""
+    return row.param if name == "p" else row.grad if name == "g" else row.state[name]
 
 
 @functools.lru_cache(maxsize=8)
@@ -407,6 +406,3 @@ def _scratch(dtype: torch.dtype, flags: torch.dtype, counts: tuple[int, int], si
         *(torch.empty(size, dtype=dtype) for _ in range(counts[0])),
         *(torch.empty(size, dtype=flags) for _ in range(counts[1])),
     )
-
-
-__all__ = ["BLOCK", "HALF", "name", "refusal", "run"]

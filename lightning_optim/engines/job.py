@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_optim.distributed import Placement, is_sharded, local
 from lightning_optim.slot import Slot
+from lightning_optim.storage import Coded
 from lightning_optim.trace import Program
 
 HALF = (torch.float16, torch.bfloat16)
@@ -23,14 +24,14 @@ class Row:
     Attributes:
         param: The parameter, real; complex parameters come as their real view with a last axis of 2.
         grad: The gradient, like the parameter; None where only stages run.
-        state: The slots by name: tensors like the parameter, of an axis-reduced shape, or of shape ().
+        state: The slots by name: tensors like the parameter, of an axis-reduced shape, or of shape (); or in codes.
         numel: Number of elements of the logical tensor, of which this process may hold a part.
         sharded: Whether other processes hold other parts.
     """
 
     param: Tensor
     grad: Tensor | None
-    state: dict[str, Tensor]
+    state: dict[str, Any]
     numel: int
     sharded: bool = False
 
@@ -40,10 +41,10 @@ class Row:
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
 
-def make_row(p: Tensor, grad: Tensor | None, state: dict[str, Tensor], slots: Mapping[str, Slot]) -> Row:
+def make_row(p: Tensor, grad: Tensor | None, state: dict[str, Any], slots: Mapping[str, Slot]) -> Row:
     """A parameter as engines see it: the local part, real, and with at least one axis."""
     param, gradient = local(p), None if grad is None else local(grad)
-    state = {name: local(value) for name, value in state.items()}
+    state = {name: value if isinstance(value, Coded) else local(value) for name, value in state.items()}
     if param.is_complex():  # real and imaginary parts are elements of their own
         param, gradient = torch.view_as_real(param), None if gradient is None else torch.view_as_real(gradient)
         state = {name: torch.view_as_real(x) if x.is_complex() else x for name, x in state.items()}
@@ -60,11 +61,13 @@ class Job:
     Attributes:
         program: What to run.
         h: The options of the group and the scalars of the step, by name.
+        t: The step of these rows, which stochastic rounding depends on.
         rows: The tensors.
     """
 
     program: Program
     h: dict[str, Any]
+    t: int = 0
     rows: list[Row] = field(default_factory=list)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim import storage
 from lightning_optim.engines.job import Job, Row, Step
 from lightning_optim.math import By, Over, Value, evaluating
 from lightning_optim.trace import State, namespace
@@ -66,23 +67,30 @@ class _Call:
                 new = self.job.program.formula(row.param.to(dtype), grad, s, namespace(self.job.h))
         except _NotYet:
             return False
-        live = {tensor.data_ptr() for tensor in (row.param, *row.state.values()) if tensor.numel()}
+        tensors = [value for value in row.state.values() if isinstance(value, Tensor)]
+        live = {tensor.data_ptr() for tensor in (row.param, *tensors) if tensor.numel()}
         results = {"p": new, **s.written}
         for slot, value in results.items():
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
                 results[slot] = value.clone()  # two slots may trade places
+        coded: dict[str, Tensor] = {}
         for slot, value in results.items():
             if slot in self.step.shared:
                 shared[slot] = value
+            elif slot != "p" and isinstance(row.state[slot], storage.Coded):
+                coded[slot] = value.reshape(-1)
             else:
                 target = row.param if slot == "p" else row.state[slot]
                 target.copy_(torch.as_tensor(value))
+        storage.write(row.state, coded, self.job.t)
         return True
 
     def _read(self, slot: str) -> Value:
         if slot in self.step.shared:
             return self.step.shared[slot]
         value = self.row.state[slot]
+        if isinstance(value, storage.Coded):
+            return storage.read(self.row.state, [slot])[slot].view(self.row.param.shape)
         return value.to(self.row.compute_dtype) if value.dim() else value
 
     def total(self, x: Value, over: Over, by: By) -> Value:

@@ -47,7 +47,7 @@ class ACProp(Optimizer):
     title = "ACProp"
     paper = "Zhuang et al. 2021, arXiv:2110.05454"
     advice = "Keep AdamW's learning rate, but give embeddings to another optimizer or set ratio_clip=1."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-3}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
     ranges: ClassVar[dict[str, Any]] = {"ratio_clip": ">= 0"}
 
     lr: float = 1e-3

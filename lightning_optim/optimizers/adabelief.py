@@ -43,7 +43,7 @@ class AdaBelief(Optimizer):
     title = "AdaBelief"
     paper = "Zhuang et al. 2020, arXiv:2010.07468"
     advice = "Keep AdamW's learning rate; set eps to 1e-8 for convolutional networks."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3, "eps": 1e-8}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "eps": 1e-8}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)

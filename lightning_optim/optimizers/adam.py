@@ -41,7 +41,7 @@ class Adam(Optimizer):
     title = "Adam"
     paper = "Kingma & Ba 2014, arXiv:1412.6980"
     advice = "Start at lr 1e-3; take AdamW instead as soon as weight decay matters."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -50,7 +50,7 @@ class Adam(Optimizer):
     amsgrad: bool = False
     decoupled_weight_decay: bool = False
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_sq = Slot(signed=False)  # v
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 

@@ -38,7 +38,7 @@ class AdaMax(Optimizer):
     title = "AdaMax"
     paper = "Kingma & Ba 2014, arXiv:1412.6980"
     advice = "Start at twice AdamW's learning rate."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 4e-3}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
 
     lr: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)

@@ -39,7 +39,7 @@ class AdamW(Adam):
     title = "AdamW"
     paper = "Loshchilov & Hutter 2019, arXiv:1711.05101"
     advice = "The safe start: lr 1e-3 for small models, 1e-4 for fine-tuning, with warm-up for transformers."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
 
     weight_decay: float = 1e-2
     decoupled_weight_decay: bool = True

@@ -40,7 +40,7 @@ class Adan(Optimizer):
     title = "Adan"
     paper = "Xie et al. 2022, arXiv:2208.06677"
     advice = "Take 5 to 10 times AdamW's learning rate and weight_decay=0.02."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 5e-3, "weight_decay": 0.02}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2, "weight_decay": 0.02}
 
     lr: float = 1e-3
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99)
@@ -49,8 +49,8 @@ class Adan(Optimizer):
     max_grad_norm: float = 0.0
     no_prox: bool = False
 
-    exp_avg = Slot()  # m
-    exp_avg_diff = Slot()  # d
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
+    exp_avg_diff = Slot(root_of="exp_avg_sq")  # d
     exp_avg_sq = Slot(signed=False)  # n
     prev_grad = Slot(exact=True)  # it enters a difference
 

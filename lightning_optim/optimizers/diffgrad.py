@@ -40,16 +40,16 @@ class DiffGrad(Optimizer):
     title = "diffGrad"
     paper = "Dubey et al. 2019, arXiv:1909.11015"
     advice = "Take up to twice Adam's learning rate."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 4e-3}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_sq = Slot(signed=False)  # v
-    previous_grad = Slot()  # an error in it changes a step by at most a quarter of itself
+    previous_grad = Slot(root_of="exp_avg_sq")  # an error in it changes a step by at most a quarter of itself
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:

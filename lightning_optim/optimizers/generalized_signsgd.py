@@ -40,7 +40,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     title = "Generalized SignSGD"
     paper = "Crawshaw et al. 2022, arXiv:2208.11195"
     advice = "Take a fifth of AdamW's learning rate or warm up: the first step is 31.6 times as long as lr."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-3, "use_bias_correction": True}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "use_bias_correction": True}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -49,7 +49,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     use_bias_correction: bool = False
     decoupled: bool = False
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_sq = Slot(signed=False)  # v, of the momentum
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lightning_optim.errors import OptionError
 from lightning_optim.math import Value, count, norm, where
 from lightning_optim.optimizer import Optimizer
-from lightning_optim.optimizers.koala_v import RANGES, measure
+from lightning_optim.optimizers.koala_v import RANGES, measure, refuse_maximize
 from lightning_optim.slot import Slot
 
 
@@ -56,9 +56,7 @@ class KoalaM(Optimizer, name="koala_m"):
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {
         **RANGES,
-        **dict.fromkeys(("sw", "sv", "qw", "qv"), ">= 0"),
-        "sc": "any",
-        "a": "[0, 1)",
+        **{"sw": ">= 0", "sc": "any", "sv": ">= 0", "qw": ">= 0", "qv": ">= 0", "a": "[0, 1)"},
     }
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
@@ -86,8 +84,7 @@ class KoalaM(Optimizer, name="koala_m"):
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        if options["maximize"]:
-            raise OptionError(f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss.")
+        refuse_maximize(cls.__name__, options)
         if options["sc"] ** 2 > options["sw"] * options["sv"]:
             raise OptionError(f"{cls.__name__}: sc={options['sc']!r} is no covariance; sc² is above sw times sv.")
 

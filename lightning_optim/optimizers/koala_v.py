@@ -98,8 +98,7 @@ class KoalaV(Optimizer, name="koala_v"):
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        if options["maximize"]:
-            raise OptionError(f"{cls.__name__}: maximize=True has no meaning; it walks to a target of the loss.")
+        refuse_maximize(cls.__name__, options)
 
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:

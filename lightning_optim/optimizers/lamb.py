@@ -61,7 +61,7 @@ class LAMB(Optimizer):
     adapt: bool = True
     always_adapt: bool = False
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_sq = Slot(signed=False)  # v
 
     @classmethod

@@ -44,7 +44,7 @@ class Padam(Optimizer):
     title = "Padam"
     paper = "Chen et al. 2018, arXiv:1806.06763"
     advice = "Take SGD's learning rate and schedule, 0.1, and partial=0.125."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 0.1, "partial": 0.125}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 0.3, "partial": 0.125}
     ranges: ClassVar[dict[str, Any]] = {"partial": "(0, 0.5]"}
 
     lr: float = 0.1
@@ -56,7 +56,7 @@ class Padam(Optimizer):
     decoupled: bool = False
     debias: Literal["official", "consistent", "none"] = "official"
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_sq = Slot(signed=False)  # v
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 

@@ -51,7 +51,7 @@ class PNM(Optimizer):
     title = "PNM"
     paper = "Xie et al. 2021, arXiv:2103.17182"
     advice = "Start at 10 to 22 times the learning rate of SGD with momentum 0.9."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 1.0}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 2.0}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "any")}
 
     lr: float = 0.1

@@ -46,9 +46,8 @@ class RAdam(Optimizer):
         fallback: Before that take "momentum" steps, or "skip" the steps, and a decoupled decay with them.
 
     Note:
-        Keep AdamW's learning rate and drop the warm-up. The first five steps are lr times the mean
-        gradient: where gradients are far above 1 at the start, take fallback="skip". Checkpoints of
-        `torch.optim.RAdam` load.
+        Keep AdamW's learning rate and drop the warm-up. The first five steps are lr times the mean gradient; take
+        fallback="skip" where gradients are far above 1 at the start. Checkpoints of `torch.optim.RAdam` load.
 
     Example:
         >>> import torch
@@ -63,7 +62,7 @@ class RAdam(Optimizer):
     title = "RAdam"
     paper = "Liu et al. 2019, arXiv:1908.03265"
     advice = "Keep AdamW's learning rate, drop its warm-up."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     ranges: ClassVar[dict[str, Any]] = {"threshold": ">= 4"}
 
     lr: float = 1e-3
@@ -74,7 +73,7 @@ class RAdam(Optimizer):
     threshold: float = 5.0
     fallback: Literal["momentum", "skip"] = "momentum"
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_sq = Slot(signed=False)  # v
 
     @classmethod

@@ -43,7 +43,7 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     title = "Scalar RMSprop"
     paper = "Su 2018, kexue.fm archive 6234 (reconstruction)"
     advice = "Set normalize_by_dim=True and debias=True, and AdamW's learning rate transfers."
-    recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "normalize_by_dim": True, "debias": True}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "normalize_by_dim": True, "debias": True}
 
     lr: float = 1e-2
     alpha: float = 0.99

@@ -26,7 +26,17 @@ def attach(stage: Stage, optimizer: torch.optim.Optimizer) -> Callable[[], None]
         optimizer.append(stage)
         return lambda: optimizer.remove(stage)
     guest = _Guest(stage, optimizer)
-    return optimizer.register_step_post_hook(guest.after_step).remove
+    handles = [
+        optimizer.register_step_post_hook(guest.after_step),
+        optimizer.register_load_state_dict_pre_hook(guest.before_load),
+        optimizer.register_load_state_dict_post_hook(guest.after_load),
+    ]
+
+    def detach() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return detach
 
 
 class _Guest:
@@ -38,17 +48,17 @@ class _Guest:
 
     def __init__(self, stage: Stage, optimizer: torch.optim.Optimizer) -> None:
         self.stage = stage
+        self.names = [name for name, slot in stage.slots.items() if slot.copies]
         self.programs = Programs(lambda p, g, s, h: stage.update(p, s, h.stage), ())
         self.first: dict[Tensor, dict[str, Tensor]] = {
             p: self._new(p) for group in optimizer.param_groups for p in group["params"]
         }
+        self.saved: list[dict[str, Any]] = []
 
     def _new(self, p: Tensor) -> dict[str, Tensor]:
         options = SimpleNamespace()
-        return {
-            name: slot.empty(p, storage.dtype(p.dtype, 32, slot), options, {})
-            for name, slot in self.stage.slots.items()
-        }
+        slots = {name: self.stage.slots[name] for name in self.names}
+        return {n: slot.empty(p, storage.dtype(p.dtype, 32, slot), options, {}) for n, slot in slots.items()}
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -57,7 +67,7 @@ class _Guest:
             return
         for p in moved:
             first = self.first.pop(p, None) or {}
-            for name in self.stage.slots:
+            for name in self.names:
                 if name not in optimizer.state[p]:
                     optimizer.state[p][name] = first[name] if name in first else self._new(p)[name]
         options = self.stage.advance()
@@ -65,13 +75,27 @@ class _Guest:
             return
         h = {"stage": options}
         program = self.programs(h)
-        params = [p for group in optimizer.param_groups for p in group["params"] if _has(optimizer, p, self.stage)]
+        params = [p for group in optimizer.param_groups for p in group["params"] if self._has(optimizer, p)]
         rows = [
-            make_row(p, None, {name: optimizer.state[p][name] for name in self.stage.slots}, self.stage.slots)
+            make_row(p, None, {name: optimizer.state[p][name] for name in self.names}, self.stage.slots)
             for p in params
         ]
-        engines.choose("auto", [program], rows).run(Step([Job(program, h, rows)], {}, Placement(params)))
+        engines.choose("auto", [program], rows).run(Step([Job(program, h, rows=rows)], {}, Placement(params)))
 
+    def _has(self, optimizer: torch.optim.Optimizer, p: Tensor) -> bool:
+        return p in optimizer.state and all(name in optimizer.state[p] for name in self.names)
 
-def _has(optimizer: torch.optim.Optimizer, p: Tensor, stage: Stage) -> bool:
-    return p in optimizer.state and all(name in optimizer.state[p] for name in stage.slots)
+    def before_load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        """Keep the stage's slots as they were saved: torch will cast all state to the type of the parameter."""
+        order = [index for group in state_dict["param_groups"] for index in group["params"]]
+        self.saved = [
+            {name: state_dict["state"].get(index, {}).get(name) for name in self.stage.slots} for index in order
+        ]
+
+    def after_load(self, optimizer: torch.optim.Optimizer) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        for p, slots in zip(params, self.saved, strict=True):
+            for name, value in slots.items():
+                if value is not None and value.dtype != optimizer.state[p][name].dtype:
+                    optimizer.state[p][name] = value.to(p.device, copy=True)
+        self.saved = []

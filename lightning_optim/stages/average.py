@@ -25,6 +25,7 @@ class Average(Stage):
 
     name = "average"
     average = Slot(exact=True, copies=True)
+    raw = Slot(exact=True)  # the weights of training while a model in 16 bits holds the average, else absent
 
     def __init__(
         self, kind: Literal["mean", "ema"] = "mean", decay: float = 0.999, start: int = 0, every: int = 1

@@ -8,23 +8,28 @@ import itertools
 import pickle
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_optim import storage
+from lightning_optim.errors import OptionError
 from lightning_optim.memory import predicted_memory, state_memory
 from lightning_optim.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.options import Option
+from lightning_optim.storage import Coded
 from tests.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
 
 MIRRORED = [name for name in NAMES if not OPTIMIZERS[name].inputs]  # a loss below its target has no mirror image
+UNCODED = [name for name in NAMES if not any(storage.can_be_coded(s) for s in OPTIMIZERS[name].slots.values())]
+LARGE = (70, 61)  # enough elements for codes, and no whole number of blocks
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
 
-def run(optimizer: Optimizer, params: list[Tensor], steps: int, skip: int = 0) -> None:
+def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
     for step, grads in enumerate(gradients(skip + steps, [tuple(p.shape) for p in params], params[0].dtype)):
         if step >= skip:
             apply(optimizer, params, grads, step)
@@ -49,10 +54,12 @@ def test_maximize_is_refused_where_it_has_no_meaning(name: str) -> None:
 
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("state_bits", [32, 16])
+@pytest.mark.parametrize("state_bits", [32, 16, 8])
 def test_save_load_continue_is_continue(name: str, dtype: torch.dtype, state_bits: int) -> None:
-    """Through a file without pickle, into an optimizer with other settings: bit for bit."""
-    params = make_params(dtype=dtype)
+    """Through a file without pickle, into an optimizer with other settings: bit for bit, codes included."""
+    if state_bits == 8 and name in UNCODED:
+        pytest.skip("it has no state to keep in 8 bits, and says so")
+    params = make_params((*SHAPES, LARGE, (4100,)) if state_bits == 8 else SHAPES, dtype=dtype)
     optimizer = build(name, params, weight_decay=0.1, state_bits=state_bits)
     run(optimizer, params, 5)
     file = io.BytesIO()
@@ -69,8 +76,38 @@ def test_save_load_continue_is_continue(name: str, dtype: torch.dtype, state_bit
     for p, q in zip(params, resumed, strict=True):
         assert optimizer.state[p].keys() == other.state[q].keys()
         for key, value in optimizer.state[p].items():
-            assert value.dtype == other.state[q][key].dtype
-            assert torch.equal(value, other.state[q][key])
+            assert same(value, other.state[q][key])
+    coded = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Coded)]
+    assert bool(coded) == (state_bits == 8 and dtype != torch.float64)
+
+
+def same(value: Any, other: Any) -> bool:
+    """Whether two slots are kept alike and hold the same bits."""
+    if isinstance(value, Coded):
+        return torch.equal(value.codes, other.codes) and torch.equal(value.headers, other.headers)
+    return value.dtype == other.dtype and torch.equal(value, other)
+
+
+@pytest.mark.parametrize("name", UNCODED)
+def test_eight_bits_are_refused_where_there_is_nothing_to_keep_in_them(name: str) -> None:
+    with pytest.raises(OptionError, match="state_bits=8 has nothing to keep"):
+        build(name, make_params(), state_bits=8)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNCODED])
+@pytest.mark.parametrize("state_format", ["log", "dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_engines_agree_on_codes(name: str, state_format: str, dtype: torch.dtype) -> None:
+    """Blocks of elements and whole tensors end in the same codes, bit for bit, on these numbers."""
+    ends = []
+    for engine in ("reference", "auto"):
+        params = make_params((LARGE, (300, 150)), dtype)
+        optimizer = build(name, params, state_bits=8, state_format=state_format, engine=engine)
+        run(optimizer, params, 4)
+        ends.append((params, [value for p in params for value in optimizer.state[p].values()]))
+    (params, slots), (others, other_slots) = ends
+    assert torch.equal(flat(params), flat(others))
+    assert all(same(value, other) for value, other in zip(slots, other_slots, strict=True))
 
 
 @every_optimizer
@@ -97,7 +134,7 @@ def test_engines_agree(name: str, dtype: torch.dtype, tolerance: float) -> None:
     recursion multiplies such a difference of 1e-16 by 1e4 in eight steps. In half precision the difference would have
     to cross a rounding boundary, and does not on these numbers.
     """
-    options = {"eps": 1e-3} if "eps" in OPTIMIZERS[name].options and name != "adafactor" else {}
+    options: dict[str, Any] = {"eps": 1e-3} if "eps" in OPTIMIZERS[name].options and name != "adafactor" else {}
     reference = trajectory(name, dtype=dtype, engine="reference", **options)
     fast = trajectory(name, dtype=dtype, engine="auto", **options)
     assert torch.isfinite(reference).all()
@@ -171,7 +208,7 @@ def reacts(name: str, option: Option, contexts: list[dict[str, Any]]) -> bool:
 @every_optimizer
 def test_every_option_changes_the_iterates(name: str) -> None:
     options = OPTIMIZERS[name].options
-    skipped = {"engine", "state_bits"} | (set() if name in MIRRORED else {"maximize"})
+    skipped = {"engine", "state_bits", "state_format"} | (set() if name in MIRRORED else {"maximize"})
     own = [option for option in options.values() if option.name not in skipped]
     contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
     pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]
@@ -304,8 +341,9 @@ def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
 
 @every_optimizer
 def test_predicted_memory_is_the_memory(name: str) -> None:
-    for options in ({}, {"state_bits": 16}):
-        params = make_params(dtype=torch.float32)
+    for bits in (32, 16) if name in UNCODED else (32, 16, 8):
+        options: dict[str, Any] = {"state_bits": bits}
+        params = make_params((*SHAPES, LARGE), dtype=torch.float32)
         optimizer = build(name, params, **options)
         predicted = predicted_memory(optimizer)
         run(optimizer, params, 2)

@@ -1,0 +1,153 @@
+"""A slot in 8-bit codes with a header for each block of elements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK = 256  # elements that share a header
+
+
+class Format(Protocol):
+    """How a block of values becomes codes, and back.
+
+    Attributes:
+        name: A word for tables.
+        partner: The slot whose decoded values are needed for both, or None.
+        headers: Numbers in the header of a block, each float32.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def partner(self) -> str | None: ...
+    @property
+    def headers(self) -> int: ...
+
+    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (blocks, BLOCK) uint8 and headers (blocks, headers) float32 of values (blocks, BLOCK) float32.
+
+        Args:
+            x: The values; blocks are filled up with zeros.
+            partner: The values of the partner as they will be decoded, (blocks, BLOCK).
+            draw: Numbers in [0, 1) for stochastic rounding, (blocks, BLOCK).
+        """
+        ...
+
+    def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
+        """Values (blocks, BLOCK) float32."""
+        ...
+
+
+@dataclass
+class Coded:
+    """Codes and headers of one slot of one parameter.
+
+    Attributes:
+        shape: The shape of the slot.
+        format: How values are coded.
+        codes: (blocks, BLOCK) uint8; the last block is filled up.
+        headers: (blocks, format.headers) float32.
+    """
+
+    shape: torch.Size
+    format: Format
+    codes: Tensor
+    headers: Tensor
+
+    @classmethod
+    def empty(cls, shape: torch.Size, format: Format, device: torch.device) -> Coded:
+        """A slot of zeros."""
+        blocks = -(-shape.numel() // BLOCK)
+        coded = cls(
+            torch.Size(shape),
+            format,
+            torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=device),
+            torch.zeros(blocks, format.headers, dtype=torch.float32, device=device),
+        )
+        if blocks and device.type != "meta":
+            zeros = torch.zeros(blocks, BLOCK, device=device)
+            coded.codes, coded.headers = format.encode(zeros, zeros if format.partner else None, zeros)
+        return coded
+
+    def numel(self) -> int:
+        """Number of values."""
+        return self.shape.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and headers."""
+        return self.codes.numel() + 4 * self.headers.numel()
+
+    def decode(self, partner: Tensor | None = None, low: int = 0, high: int | None = None) -> Tensor:
+        """Values `low` to `high` of the flat slot, float32. `low` begins a block; `partner` covers the same range."""
+        high = self.numel() if high is None else high
+        first, last = low // BLOCK, -(-high // BLOCK)
+        values = self.format.decode(self.codes[first:last], self.headers[first:last], _blocked(partner))
+        return values.reshape(-1)[: high - low]
+
+    def encode(self, values: Tensor, partner: Tensor | None, t: int, low: int = 0) -> None:
+        """Replace the values from `low` on by flat float32 `values`, rounding with the draws of step `t`."""
+        first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
+        draw = draws(t, first * BLOCK, (last - first) * BLOCK, values.device).view(-1, BLOCK)
+        codes, headers = self.format.encode(_blocked(values), _blocked(partner), draw)  # type: ignore[arg-type]
+        self.codes[first:last] = codes
+        self.headers[first:last] = headers
+
+
+def _blocked(values: Tensor | None) -> Tensor | None:
+    """Flat values as (blocks, BLOCK), filled up with zeros."""
+    if values is None:
+        return None
+    missing = -values.numel() % BLOCK
+    return (torch.nn.functional.pad(values, (0, missing)) if missing else values).view(-1, BLOCK)
+
+
+def draws(t: int, first: int, count: int, device: torch.device) -> Tensor:
+    """Numbers in [0, 1) that depend on the step and the index of the element alone, float32.
+
+    A counter-based hash (two rounds of multiply and xor-shift on 32 bits), so a resumed run draws what the
+    uninterrupted one would have drawn, and every rank and engine draws the same.
+    """
+    x = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    x = (x * 0x9E3779B1 + (t + 1) * 0x85EBCA77) & 0xFFFFFFFF
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+    return ((x ^ (x >> 15)) >> 8).to(torch.float32) / (1 << 24)
+
+
+def read(slots: Mapping[str, Any], names: Iterable[str], low: int = 0, high: int | None = None) -> dict[str, Tensor]:
+    """The values of coded slots from `low` to `high`, flat, float32."""
+    found: dict[str, Tensor] = {}
+
+    def values(name: str) -> Tensor:
+        if name not in found:
+            slot = slots[name]
+            if isinstance(slot, Coded):
+                found[name] = slot.decode(values(slot.format.partner) if slot.format.partner else None, low, high)
+            else:
+                found[name] = slot.reshape(-1)[low:high]
+        return found[name]
+
+    return {name: values(name) for name in names}
+
+
+def write(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int, low: int = 0) -> None:
+    """Encode new flat values of coded slots, those that others are measured in first.
+
+    Args:
+        slots: The slots by name.
+        new: The new values of all coded slots that change; a slot whose partner changes is among them.
+        t: The step, which the draws for rounding depend on.
+        low: Where the values begin; it begins a block.
+    """
+    orphans = [name for name, slot in slots.items() if isinstance(slot, Coded) and slot.format.partner in new]
+    assert all(name in new for name in orphans), "a slot in units of another must be written with it"
+    for name in sorted(new, key=lambda name: slots[name].format.partner is not None):
+        partner = slots[name].format.partner
+        high = low + new[name].numel()
+        slots[name].encode(new[name], read(slots, [partner], low, high)[partner] if partner else None, t, low)

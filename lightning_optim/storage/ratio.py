@@ -1,0 +1,44 @@
+"""First moments as their ratio to the root of the second moment.
+
+The ratio is bounded and of one size all over a block, however the gradients differ there; and since it is taken to
+the root as it will be decoded, the error of that cancels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CURVE = 2.0  # codes are denser near zero by 1 + CURVE than without companding
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Codes 1 to 255 are -127 to 127 on a companded scale; the header is the block's largest ratio.
+
+    Zero stays zero, and the largest ratio, of either sign, has a code of its own. Code 0 does not occur.
+
+    Attributes:
+        partner: The slot in whose root values are measured.
+    """
+
+    partner: str | None
+    name: str = "ratio"
+    headers: int = 1
+
+    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor) -> tuple[Tensor, Tensor]:
+        assert partner is not None
+        ratio = torch.where(partner > 0, x / partner.sqrt(), 0.0)
+        # Eight bits of the scale: a decoded block has it again, however its ratios are rounded in float32.
+        scale = ratio.abs().amax(1, keepdim=True).to(torch.bfloat16).to(torch.float32)
+        z = torch.where(scale > 0, ratio / scale, 0.0)
+        code = torch.round(127.0 * z * (1.0 + CURVE) / (1.0 + CURVE * z.abs()))
+        return (code.clamp(-127.0, 127.0) + 128.0).to(torch.uint8), scale
+
+    def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
+        assert partner is not None
+        y = (codes.to(torch.float32) - 128.0) / 127.0
+        z = y / (1.0 + CURVE - CURVE * y.abs())
+        return z * headers * partner.sqrt()
