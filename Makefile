@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check build clean
+.PHONY: help demo test check docs build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a classifier of handwritten digits with Adan, on one CPU"
 	@echo "make test    run the tests (ARGS='-k adan' passes options to pytest)"
 	@echo "make check   lint, format and types"
+	@echo "make docs    write the tables that are read off the classes"
 	@echo "make build   sdist and wheel in dist/"
 	@echo "make clean   remove .venv, dist and caches"
 
@@ -33,6 +34,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 build: $(STAMP)
 	$(BIN)/python -m build --no-isolation

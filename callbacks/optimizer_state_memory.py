@@ -31,7 +31,7 @@ class OptimizerStateMemory(Callback):
     """
 
     def __init__(self, table: bool = True, log: bool = True) -> None:
-        self.table, self.log = table, log
+        self.table, self.scalars = table, log  # `log` is what Lightning calls its own method here
         self._printed = False
         self._logged = False
 
@@ -58,7 +58,7 @@ class OptimizerStateMemory(Callback):
         entries = [state_memory(optimizer) for optimizer in trainer.optimizers]
         if not self._printed:
             self._print(trainer, entries)
-        if not self.log:
+        if not self.scalars:
             return
         for i, found in enumerate(entries):
             prefix = PREFIX if len(entries) == 1 else f"{PREFIX}/{i}"
@@ -96,15 +96,20 @@ def table_of(
     """The table that is printed."""
     table = Table(title=f"Optimizer state of {name} ({world_size} rank{'s' if world_size > 1 else ''})")
     for column in ("group", "slot", "type"):
-        table.add_column(column)
-    for column in ("values", "this rank", "all ranks", "in 32 bits"):
+        table.add_column(column, overflow="fold")
+    for column in ("values", *(("bytes",) if world_size == 1 else ("this rank", "all ranks")), "in 32 bits"):
         table.add_column(column, justify="right")
+
+    def row(label: Sequence[str], counted: Sequence[Entry], total: int) -> None:
+        size = sum(entry.bytes for entry in counted)
+        sizes = (size,) if world_size == 1 else (size, total)
+        in_32 = sum(entry.bytes_32 for entry in counted)
+        table.add_row(*label, f"{sum(entry.elements for entry in counted):,}", *map(human, (*sizes, in_32)))
+
     for entry, total in zip(entries, all_ranks, strict=True):
-        sizes = (human(entry.bytes), human(total), human(entry.bytes_32))
-        table.add_row(groups[entry.group], entry.slot, entry.dtype, f"{entry.elements:,}", *sizes)
+        row((groups[entry.group], entry.slot, entry.dtype), [entry], total)
     table.add_section()
-    sums = (sum(e.bytes for e in entries), sum(all_ranks), sum(e.bytes_32 for e in entries))
-    table.add_row("total", "", "", f"{sum(e.elements for e in entries):,}", *map(human, sums))
+    row(("total", "", ""), entries, sum(all_ranks))
     return table
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lightning_optim import storage
 from lightning_optim.errors import OptionError
+from lightning_optim.memory import predicted_memory
 from lightning_optim.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.options import describe
 from lightning_optim.recipes import RECIPES
@@ -51,14 +52,12 @@ def line(name: str) -> Line:
     """What the table says of one optimizer."""
     cls = OPTIMIZERS[name]
     optimizer = _sample(cls)
-    p = optimizer.param_groups[0]["params"][0]
-    slots = optimizer.slots_of(0, p)
     return Line(
         name=name,
         title=cls.__name__,
         paper=cls.paper,
-        slots=slots,
-        bytes={bits: sum(_bytes(optimizer, p, slot, bits) for slot in slots) for bits in state_bits()},
+        slots=optimizer.slots_of(0, optimizer.param_groups[0]["params"][0]),
+        bytes={bits: _bytes_per_parameter(cls, bits) for bits in state_bits()},
         needs=optimizer.first_programs()[0].needs,
     )
 
@@ -68,19 +67,19 @@ def state_bits() -> tuple[int, ...]:
     return get_args(next(iter(OPTIMIZERS.values())).options["state_bits"].type)
 
 
-def _sample(cls: type[Optimizer]) -> Optimizer:
+def _sample(cls: type[Optimizer], **options: Any) -> Optimizer:
     """The optimizer of one large matrix without memory."""
     make: Any = cls
-    optimizer: Optimizer = make([torch.nn.Parameter(torch.empty(4096, 4096, device="meta"))])
+    optimizer: Optimizer = make([torch.nn.Parameter(torch.empty(4096, 4096, device="meta"))], **options)
     return optimizer
 
 
-def _bytes(optimizer: Optimizer, p: torch.Tensor, name: str, bits: int) -> float:
-    slot = optimizer.slots[name]
-    if slot.per != "element":
-        return 0.0
-    shape = slot.shape(p.shape, optimizer.traits_of(0, p))
-    return storage.dtype(p.dtype, bits, slot).itemsize * shape.numel() / p.numel()
+def _bytes_per_parameter(cls: type[Optimizer], bits: int) -> float:
+    """Bytes of state for each parameter; where fewer bits have nothing to keep, those of 32."""
+    codable = any(storage.can_be_coded(slot) for slot in cls.slots.values())
+    optimizer = _sample(cls, state_bits=bits if codable else 32)
+    elements = [e for e in predicted_memory(optimizer) if e.slot != "step" and cls.slots[e.slot].per == "element"]
+    return sum(entry.bytes for entry in elements) / 4096**2
 
 
 def markdown() -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.distributed import local
 from lightning_optim.optimizer import Optimizer
+from lightning_optim.stages.attach import waiting
 from lightning_optim.storage import Coded
 
 
@@ -61,12 +62,16 @@ def predicted_memory(optimizer: torch.optim.Optimizer) -> list[Entry]:
     found: list[tuple[int, str, Tensor | Coded]] = []
     if not isinstance(optimizer, Optimizer):
         return _summed(_one_step_on_meta(optimizer))
+    shared: set[str] = set()  # slots of the whole optimizer, once whatever the number of parameters
     for i, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
             part = local(p)
             existing = optimizer.state.get(p, {})
             names = dict.fromkeys(("step", *optimizer.slots_of(i, p), *existing))
-            found += [(i, slot, _expected(optimizer, i, p, part, slot, existing)) for slot in names]
+            shared |= {name for name in names if name in optimizer.slots and optimizer.slots[name].per == "optimizer"}
+            own = [name for name in names if name not in shared]
+            found += [(i, slot, _expected(optimizer, i, p, part, slot, existing)) for slot in own]
+    found += [(0, slot, torch.empty((), dtype=torch.float64, device="meta")) for slot in shared]
     return _summed(found)
 
 
@@ -87,6 +92,7 @@ def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, 
 
 
 def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Tensor | Coded]]:
+    """The state of a copy after a step, and what stages keep until the first one."""
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         params = [torch.empty_like(local(p), device="meta").requires_grad_() for p in group["params"]]
@@ -98,13 +104,12 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
         twin.step()
     except Exception:  # a peer's optimizer may want anything; then there is nothing to say before its first step
         return []
-    return [
-        (i, slot, value)
-        for i, group in enumerate(twin.param_groups)
-        for p in group["params"]
-        for slot, value in twin.state.get(p, {}).items()
-        if isinstance(value, Tensor)
-    ]
+    found: list[tuple[int, str, Tensor | Coded]] = []
+    for i, (group, own) in enumerate(zip(twin.param_groups, optimizer.param_groups, strict=True)):
+        for p, q in zip(group["params"], own["params"], strict=True):
+            slots = {**twin.state.get(p, {}), **waiting(optimizer, q)}
+            found += [(i, slot, local(value)) for slot, value in slots.items() if isinstance(value, Tensor)]
+    return found
 
 
 def _summed(found: Iterable[tuple[int, str, Tensor | Coded]]) -> list[Entry]:

@@ -478,7 +478,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
             warnings.warn(
                 f"{type(self).__name__} loads a checkpoint that holds {', '.join(saved)} for a parameter of shape "
                 f"{tuple(p.shape)}: {' and '.join(word for word in (starts, drops) if word)}.",
-                stacklevel=4,
+                stacklevel=8,  # whoever called load_state_dict, past torch's frames
             )
 
     def reset(self) -> None:

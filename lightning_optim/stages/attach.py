@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def attach(stage: Stage, optimizer: torch.optim.Optimizer) -> Callable[[], None]
         optimizer.append(stage)
         return lambda: optimizer.remove(stage)
     guest = _Guest(stage, optimizer)
+    _GUESTS.setdefault(optimizer, []).append(guest)
     handles = [
         optimizer.register_step_post_hook(guest.after_step),
         optimizer.register_load_state_dict_pre_hook(guest.before_load),
@@ -33,10 +35,16 @@ def attach(stage: Stage, optimizer: torch.optim.Optimizer) -> Callable[[], None]
     ]
 
     def detach() -> None:
+        _GUESTS[optimizer].remove(guest)
         for handle in handles:
             handle.remove()
 
     return detach
+
+
+def waiting(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """Slots of stages that come into the state of an optimizer of another library with its first step."""
+    return {name: x for guest in _GUESTS.get(optimizer, []) for name, x in guest.first.get(p, {}).items()}
 
 
 class _Guest:
@@ -99,3 +107,6 @@ class _Guest:
                 if value is not None and value.dtype != optimizer.state[p][name].dtype:
                     optimizer.state[p][name] = value.to(p.device, copy=True)
         self.saved = []
+
+
+_GUESTS: WeakKeyDictionary[torch.optim.Optimizer, list[_Guest]] = WeakKeyDictionary()

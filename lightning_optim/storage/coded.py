@@ -83,6 +83,10 @@ class Coded:
         """Bytes of codes and headers."""
         return self.codes.numel() + 4 * self.headers.numel()
 
+    def to(self, device: torch.device | str) -> Coded:
+        """The slot on a device. Lightning moves state by this name, and would copy a dataclass without it."""
+        return Coded(self.shape, self.format, self.codes.to(device), self.headers.to(device))
+
     def decode(self, partner: Tensor | None = None, low: int = 0, high: int | None = None) -> Tensor:
         """Values `low` to `high` of the flat slot, float32. `low` begins a block; `partner` covers the same range."""
         high = self.numel() if high is None else high
