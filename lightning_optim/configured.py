@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from lightning_optim.errors import OptionError
@@ -39,6 +40,13 @@ class ConfiguredOptimizer:
                 "`optimizer: OptimizerSpec` and call self.save_hyperparameters() there."
             )
         return OptimizerStrategy.parse(self.hparams["optimizer"])
+
+    def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
+        """Lightning's, with the optimizer as a word or a mapping: a checkpoint holds nothing that needs pickle."""
+        frame = frame or inspect.currentframe().f_back  # type: ignore[union-attr]
+        super().save_hyperparameters(*args, frame=frame, **kwargs)  # type: ignore[misc]
+        if isinstance(self.hparams.get("optimizer"), OptimizerStrategy):
+            self.hparams["optimizer"] = self.hparams["optimizer"].as_config()
 
     def configure_optimizers(self) -> Any:
         return self.optimizer_strategy().configure(self)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def role(owner: nn.Module, name: str) -> str:
         return "norm"
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or "embedding" in type(owner).__name__.lower():
         return "embedding"
-    return "bias" if name == "bias" or name.endswith("_bias") else "weight"
+    return "bias" if "bias" in name.split("_") else "weight"  # in_proj_bias, bias_k, bias_ih_l0
 
 
 def named_roles(module: nn.Module) -> dict[str, tuple[nn.Parameter, str]]:

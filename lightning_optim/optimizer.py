@@ -253,10 +253,9 @@ class Optimizer(Declared, torch.optim.Optimizer):
                 "closure that returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
             )
         square = given.get("loss_second_moment")
-        loss = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
-        square = loss * loss if square is None else torch.as_tensor(square, dtype=torch.float64).detach().reshape(())
-        values = mean_over_ranks(torch.stack([loss, square])).tolist()
-        return dict(zip(("loss", "loss_second_moment"), values, strict=True))
+        both = [torch.as_tensor(x, dtype=torch.float64).detach().reshape(()) for x in (loss, square or 0.0)]
+        loss, mean_square = mean_over_ranks(torch.stack(both)).tolist()
+        return {"loss": loss, "loss_second_moment": loss * loss if square is None else mean_square}
 
     def _run(
         self,

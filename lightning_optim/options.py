@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -99,16 +99,18 @@ def read_options(cls: type, base: type) -> dict[str, Option]:
     return {option.name: option for option in sorted(options, key=lambda option: option.shared)}
 
 
-def check_options(given: Mapping[str, Any], options: Mapping[str, Option], owner: str) -> dict[str, Any]:
-    """The given options, each checked and converted.
+def check_options(
+    given: Mapping[str, Any], options: Mapping[str, Option], owner: str, also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The given options, each checked and converted; `also` are words that would be allowed beside them.
 
     Raises:
         OptionError: for a name that the optimizer has not, a value of another type, or one out of range.
     """
     for name in given:
         if name not in options:
-            hint = f" ({ELSEWHERE[name]})." if name in ELSEWHERE else "." + nearest(name, options)
-            raise OptionError(f"{owner} has no option {name!r}{hint} Its options are {', '.join(options)}.")
+            hint = f" ({ELSEWHERE[name]})." if name in ELSEWHERE else "." + nearest(name, [*options, *also])
+            raise OptionError(f"{owner} has no option {name!r}{hint} Its options are {', '.join([*options, *also])}.")
     return {name: options[name].checked(value, owner) for name, value in given.items()}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lightning_optim import engines
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.groups import make_groups
 from lightning_optim.optimizer import OPTIMIZERS, Optimizer
@@ -64,12 +65,15 @@ class OptimizerStrategy:
         self.name = self.recipe.name
         self.optimizer_class: type[Optimizer] = OPTIMIZERS[self.recipe.base]
         known = self.optimizer_class.options
-        self.given = check_options(options, known, f"optimizer {self.name!r}")
+        self.given = check_options(options, known, f"optimizer {self.name!r}", also=KEYS[1:])
         self.options = {**self.recipe.options, **self.given}
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
         self.optimizer_class.check(complete)
+        engines.known(complete["engine"])
         self.no_decay = _words("no_decay", no_decay)
         self.full_precision = _words("full_precision", full_precision)
+        if isinstance(groups, str | Mapping) or not isinstance(groups, Iterable):
+            raise OptionError(f"groups={groups!r} must be a list of mappings, each with 'params' and options.")
         self.groups = [self._override(group) for group in groups]
         self.schedule = _schedule(schedule)
         extras = {"no_decay": no_decay, "full_precision": full_precision, "groups": groups, "schedule": schedule}
@@ -165,20 +169,21 @@ class OptimizerStrategy:
         return self.options.get(name, options[name].default) if name in options else None
 
     def _override(self, group: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        if "params" not in group or not isinstance(group["params"], str):
-            raise OptionError(f"groups: {dict(group)!r} needs 'params', a role or a pattern of names such as 'head.*'.")
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), str):
+            raise OptionError(f"groups: {group!r} needs 'params', a role or a pattern of names such as 'head.*'.")
         rest = {key: value for key, value in group.items() if key != "params"}
         return group["params"], check_options(rest, self.optimizer_class.options, f"group {group['params']!r}")
 
 
 def find(name: str) -> Recipe:
     """The recipe of a name; an optimizer by itself is a recipe without extras."""
-    if name in RECIPES:
-        return RECIPES[name]
-    if name in OPTIMIZERS:
-        return Recipe(name=name, base=name)
-    by_class = {cls.__name__: word for word, cls in OPTIMIZERS.items()}
-    hint = f" Did you mean {by_class[name]}?" if name in by_class else nearest(str(name), list_optimizers())
+    word = str(name)
+    if word in RECIPES:
+        return RECIPES[word]
+    if word in OPTIMIZERS:
+        return Recipe(name=word, base=word)
+    by_class = {cls.__name__: known for known, cls in OPTIMIZERS.items()}
+    hint = f" Did you mean {by_class[word]}?" if word in by_class else nearest(word, list_optimizers())
     raise OptionError(f"There is no optimizer named {name!r}.{hint} There are {', '.join(list_optimizers())}.")
 
 
@@ -217,7 +222,8 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any]) -> O
 
 
 def _words(what: str, words: Any) -> tuple[str, ...]:
-    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+    listed = isinstance(words, Iterable) and not isinstance(words, str | Mapping)
+    if not listed or not all(isinstance(word, str) for word in words):
         raise OptionError(f"{what}={words!r} must be a list of roles (bias, norm, embedding) or name patterns.")
     return tuple(words)
 
@@ -225,18 +231,24 @@ def _words(what: str, words: Any) -> tuple[str, ...]:
 def _schedule(given: Any) -> dict[str, Any] | None:
     if given is None:
         return None
+    if not isinstance(given, str | Mapping):
+        raise OptionError(
+            f"schedule={given!r} must be one of {', '.join(SCHEDULES)}, or a mapping with {', '.join(SCHEDULE_KEYS)}."
+        )
     given = {"name": given} if isinstance(given, str) else dict(given)
     for key in given:
         if key not in SCHEDULE_KEYS:
-            raise OptionError(f"schedule has no option {key!r}.{nearest(key, SCHEDULE_KEYS)} Options: {SCHEDULE_KEYS}.")
+            hint = nearest(key, SCHEDULE_KEYS)
+            raise OptionError(f"schedule has no option {key!r}.{hint} Its options are {', '.join(SCHEDULE_KEYS)}.")
     if given.get("name") not in SCHEDULES:
         hint = nearest(str(given.get("name")), SCHEDULES)
         raise OptionError(f"schedule {given.get('name')!r} is not one of {', '.join(SCHEDULES)}.{hint}")
-    return {
-        "name": given["name"],
-        "warmup_steps": int(given.get("warmup_steps", 0)),
-        "final": float(given.get("final", 0.0)),
-    }
+    warmup, final = given.get("warmup_steps", 0), given.get("final", 0.0)
+    if type(warmup) is not int or warmup < 0:
+        raise OptionError(f"schedule: warmup_steps={warmup!r} must be an integer of at least 0.")
+    if type(final) not in (int, float) or not 0 <= final < math.inf:
+        raise OptionError(f"schedule: final={final!r} must be a number of at least 0.")
+    return {"name": given["name"], "warmup_steps": warmup, "final": float(final)}
 
 
 def _register_with_jsonargparse() -> None:

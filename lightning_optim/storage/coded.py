@@ -95,7 +95,12 @@ class Coded:
         return values.reshape(-1)[: high - low]
 
     def encode(self, values: Tensor, partner: Tensor | None, t: int, low: int = 0) -> None:
-        """Replace the values from `low` on by flat float32 `values`, rounding with the draws of step `t`."""
+        """Replace the values from `low` on by flat float32 `values`, rounding with the draws of step `t`.
+
+        A value that is not finite is kept as zero, so that it spoils neither its block nor later steps; the parameter,
+        which is computed from values that are not rounded, shows it.
+        """
+        values = torch.where(torch.isfinite(values), values, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
         draw = draws(t, first * BLOCK, (last - first) * BLOCK, values.device).view(-1, BLOCK)
         codes, headers = self.format.encode(_blocked(values), _blocked(partner), draw)  # type: ignore[arg-type]

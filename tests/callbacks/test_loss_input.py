@@ -1,0 +1,114 @@
+"""The loss that reaches KOALA: that of the whole batch, whatever it is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_optim import KoalaV
+from lightning_optim.callbacks import LossInput
+from tests.callbacks.toys import BATCH, Run, Toy, batches, samples, vector
+from tests.ranks import run_ranks
+
+ROUNDING = 1e-12
+
+
+def koala(params: list[nn.Parameter]) -> KoalaV:
+    return KoalaV(params, sigma=0.1)
+
+
+def plain_loop(windows: Sequence[int], parts: int, epochs: int = 3, moment: bool = False) -> Tensor:
+    """The weights after steps over windows of so many batches, each of which counts 1/parts; in float64."""
+    seed_everything(0, verbose=False)
+    module = Toy(koala).double()
+    optimizer = koala(list(module.parameters()))
+    for _ in range(epochs):
+        left = iter(batches())
+        for window in windows:
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64)
+            for _ in range(window):
+                inputs, targets = (part.double() for part in next(left))
+                loss = nn.functional.mse_loss(module(inputs), targets) / parts
+                loss.backward()
+                total += loss.detach()
+            with torch.no_grad():
+                each = (module(inputs) - targets).square().mean(1)
+            optimizer.set_loss(total, each.square().mean() if moment else None)
+            optimizer.step()
+    return vector(module)
+
+
+@pytest.mark.parametrize(
+    ("parts", "windows"),
+    [(1, [1, 1, 1, 1]), (2, [2, 2]), (4, [4]), (3, [3, 1])],  # Lightning steps at the end of an epoch too
+)
+def test_the_loss_is_that_of_all_accumulated_batches(parts: int, windows: list[int]) -> None:
+    run = Run(koala, LossInput(), accumulate_grad_batches=parts, precision="64-true")
+    assert (vector(run.module) - plain_loop(windows, parts)).abs().max() <= ROUNDING
+    assert run.module.losses[-1] < run.module.losses[0] / 2
+
+
+class Knowing(Toy):
+    """Tells the optimizer the losses of single samples."""
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+        each = (self(batch[0]) - batch[1]).square().mean(1)
+        optimizer: Any = self.optimizers()
+        optimizer.set_loss(each.mean(), each.square().mean())
+        return each.mean()
+
+
+def test_what_the_module_knows_of_single_samples_counts() -> None:
+    seed_everything(0, verbose=False)
+    run = Run(koala, LossInput(), module=Knowing(koala), precision="64-true")
+    assert (vector(run.module) - plain_loop([1] * 4, 1, moment=True)).abs().max() <= ROUNDING
+    assert (vector(run.module) - plain_loop([1] * 4, 1)).abs().max() > 1e-3
+
+
+def test_the_factor_of_a_gradient_scaler_is_not_part_of_the_loss() -> None:
+    ends = []
+    for scale in (1.0, 256.0):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        run = Run(koala, LossInput(), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        assert scaler.get_scale() == scale
+        ends.append(vector(run.module))
+    assert (ends[0] - ends[1]).abs().max() <= 2e-3  # rounding in float16
+    seed_everything(0, verbose=False)
+    assert (ends[0] - vector(Toy(koala))).abs().max() > 0.1
+
+
+def on_ranks(ranks: int) -> Tensor:
+    """Every rank takes every n-th sample of each batch."""
+    rank, data = int(os.environ.get("RANK", 0)), samples()
+    order = [i for first in range(0, len(data), BATCH) for i in range(first + rank, first + BATCH, ranks)]
+    loader: DataLoader[Any] = DataLoader(data, batch_size=BATCH // ranks, sampler=order)
+    strategy = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+    return vector(Run(koala, LossInput(), train=loader, precision="64-true", **strategy).module)
+
+
+def test_two_processes_read_the_mean_of_their_losses() -> None:
+    first, second = run_ranks(on_ranks, 2)
+    assert torch.equal(first, second)
+    assert (first - on_ranks(1)).abs().max() <= ROUNDING
+
+
+def test_without_it_a_plain_step_says_what_to_do() -> None:
+    layer = nn.Linear(2, 1)
+    optimizer = koala(list(layer.parameters()))
+    layer(torch.ones(1, 2)).sum().backward()
+    words = r"KoalaV reads the loss, and nobody supplied it. Call optimizer.step\(closure\).*set_loss\(loss\)"
+    with pytest.raises(RuntimeError, match=words):
+        optimizer.step()
+    optimizer.set_loss(1.0)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=words):  # each loss serves one step
+        optimizer.step()
