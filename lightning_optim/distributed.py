@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_optim.math import By, Over
+
+if TYPE_CHECKING:
+    from lightning_optim.trace import Program
 
 if dist.is_available():
     from torch.distributed.tensor import DTensor
@@ -19,6 +23,27 @@ else:  # pragma: no cover - builds of torch without distributed
 def is_sharded(tensor: Tensor) -> bool:
     """Whether other processes hold other parts of the tensor."""
     return isinstance(tensor, DTensor) and any(placement.is_shard() for placement in tensor.placements)
+
+
+def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:
+    """Refuse what would silently be wrong: sums over tensors of which this process cannot know the other parts.
+
+    Raises:
+        RuntimeError: for sums over FSDP1's flat slices, and for means along an axis of a sharded tensor.
+    """
+    if program.elementwise and not program.reductions:
+        return
+    for p in params:
+        if getattr(p, "_fsdp_flattened", False):
+            raise RuntimeError(
+                f"{owner} needs a {' and a '.join(program.needs)}, and FSDP1 shows it flat slices of tensors. Use "
+                "ModelParallelStrategy (FSDP2) or DDP, or an elementwise optimizer such as adan."
+            )
+        if is_sharded(p) and not program.elementwise:
+            raise RuntimeError(
+                f"{owner} needs row and column means, which are not taken over sharded tensors yet. Use DDP, or an "
+                "elementwise optimizer such as adan."
+            )
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -57,14 +82,17 @@ class Placement:
             by: Sum or maximum.
         """
         values = torch.stack([torch.as_tensor(partial, dtype=torch.float64).cpu() for partial in partials])
+        return list(self.combine_vector(values, sharded, over, by))
+
+    def combine_vector(self, values: Tensor, sharded: bool, over: Over, by: By) -> Tensor:
+        """As `combine`, for one float64 vector with a number per tensor; it stays on its device."""
         if sharded:
             operation = dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MAX
             for group in self.groups.values():
                 dist.all_reduce(values, op=operation, group=group)
         if over == "all":
-            result = values.sum() if by == "sum" else values.max()
-            return [result] * len(partials)
-        return list(values)
+            return (values.sum() if by == "sum" else values.max()).expand(len(values))
+        return values
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

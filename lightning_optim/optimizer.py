@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import engines, storage
-from lightning_optim.distributed import Placement, like, local, mean_over_ranks
+from lightning_optim.distributed import Placement, like, local, mean_over_ranks, refuse_unsummable
 from lightning_optim.engines.job import Job, Row, Step, make_row
 from lightning_optim.errors import OptionError
 from lightning_optim.options import Declared, Option, check_options, read_options, shared, signature
@@ -288,6 +288,8 @@ class Optimizer(Declared, torch.optim.Optimizer):
                 self._start(p, i)
             job = jobs.setdefault("idle", Job(self._program("stages", extra), dict(extra)))
             job.rows.append(self._row(p, i, job, None))
+        for job in jobs.values():
+            refuse_unsummable(type(self).__name__, job.program, (p for _, p in params))
         step = Step(list(jobs.values()), self._shared(), Placement([p for _, p in params]))
         engines.choose(self.defaults["engine"], [job.program for job in step.jobs], step.rows).run(step)
 

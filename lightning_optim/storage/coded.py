@@ -19,6 +19,7 @@ class Format(Protocol):
         name: A word for tables.
         partner: The slot whose decoded values are needed for both, or None.
         headers: Numbers in the header of a block, each float32.
+        stochastic: Whether rounding is stochastic.
     """
 
     @property
@@ -28,13 +29,16 @@ class Format(Protocol):
     @property
     def headers(self) -> int: ...
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def stochastic(self) -> bool: ...
+
+    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes (blocks, BLOCK) uint8 and headers (blocks, headers) float32 of values (blocks, BLOCK) float32.
 
         Args:
             x: The values; blocks are filled up with zeros.
             partner: The values of the partner as they will be decoded, (blocks, BLOCK).
-            draw: Numbers in [0, 1) for stochastic rounding, (blocks, BLOCK).
+            draw: Numbers in [0, 1), (blocks, BLOCK), for a format that rounds stochastically.
         """
         ...
 
@@ -102,7 +106,8 @@ class Coded:
         """
         values = torch.where(torch.isfinite(values), values, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
-        draw = draws(t, first * BLOCK, (last - first) * BLOCK, values.device).view(-1, BLOCK)
+        shape = (last - first, BLOCK)
+        draw = draws(t, first * BLOCK, shape[0] * BLOCK, values.device).view(shape) if self.format.stochastic else None
         codes, headers = self.format.encode(_blocked(values), _blocked(partner), draw)  # type: ignore[arg-type]
         self.codes[first:last] = codes
         self.headers[first:last] = headers

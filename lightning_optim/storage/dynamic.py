@@ -39,8 +39,9 @@ class Dynamic:
     partner: str | None = None
     name: str = "dynamic"
     headers: int = 1
+    stochastic: bool = False
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         table = book(self.signed, x.device)
         largest = x.abs().argmax(1, keepdim=True)
         scale = x.gather(1, largest)

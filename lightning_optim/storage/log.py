@@ -27,8 +27,10 @@ class Log:
     partner: str | None = None
     name: str = "log"
     headers: int = 2
+    stochastic: bool = True
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert draw is not None
         positive = x > 0
         high = x.amax(1, keepdim=True).clamp_min(0.0)
         low = torch.where(positive, x, high).amin(1, keepdim=True)

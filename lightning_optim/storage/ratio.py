@@ -27,8 +27,9 @@ class Ratio:
     partner: str | None
     name: str = "ratio"
     headers: int = 1
+    stochastic: bool = False
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         assert partner is not None
         ratio = torch.where(partner > 0, x / partner.sqrt(), 0.0)
         # Eight bits of the scale: a decoded block has it again, however its ratios are rounded in float32.
