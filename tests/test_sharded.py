@@ -38,7 +38,7 @@ def losses(kind: Kind, name: str, options: dict[str, Any]) -> list[float]:
 ELEMENTWISE: list[tuple[str, dict[str, Any]]] = [("adan", {"lr": 0.02}), ("adamw", {"lr": 0.01, "state_bits": 8}), ("pnm", {"lr": 0.5})]
 WITH_SUMS: list[tuple[str, dict[str, Any]]] = [
     ("lamb", {"lr": 0.01, "max_grad_norm": 0.1}),
-    ("lars", {"lr": 5.0}),
+    ("lars", {"lr": 0.2, "trust_coefficient": 0.02}),
     ("koala_v", {}),
     ("scalar_rmsprop", {}),
 ]
