@@ -93,7 +93,8 @@ def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
     loader = copy.copy(loader)
     vars(loader)["_iterator"] = None  # where workers persist, the iterator is training's
     samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    drawn = {getattr(part, "generator", None) for part in (loader, *samplers)} - {None}
+    generators = {getattr(part, "generator", None) for part in (loader, *samplers)}
+    drawn = [generator for generator in generators if generator is not None]
     states = [(generator, generator.get_state()) for generator in drawn]
     try:
         yield iter(loader)

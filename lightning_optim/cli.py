@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
+
+from lightning_optim.errors import OptionError
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -15,7 +20,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
         raise SystemExit(show(given[1:]))
     sys.path.insert(0, os.getcwd())  # so that a config may name classes of the folder it is used in
-    _trainer_cli(args)
+    try:
+        _trainer_cli(args)
+    except ValueError as error:
+        if (ours := _option_error(error)) is None:
+            raise
+        print(f"lightning-optim: {ours}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 def _trainer_cli(args: Sequence[str] | None) -> None:
@@ -25,8 +36,27 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_argument("--test_after_fit", type=bool, default=False, help="Run the test loop after fit.")
 
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            said = StringIO()
+            try:
+                with redirect_stderr(said):
+                    super().parse_arguments(parser, args)
+            except SystemExit as end:
+                if error := _option_error(end):  # say only that, not the page of usage around it
+                    raise error from None
+                sys.stderr.write(said.getvalue())
+                raise
+            sys.stderr.write(said.getvalue())
+
         def after_fit(self) -> None:
             if self.config.fit.test_after_fit:
                 self.trainer.test(self.model, datamodule=self.datamodule)
 
     CLI(args=None if args is None else list(args))
+
+
+def _option_error(error: BaseException | None) -> OptionError | None:
+    """The error of ours that made a parser give up, or made what it instantiates fail."""
+    while error is not None and not isinstance(error, OptionError):
+        error = error.__cause__ or error.__context__
+    return error

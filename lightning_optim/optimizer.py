@@ -1,42 +1,40 @@
 """The base of every optimizer: options, parameter groups, state, stages, and the step that hands work to an engine.
 
-A page (`lightning_optim/optimizers/`) declares options, slots, the scalars of a step and one update. Everything
-else that a `torch.optim.Optimizer` must do stands here, once.
+A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics. Everything else that a
+`torch.optim.Optimizer` must do stands here, once.
 """
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_optim import engines, storage
-from lightning_optim.distributed import Placement, like, local, mean_over_ranks, refuse_unsummable
+from lightning_optim import checkpoint, engines, storage
+from lightning_optim.checkpoint import OWN
+from lightning_optim.distributed import Placement, local, mean_over_ranks, refuse_unsummable
 from lightning_optim.engines.job import Job, Row, Step, make_row
 from lightning_optim.errors import OptionError
-from lightning_optim.options import Declared, Option, check_options, read_options, shared, signature
+from lightning_optim.options import Option, check_options, read_options, signature
+from lightning_optim.page import Page
 from lightning_optim.slot import Slot
 from lightning_optim.stages.stage import Stage
 from lightning_optim.trace import Program, Programs
 
 # Keys of a parameter group that are no options: torch's, Lightning's and the schedulers' own.
 GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-# What a torch.optim checkpoint says about how torch runs a step; it means nothing here.
-TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
-# Options that say how state is kept, not how to train: a checkpoint does not change them.
-OWN = ("state_bits", "state_format")
+
 
 NUMBERS = (float, float | None)
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-class Optimizer(Declared, torch.optim.Optimizer):
+class Optimizer(Page, torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose mathematics stands in one `update`.
 
     Args:
@@ -54,21 +52,6 @@ class Optimizer(Declared, torch.optim.Optimizer):
             is given twice.
     """
 
-    params: Any
-    maximize: bool = shared(default=False, kw_only=True)
-    state_bits: Literal[32, 16, 8] = shared(default=32, kw_only=True)
-    state_format: Literal["log", "dynamic"] = shared(default="log", kw_only=True)
-    engine: str = shared(default="auto", kw_only=True)
-
-    title: ClassVar[str] = ""
-    paper: ClassVar[str] = ""
-    advice: ClassVar[str] = ""
-    recommended: ClassVar[Mapping[str, Any]] = {}
-    ranges: ClassVar[Mapping[str, Any]] = {}
-    inputs: ClassVar[tuple[str, ...]] = ()
-    predict: ClassVar[Callable[..., Any] | None] = None
-    real_only: ClassVar[str] = ""  # why complex parameters are refused; empty where they are served
-
     name: ClassVar[str]
     options: ClassVar[dict[str, Option]]
     slots: ClassVar[dict[str, Slot]]
@@ -77,32 +60,10 @@ class Optimizer(Declared, torch.optim.Optimizer):
         """Read the page: its options become the constructor, its slots the state, its name the word in a config."""
         super().__init_subclass__(**kwargs)
         cls.name = name or cls.__name__.lower()
-        cls.options = read_options(cls, Optimizer)
+        cls.options = read_options(cls, Page)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
         cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         OPTIMIZERS[cls.name] = cls
-
-    @staticmethod
-    def scalars(h: Any, t: int) -> dict[str, float | bool]:
-        """What depends only on the options `h` and the step counter `t` (1 at the first step), in float64.
-
-        Floats reach the update as numbers; a bool selects between two forms of it.
-        """
-        return {}
-
-    @staticmethod
-    def traits(h: Any, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has."""
-        return {}
-
-    @staticmethod
-    def update(p: Any, g: Any, s: Any, h: Any) -> Any:
-        """The new parameter from the parameter, the gradient, the slots `s` (which it assigns) and the options `h`."""
-        raise NotImplementedError
-
-    @classmethod
-    def check(cls, options: dict[str, Any]) -> None:
-        """Refuse combinations of options that have no meaning; may complete `options` in place."""
 
     # ------------------------------------------------------------------ construction
 
@@ -125,7 +86,8 @@ class Optimizer(Declared, torch.optim.Optimizer):
             )
         engine = engines.known(options.pop("engine"))
         self._prepare()
-        super().__init__(groups, {name: options[name] for name in self.options if name != "engine"})
+        defaults = {name: options[name] for name in self.options if name != "engine"}
+        torch.optim.Optimizer.__init__(self, groups, defaults)
         self.defaults["engine"] = engine
 
     def _prepare(self) -> None:
@@ -159,7 +121,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
-        params = [p for _, p in self._everything()]
+        params = [p for _, p in self.every_parameter()]
         engine = engines.describe(self.defaults["engine"], self.first_programs(), params)
         runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages)]
         return "\n".join([*lines[:-1], *(f"    {line}" for line in runs), lines[-1]])
@@ -172,7 +134,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
             raise OptionError(f"{type(self).__name__} has a stage named {stage.name!r} already.")
         self.stages.append(stage)
         self._programs.clear()
-        for i, p in self._everything():
+        for i, p in self.every_parameter():
             for name, slot in stage.slots.items():
                 if slot.copies:  # of the parameter as it is now; others are made when something reads them
                     self._create(name, p, i, {})
@@ -207,7 +169,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
         """
         predicted = self.param_groups[0].get("predicted", False)
         if self.predict is not None and not predicted:
-            self._run("predict", self._everything())
+            self._run("predict", self.every_parameter())
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -222,7 +184,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
             # Without a closure the forward pass lies between two calls of step, so its prediction is made here.
             self.param_groups[0]["predicted"] = closure is None
             if closure is None:
-                self._run("predict", self._everything())
+                self._run("predict", self.every_parameter())
         return loss
 
     def _with_gradient(self) -> list[tuple[int, Tensor]]:
@@ -236,9 +198,10 @@ class Optimizer(Declared, torch.optim.Optimizer):
         return found
 
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
-        return [(i, p) for i, p in self._everything() if p.grad is None]
+        return [(i, p) for i, p in self.every_parameter() if p.grad is None]
 
-    def _everything(self) -> list[tuple[int, Tensor]]:
+    def every_parameter(self) -> list[tuple[int, Tensor]]:
+        """All parameters in order, each with the number of its group."""
         return [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
 
     def _take_inputs(self, loss: Any) -> dict[str, Any]:
@@ -273,7 +236,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
         for i, p in params:
             state = self.state[p]
             if "step" not in state:
-                self._start(p, i)
+                self.start_state(p, i)
             if what == "update":
                 state["step"] += 1
             t = int(state["step"])
@@ -285,7 +248,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
             jobs[key].rows.append(self._row(p, i, jobs[key], p.grad))
         for i, p in idle:
             if "step" not in self.state[p]:
-                self._start(p, i)
+                self.start_state(p, i)
             job = jobs.setdefault("idle", Job(self._program("stages", extra), dict(extra)))
             job.rows.append(self._row(p, i, job, None))
         for job in jobs.values():
@@ -367,7 +330,7 @@ class Optimizer(Declared, torch.optim.Optimizer):
     def _most_dims(self) -> int:
         return max((p.dim() for group in self.param_groups for p in group["params"]), default=0)
 
-    def _start(self, p: Tensor, i: int) -> None:
+    def start_state(self, p: Tensor, i: int) -> None:
         """Give a parameter its counter and its slots."""
         self.state[p]["step"] = torch.tensor(0.0)
         h = {**self._options_of(self.param_groups[i]), **self.traits_of(i, p)}
@@ -380,13 +343,14 @@ class Optimizer(Declared, torch.optim.Optimizer):
             partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
             self.state[p][name] = storage.make(local(p), slot, partner, group["state_format"])
             return
-        value = slot.empty(p, self._slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
+        value = slot.empty(p, self.slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
         if slot.per == "optimizer":
             self.param_groups[0].setdefault(name, value)
         else:
             self.state[p][name] = value
 
-    def _slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
+    def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
+        """The type that a slot of `p` in group `i` has where it is a tensor."""
         return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
 
     def _shared(self) -> dict[str, Tensor]:
@@ -400,22 +364,14 @@ class Optimizer(Declared, torch.optim.Optimizer):
         algorithm; codes are made again on load, the same ones. The full-precision tensors exist until the caller
         drops them.
         """
-        found = super().state_dict()
-        order = [index for group in found["param_groups"] for index in group["params"]]
-        for index, (_, p) in zip(order, self._everything(), strict=True):
-            state = found["state"].get(index, {})
-            coded = [name for name, value in state.items() if isinstance(value, storage.Coded)]
-            if coded:
-                values = storage.read(state, coded)
-                found["state"][index] = {**state, **{name: like(values[name], p) for name in coded}}
-        return found
+        return checkpoint.decoded(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.
 
-        The options of the checkpoint hold, save `state_bits`, which stays what this optimizer was built with. Slots
-        come back in this optimizer's storage whatever the parameter's dtype; slots that the checkpoint lacks start
-        fresh, and those that this class does not have are left out, each with a warning.
+        The options of the checkpoint hold, save `state_bits` and `state_format`, which stay what this optimizer was
+        built with. Slots come back in this optimizer's storage whatever the parameter's dtype; slots that the
+        checkpoint lacks start fresh, and those that this class does not have are left out, with a warning.
 
         Raises:
             ValueError: where the groups of the checkpoint, or the shapes in its state, do not match this optimizer's.
@@ -425,62 +381,13 @@ class Optimizer(Declared, torch.optim.Optimizer):
         # After the hooks that may change what is loaded, and before those that look at the result.
         hooks = (
             self.register_load_state_dict_pre_hook(lambda _, given: found.update(given)),
-            self.register_load_state_dict_post_hook(lambda _: self._adopt(found, before), prepend=True),
+            self.register_load_state_dict_post_hook(lambda _: checkpoint.adopt(self, found, before), prepend=True),
         )
         try:
             super().load_state_dict(state_dict)
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _adopt(self, state_dict: dict[str, Any], before: list[dict[str, Any]]) -> None:
-        """Make the groups and the state that torch has just loaded this optimizer's own."""
-        saved_order = [index for group in state_dict["param_groups"] for index in group["params"]]
-        saved = {index: dict(slots) for index, slots in state_dict["state"].items()}
-        for group, own in zip(self.param_groups, before, strict=True):
-            for key in TORCH_FLAGS:
-                group.pop(key, None)
-            group.update({k: v for k, v in own.items() if k not in group or k in OWN})
-            names = [name for name in self.options if name in group]
-            group.update(check_options({name: group[name] for name in names}, self.options, type(self).__name__))
-        for index, (i, p) in zip(saved_order, self._everything(), strict=True):
-            if saved.get(index):
-                self._restore(p, i, saved[index])
-
-    def _restore(self, p: Tensor, i: int, saved: dict[str, Any]) -> None:
-        """Put the saved slots of one parameter in place; torch has cast them to the parameter's dtype by now."""
-        slots = self.all_slots()
-        state = self.state[p]
-        state.clear()
-        self._start(p, i)
-        state["step"].fill_(float(saved.get("step", 0)))
-        coded: dict[str, Tensor] = {}
-        for name, value in saved.items():
-            if name in slots:
-                device = p.device if slots[name].per == "element" else torch.device("cpu")
-                dtype = self._slot_dtype(slots[name], p, i)
-                values = torch.as_tensor(value).to(dtype=dtype, device=device, copy=True)
-                shape = p.shape if isinstance(state.get(name), storage.Coded) else state.get(name, values).shape
-                if values.shape != shape:
-                    raise OptionError(
-                        f"{type(self).__name__} cannot load {name} of shape {tuple(values.shape)} for a parameter of "
-                        f"shape {tuple(p.shape)}; it must be {tuple(shape)}. Was it saved from another model?"
-                    )
-                if name in state and isinstance(state[name], storage.Coded):
-                    coded[name] = local(values).reshape(-1)
-                else:
-                    state[name] = values
-        storage.write(state, coded, int(state["step"]))
-        foreign = [name for name in saved if name != "step" and name not in slots]
-        fresh = [name for name in state if name not in saved]
-        if fresh or foreign:
-            starts = f"{', '.join(fresh)} starts fresh" if fresh else ""
-            drops = f"{', '.join(foreign)} is left out" if foreign else ""
-            warnings.warn(
-                f"{type(self).__name__} loads a checkpoint that holds {', '.join(saved)} for a parameter of shape "
-                f"{tuple(p.shape)}: {' and '.join(word for word in (starts, drops) if word)}.",
-                stacklevel=8,  # whoever called load_state_dict, past torch's frames
-            )
 
     def reset(self) -> None:
         """Forget all state: the next step is a first step. (Adan's restart is this.)"""

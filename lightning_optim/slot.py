@@ -58,5 +58,8 @@ class Slot:
         if self.copies:
             return param.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
         if self.without is None:  # follows the parameter, sharded where the parameter is
-            return torch.full_like(param, self.start(h), dtype=dtype, memory_format=torch.contiguous_format)
+            value = torch.full_like(param, self.start(h), dtype=dtype, memory_format=torch.contiguous_format)
+            if value.is_complex():  # both parts are elements
+                torch.view_as_real(value).fill_(self.start(h))
+            return value
         return param.new_full(self.shape(param.shape, traits), self.start(h), dtype=dtype)

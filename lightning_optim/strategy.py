@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -152,16 +153,29 @@ class OptimizerStrategy:
         optimizer = self.create(module)
         if self.schedule is None:
             return optimizer
-        total = float(module.trainer.estimated_stepping_batches)
-        if not math.isfinite(total):
-            raise OptionError(
-                f"schedule {self.schedule['name']!r} needs to know how long training is, and the trainer has neither "
-                "max_epochs nor max_steps. Set one of them."
-            )
         shape, warmup, final = (self.schedule[key] for key in SCHEDULE_KEYS)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: factor(SCHEDULES[shape], step, total, warmup, final)
-        )
+        trainer = module.trainer
+        endless = shape != "constant" and trainer.max_epochs == -1 and trainer.max_steps == -1
+
+        @functools.cache
+        def total() -> float:
+            steps = math.inf if endless else float(trainer.estimated_stepping_batches)
+            if not math.isfinite(steps):
+                raise OptionError(
+                    f"schedule {shape!r} needs to know how long training is: the trainer has neither max_epochs nor "
+                    "max_steps, or an epoch has no length. Set max_steps."
+                )
+            return steps
+
+        def now(step: int) -> float:
+            # Asked late: to know the number of steps the Trainer sets up the loader, and while it is still to load a
+            # checkpoint, that loader would begin an epoch which the run is in the middle of.
+            steps = total() if step > warmup and shape != "constant" else math.inf
+            return factor(SCHEDULES[shape], step, steps, warmup, final)
+
+        if endless:
+            total()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, now)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _value(self, name: str) -> Any:

@@ -13,7 +13,7 @@ BAD: list[tuple[Any, str]] = [
     ({"name": ["adan"]}, r"no optimizer named \['adan'\]"),
     (5, r"optimizer=5 must be a word, such as adan, or a mapping, such as \{name: adan, lr: 0.002\}"),
     ({"name": "adan", "lrr": 0.1}, r"optimizer 'adan' has no option 'lrr'. Did you mean lr\? Its options are lr, betas"),
-    ({"name": "adan", "no_decays": []}, r"no option 'no_decays'. Did you mean no_decay\?.*groups, schedule"),
+    ({"name": "adan", "no_decays": []}, r"no option 'no_decays'. Did you mean no_decay.*groups, schedule"),
     ({"name": "lion", "foreach": True}, r"no option 'foreach' \(engine='auto' already runs a whole group"),
     ({"name": "adan", "lr": "fast"}, r"optimizer 'adan': lr='fast' must be a number"),
     ({"name": "adan", "lr": True}, r"optimizer 'adan': lr=True must be a number"),

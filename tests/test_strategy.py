@@ -173,9 +173,13 @@ def test_koala_without_a_loss_in_manual_optimization() -> None:
 
 def test_a_schedule_needs_an_end() -> None:
     module = Configured({"name": "adan", "schedule": "cosine"})
-    with pytest.raises(OptionError, match="schedule 'cosine' needs to know how long training is.*max_epochs nor max_steps"):
+    words = "schedule 'cosine' needs to know how long training is.*max_epochs nor max_steps.*Set max_steps"
+    with pytest.raises(OptionError, match=words):
         fit(module, max_epochs=-1)
     assert module.steps == 0
+    assert fit(Configured({"name": "adan", "schedule": "cosine"}), max_epochs=-1, max_steps=3).global_step == 3
+    constant = {"name": "adan", "schedule": {"name": "constant", "warmup_steps": 2}}
+    assert fit(Configured(constant), max_epochs=-1, max_time={"seconds": 1}).global_step > 4
 
 
 # ---------------------------------------------------------------- groups

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1797 images of 8 x 8 pixels that come with scikit-learn, and a small convolutional network."""
+"""Handwritten digits: 1797 images of 8 x 8 pixels, which come with scikit-learn, and a small network for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_optim import ConfiguredOptimizer, OptimizerSpec
 class DigitsClassifier(ConfiguredOptimizer, LightningModule):
     """A network of two convolutions; `optimizer` is a word, or a mapping with `name` and options.
 
-    Group normalisation, since it sees one sample at a time: a batch may be split over any number of processes.
+    Group normalisation sees one sample at a time, so a batch may be split over any number of processes.
     """
 
     def __init__(self, optimizer: OptimizerSpec = "adan", width: int = 16) -> None:
@@ -102,13 +102,14 @@ class DigitsData(LightningDataModule):
 class GlobalBatches(Sampler[list[int]]):
     """Batches that are the same on any number of processes: of each, rank r of n takes every n-th sample.
 
-    With a seed every epoch has its own order, and an incomplete last batch is dropped. It knows how far the epoch
-    is, so training goes on with the next batch when it resumes from a checkpoint in the middle of an epoch.
+    With a seed every epoch has its own order, and an incomplete last batch is dropped. It knows how far the
+    epoch is, so a run that resumes in the middle of one goes on with the next batch.
     """
 
     def __init__(self, samples: int, batch_size: int, rank: int, ranks: int, seed: int | None) -> None:
-        self.samples, self.batch_size, self.rank, self.ranks, self.seed = samples, batch_size, rank, ranks, seed
-        self.epoch = self.taken = 0
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch = self.taken = 0  # `taken` batches of this epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
@@ -122,7 +123,8 @@ class GlobalBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(self.samples)
         if self.seed is not None:
-            order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.samples, generator=generator)
         for i in range(self.taken, len(self)):
             self.taken = i + 1
             yield order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.ranks].tolist()

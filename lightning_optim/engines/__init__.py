@@ -10,21 +10,25 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_optim.engines import blocked, reference
+from lightning_optim.engines import blocked, reference, triton
 from lightning_optim.engines.job import Row, Step
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.trace import Program
 
 
 class Engine(Protocol):
-    """What runs a step. A module with these two names is an engine."""
+    """What runs a step. A module with these three names is an engine."""
 
     name: str
+
+    def refusal(self, programs: Sequence[Program], params: Sequence[Tensor]) -> str:
+        """Why it cannot serve, in one sentence; empty where it can."""
+        ...
 
     def run(self, step: Step) -> None: ...
 
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (blocked, reference)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (triton, blocked, reference)}  # the fastest first
 
 
 def known(name: str) -> str:
@@ -38,15 +42,26 @@ def known(name: str) -> str:
 
 def choose(name: str, programs: Sequence[Program], rows: Sequence[Row]) -> Engine:
     """The engine for a step; raises `OptionError` where the one that was asked for cannot serve it."""
-    refusal = blocked.refusal(programs, [row.param for row in rows])
-    if name == blocked.name and refusal:
-        raise OptionError(f"engine='blocked' cannot serve here: {refusal} Use engine='auto' or 'reference'.")
-    return ENGINES[name] if name in ENGINES else ENGINES["reference" if refusal else "blocked"]
+    params = [row.param for row in rows]
+    if name == "auto":
+        return ENGINES[_fastest(programs, params)[0]]
+    refusal = ENGINES[name].refusal(programs, params)
+    if refusal:
+        raise OptionError(f"engine={name!r} cannot serve here: {refusal} Use engine='auto' or 'reference'.")
+    return ENGINES[name]
 
 
 def describe(name: str, programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """The engine that serves such programs and parameters, with the reason where it is not the fastest."""
-    refusal = blocked.refusal(programs, params)
-    if name == "auto":
-        return f"reference ({refusal})" if refusal else "blocked"
-    return name
+    if name != "auto":
+        return name
+    fastest, refusal = _fastest(programs, params)
+    return f"{fastest} ({refusal})" if refusal else fastest
+
+
+def _fastest(programs: Sequence[Program], params: Sequence[Tensor]) -> tuple[str, str]:
+    """The first engine that can serve parameters where they are, and why a faster one for that place cannot."""
+    on_gpu = any(p.device.type == "cuda" for p in params)
+    for_place = triton if on_gpu else blocked
+    refusal = for_place.refusal(programs, params)
+    return (reference.name, refusal) if refusal else (for_place.name, "")

@@ -25,7 +25,7 @@ class Row:
         param: The parameter, real; complex parameters come as their real view with a last axis of 2.
         grad: The gradient, like the parameter; None where only stages run.
         state: The slots by name: tensors like the parameter, of an axis-reduced shape, or of shape (); or in codes.
-        numel: Number of elements of the logical tensor, of which this process may hold a part.
+        numel: Number of real elements of the logical tensor, of which this process may hold a part.
         sharded: Whether other processes hold other parts.
     """
 
@@ -51,7 +51,7 @@ def make_row(p: Tensor, grad: Tensor | None, state: dict[str, Any], slots: Mappi
     if param.dim() == 0:  # torch promotes types differently where a tensor has no axis
         param, gradient = param.view(1), None if gradient is None else gradient.view(1)
         state = {name: x.view(1) if slots[name].per == "element" else x for name, x in state.items()}
-    return Row(param, gradient, state, p.numel(), is_sharded(p))
+    return Row(param, gradient, state, p.numel() * (2 if p.is_complex() else 1), is_sharded(p))
 
 
 @dataclass(slots=True)

@@ -117,7 +117,7 @@ class Adafactor(Optimizer):
             s.row_var = R = ema(s.row_var, mean(G2, h.columns), h.b2)
             s.col_var = C = ema(s.col_var, mean(G2, h.rows), h.b2)
             size = mean(R, h.rows)
-            V = R * C / (maximum(size, h.eps1) if floor else size)
+            V = R / (maximum(size, h.eps1) if floor else size) * C  # R * C alone may underflow
         else:
             s.variance = V = ema(s.variance, G2, h.b2)
         U = g / sqrt(maximum(V, h.eps1 * h.eps1) if floor else V)

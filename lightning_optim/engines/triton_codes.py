@@ -1,0 +1,195 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
+"""The device functions that printed kernels call: 8-bit codes as in `storage/`, and what Triton's language lacks.
+
+The formats are written twice, here and in torch, because here the bits matter; the tests hold one against the other.
+A tile is (lines, 256): a line is the block of elements that shares a header. `index` is the place of an element in the
+tile, `line` that of its header, `there` whether the slot has that line.
+
+Nothing but the Triton engine imports this module, and only when it is used.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+LEVELS = tl.constexpr(254.0)
+SNAP = tl.constexpr(2.0**-10)
+TINY = tl.constexpr(1e-30)
+SMALLEST = tl.constexpr(2.0**-40)
+CURVE = tl.constexpr(2.0)
+
+
+@triton.jit
+def lerp(a, b, weight):
+    """As torch computes it: from the nearer end, in one rounding."""
+    near = weight < 0.5
+    return tl.fma(tl.where(near, weight, weight - 1.0), b - a, tl.where(near, a, b))
+
+
+@triton.jit
+def power(a, b):
+    """a ** b for a >= 0."""
+    general = tl.where(b == 0.0, 1.0, tl.exp2(b * tl.log2(a)))
+    return tl.where(b == 1.0, a, tl.where(b == 0.5, tl.sqrt_rn(a), general))
+
+
+@triton.jit
+def sign(x):
+    """-1, 0 or 1."""
+    return (x > 0.0).to(tl.float32) - (x < 0.0).to(tl.float32)
+
+
+@triton.jit
+def to_bfloat16(x):
+    """The nearest bfloat16, ties to even. The interpreter would cut off, so there it is done on the bits."""
+    if INTERPRETED:
+        bits = x.to(tl.uint32, bitcast=True)
+        even = (bits >> 16) & 1
+        nearest = (((bits.to(tl.int64) + 0x7FFF + even) >> 16) & 0xFFFF).to(tl.uint16)
+        quiet = ((bits >> 16) | 0x40).to(tl.uint16)
+        rounded = tl.where(x == x, nearest, quiet).to(tl.bfloat16, bitcast=True)
+    else:
+        rounded = x.to(tl.bfloat16)
+    return rounded
+
+
+@triton.jit
+def draws(t, index):
+    """`storage.coded.draws` for elements at these places of the whole slot, int64."""
+    x = index.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 16)) * 0x846CA68B
+    return ((x ^ (x >> 15)) >> 8).to(tl.int32).to(tl.float32) * (2.0**-24)
+
+
+# ---------------------------------------------------------------------------------------------- log
+
+
+@triton.jit
+def log_spans(low, high):
+    base = tl.log2(tl.where(low > 0.0, low, 1.0))
+    top = tl.log2(tl.where(high > 0.0, high, 1.0))
+    return base, tl.maximum(top - base, TINY)
+
+
+@triton.jit
+def log_values(codes, low, high):
+    base, span = log_spans(low, high)
+    value = tl.exp2(base + (codes - 1.0) * tl.div_rn(span, LEVELS))
+    value = tl.where(codes == 1.0, low, tl.where(codes == 255.0, high, value))
+    return tl.where(codes == 0.0, 0.0, value)
+
+
+@triton.jit
+def log_decode(codes_at, headers_at, index, line, there):
+    codes = tl.load(codes_at + index, mask=there, other=0).to(tl.float32)
+    low = tl.load(headers_at + 2 * line, mask=there, other=0.0)
+    high = tl.load(headers_at + 2 * line + 1, mask=there, other=0.0)
+    return log_values(codes, low, high)
+
+
+@triton.jit
+def log_encode(codes_at, headers_at, index, line, there, x, draw):
+    """Store the codes of x; returns x as it will be decoded."""
+    positive = x > 0.0
+    high = tl.maximum(tl.max(x, axis=1, keep_dims=True), 0.0)
+    low = tl.min(tl.where(positive, x, high), axis=1, keep_dims=True)
+    low = tl.maximum(low, high * SMALLEST)
+    base, span = log_spans(low, high)
+    level = (tl.log2(tl.where(positive, x, low)) - base) * tl.div_rn(LEVELS, span)
+    nearest = tl.floor(level + 0.5)  # only looked at beside a level, where no tie is
+    rounded = tl.where(tl.abs(level - nearest) < SNAP, nearest, tl.floor(level + draw))
+    rounded = tl.where(span > TINY, rounded, LEVELS)
+    rounded = tl.where(rounded == rounded, rounded, 0.0)
+    codes = tl.where(positive, tl.minimum(tl.maximum(rounded, 0.0), LEVELS) + 1.0, 0.0)
+    codes = tl.where(positive & (x >= high), LEVELS + 1.0, codes)
+    tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
+    tl.store(headers_at + 2 * line, low, mask=there)
+    tl.store(headers_at + 2 * line + 1, high, mask=there)
+    return log_values(codes, low, high)
+
+
+# ---------------------------------------------------------------------------------------------- ratio
+
+
+@triton.jit
+def ratio_values(codes, scale, partner):
+    y = tl.div_rn(codes - 128.0, 127.0)
+    z = tl.div_rn(y, 1.0 + CURVE - CURVE * tl.abs(y))
+    return z * scale * tl.sqrt_rn(partner)
+
+
+@triton.jit
+def ratio_decode(codes_at, headers_at, index, line, there, partner):
+    codes = tl.load(codes_at + index, mask=there, other=128).to(tl.float32)
+    return ratio_values(codes, tl.load(headers_at + line, mask=there, other=0.0), partner)
+
+
+@triton.jit
+def ratio_encode(codes_at, headers_at, index, line, there, x, partner):
+    """Store the codes of x; returns x as it will be decoded."""
+    ratio = tl.where(partner > 0.0, tl.div_rn(x, tl.sqrt_rn(partner)), 0.0)
+    scale = to_bfloat16(tl.max(tl.abs(ratio), axis=1, keep_dims=True)).to(tl.float32)
+    z = tl.where(scale > 0.0, tl.div_rn(ratio, scale), 0.0)
+    y = tl.div_rn(127.0 * z * (1.0 + CURVE), 1.0 + CURVE * tl.abs(z))
+    code = (y + 12582912.0) - 12582912.0  # 1.5 * 2**23 leaves no room for a fraction: nearest, ties to even
+    codes = tl.minimum(tl.maximum(code, -127.0), 127.0) + 128.0
+    tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
+    tl.store(headers_at + line, scale, mask=there)
+    return ratio_values(codes, scale, partner)
+
+
+# ---------------------------------------------------------------------------------------------- dynamic
+
+
+@triton.jit
+def dynamic_decode(codes_at, headers_at, index, line, there, book):
+    codes = tl.load(codes_at + index, mask=there, other=0).to(tl.int32)
+    return tl.load(book + codes) * tl.load(headers_at + line, mask=there, other=0.0)
+
+
+@triton.jit
+def dynamic_encode(codes_at, headers_at, index, line, there, x, book, SIGNED: tl.constexpr):
+    """Store the codes of x; returns x as it will be decoded."""
+    size = tl.abs(x)
+    column = index % 256
+    largest = tl.max(size, axis=1, keep_dims=True)
+    first = tl.min(tl.where(size == largest, column, 255), axis=1, keep_dims=True)
+    scale = tl.sum(tl.where(column == first, x, 0.0), axis=1, keep_dims=True)
+    z = tl.where(scale != 0.0, tl.div_rn(x, scale), 0.0)
+    above = tl.zeros_like(column)  # how many entries are below z, up to 255
+    for bit in tl.static_range(8):
+        further = above + (128 >> bit)
+        above = tl.where(tl.load(book + further - 1) < z, further, above)
+    above = tl.maximum(above, 1)
+    upper, lower = tl.load(book + above), tl.load(book + above - 1)
+    down = (z - lower) < (upper - z)
+    codes = above - down.to(tl.int32)
+    if not SIGNED:
+        codes = tl.where((x > 0.0) & (codes == 0), 1, codes)
+    tl.store(codes_at + index, codes.to(tl.uint8), mask=there)
+    tl.store(headers_at + line, scale, mask=there)
+    return tl.load(book + codes) * scale
+
+
+# ---------------------------------------------------------------------------------------------- sums
+
+
+@triton.jit
+def combine_blocks(partials, table, results, WIDTH: tl.constexpr, COUNT: tl.constexpr, MAXIMUM: tl.constexpr):
+    """The results of each tensor from those of its blocks, always in the same order. One program per result."""
+    row = tl.program_id(0) // COUNT
+    which = tl.program_id(0) % COUNT
+    first = tl.load(table + row * WIDTH)
+    last = tl.load(table + (row + 1) * WIDTH)
+    empty = float("-inf") if MAXIMUM else 0.0
+    found = tl.full((256,), empty, tl.float64)
+    for low in range(first, last, 256):
+        block = low + tl.arange(0, 256)
+        part = tl.load(partials + block * COUNT + which, mask=block < last, other=empty)
+        found = tl.maximum(found, part) if MAXIMUM else found + part
+    result = tl.max(found, axis=0) if MAXIMUM else tl.sum(found, axis=0)
+    tl.store(results + tl.program_id(0), result)

@@ -1,0 +1,104 @@
+"""Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
+
+To be run by itself (`python -m tests.engines.compiled adamw lamb ...`), where Triton compiles and does not interpret.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from lightning_optim.engines import triton as engine
+from lightning_optim.engines.job import make_row
+from lightning_optim.engines.triton_text import TILE, Text
+from tests.problems import apply, build, gradients, make_params
+
+SHAPES = ((64, 64),)  # kept in codes at 8 bits
+TARGET = GPUTarget("cuda", 90, 32)
+VARIANTS = [(32, "log"), (8, "log"), (8, "dynamic")]
+
+
+def texts(name: str, bits: int, form: str, dtype: torch.dtype) -> list[Text]:
+    """The kernels of a second step: those of the update, and of the prediction where there is one."""
+    params = make_params(SHAPES, dtype)
+    optimizer = build(name, params, weight_decay=0.1, state_bits=bits, state_format=form, engine="reference")
+    found: list[Text] = []
+    for grads in gradients(2, SHAPES, dtype):
+        apply(optimizer, params, grads)
+    for what in optimizer._programs.values():
+        program = list(what.programs.values())[-1]
+        rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+        found += engine.texts(program, rows)
+    return found
+
+
+def compile_text(text: Text) -> Any:
+    signature = {"table": "*i64", "blocks": "*i32", **text.arguments}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
+    source = triton.compiler.ASTSource(engine.compiled(text.name, text.text), signature, {}, aligned)
+    options = {"num_warps": engine.WARPS, "enable_fp_fusion": False}
+    return triton.compile(source, target=TARGET, options=options)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """What the assembled kernel takes: registers of a thread, and bytes of stack, where spills would go."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    words = {"registers": r"REG:(\d+)", "stack": r"STACK:(\d+)", "local": r"LOCAL:(\d+)", "shared": r"SHARED:(\d+)"}
+    return {word: max(map(int, re.findall(pattern, report))) for word, pattern in words.items()}
+
+
+def widths(ptx: str, what: str) -> list[int]:
+    """Bytes of each access to global memory, `what` being ld or st."""
+    sizes = {"b8": 1, "u8": 1, "b16": 2, "u16": 2, "b32": 4, "u32": 4, "f32": 4, "b64": 8, "u64": 8, "f64": 8}
+    found = re.findall(rf"\b{what}\.global\S*?(\.v\d)?\.(b\d+|u\d+|f\d+)\s", ptx)
+    return [sizes[kind] * int(vector[2:] or 1) for vector, kind in found]
+
+
+def wide(text: str) -> dict[str, int]:
+    """How many accesses of 16 bytes it takes to load and store what the text loads and stores as a tensor."""
+    share = TILE // (32 * engine.WARPS)  # elements of a thread
+    loads = re.findall(r"= tl.load\(\w+_at \+ index, mask=inside, other=0.0\)(.*)", text)
+    stores = re.findall(r"tl.store\(\w+_at \+ index, (.*), mask=inside\)", text)
+    return {
+        "wide_loads": sum(share * (2 if ".to(" in rest else 4) // 16 for rest in loads),
+        "wide_stores": sum(share * (2 if "float16" in new else 4) // 16 for new in stores),
+    }
+
+
+def reports(name: str) -> Iterator[dict[str, Any]]:
+    for bits, form in VARIANTS:
+        for dtype in (torch.float32, torch.bfloat16):
+            try:
+                kernels = texts(name, bits, form, dtype)
+            except ValueError:  # nothing to keep in 8 bits
+                continue
+            for text in kernels:
+                compiled = compile_text(text).asm
+                loads, stores = widths(compiled["ptx"], "ld"), widths(compiled["ptx"], "st")
+                yield {
+                    **{"optimizer": name, "bits": bits, "format": form, "dtype": str(dtype), "kernel": text.name},
+                    **resources(compiled["cubin"]),
+                    **wide(text.text),
+                    "loads": {width: loads.count(width) for width in sorted(set(loads))},
+                    "stores": {width: stores.count(width) for width in sorted(set(stores))},
+                }
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        for report in reports(name):
+            print(json.dumps(report), flush=True)

@@ -1,0 +1,362 @@
+"""The Triton engine, in Triton's interpreter and compiled for sm_90; neither needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_optim import engines, storage
+from lightning_optim.engines import triton as engine
+from lightning_optim.engines.job import make_row
+from lightning_optim.errors import OptionError
+from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.stages import Average, Lookahead
+from lightning_optim.storage import Coded
+from tests.problems import NAMES, apply, build, flat, gradients, make_params
+
+pytest.importorskip("triton")
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is for machines without GPU"),
+    pytest.mark.usefixtures("torch_functions"),
+]
+
+SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (20, 30))  # the last one turned: not contiguous
+SMALL = ((0,), (7,), (257,), (3, 1400))
+SERVED = [name for name in NAMES if name != "adafactor"]
+CODED = [name for name in SERVED if any(storage.can_be_coded(slot) for slot in OPTIMIZERS[name].slots.values())]
+every_optimizer = pytest.mark.parametrize("name", SERVED)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of blocks of every launch."""
+    found: list[int] = []
+    launch = engine.launch
+
+    def counted(function: Any, count: int, *args: Any, **options: Any) -> None:
+        found.append(count)
+        launch(function, count, *args, **options)
+
+    monkeypatch.setattr(engine, "launch", counted)
+    return found
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The sizes that an address table was built for, each time one was."""
+    found: list[tuple[int, ...]] = []
+    build_table = engine.build_table
+
+    def counted(device: torch.device, width: int, sizes: tuple[int, ...], addresses: tuple[int, ...]) -> Any:
+        found.append(sizes)
+        return build_table(device, width, sizes, addresses)
+
+    monkeypatch.setattr(engine, "build_table", counted)
+    return found
+
+
+def make(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, turned: bool = False) -> list[Tensor]:
+    params = make_params(shapes, dtype)
+    if turned:
+        params[-1] = torch.nn.Parameter(params[-1].detach().t().contiguous().t())
+    return params
+
+
+def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
+    shapes = [tuple(p.shape) for p in params]
+    for step, grads in enumerate(gradients(skip + steps, shapes, params[0].dtype)):
+        if step >= skip:
+            apply(optimizer, params, grads, step)
+
+
+def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, others: Sequence[Tensor]) -> list[str]:
+    """Where two optimizers have come apart: names of what differs in any bit, and by how much."""
+    found = []
+    for p, q in zip(params, others, strict=True):
+        pairs = [("p", p, q), *((key, value, other.state[q][key]) for key, value in one.state[p].items())]
+        for key, x, y in pairs:
+            parts = [(x.codes, y.codes), (x.headers, y.headers)] if isinstance(x, Coded) else [(x, y)]
+            for a, b in parts:
+                if not torch.equal(a, b):
+                    found.append(f"{key} of {tuple(p.shape)} by {(a.double() - b.double()).abs().max():.1e}")
+    for key, value in one._shared().items():
+        if not torch.allclose(value, other._shared()[key], rtol=1e-11, atol=0):
+            found.append(key)
+    return found
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
+    """Bit for bit, for tensors of all sizes in one launch.
+
+    Only the slots that are one number may differ, by the order of a sum in float64: 1e-11 allows for KOALA, whose
+    recursion multiplies such a difference.
+    """
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(SHAPES, dtype, turned=True)
+        assert not params[-1].is_contiguous()
+        optimizer = build(name, params, weight_decay=0.1, engine=engine_name)
+        run(optimizer, params, 3)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+
+
+@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize("state_format", ["log", "dynamic"])
+def test_codes_equal_the_reference(name: str, state_format: str) -> None:
+    """Codes, headers and parameters, bit for bit; the second step reads what the first one wrote."""
+    dtype = torch.float32 if NAMES.index(name) % 2 else torch.bfloat16
+    codes_equal(name, state_format, dtype, SMALL, 2)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize("state_format", ["log", "dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_codes_equal_the_reference_at_all_sizes(name: str, state_format: str, dtype: torch.dtype) -> None:
+    codes_equal(name, state_format, dtype, SHAPES, 4)
+
+
+def codes_equal(
+    name: str, state_format: str, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], steps: int
+) -> None:
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(shapes, dtype)
+        optimizer = build(name, params, state_bits=8, state_format=state_format, engine=engine_name)
+        run(optimizer, params, steps)
+        assert any(isinstance(value, Coded) for state in optimizer.state.values() for value in state.values())
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+
+
+def test_codes_of_extreme_blocks_equal_the_reference() -> None:
+    """All zero, one value, zeros among values, one sign, values far apart, infinite and missing gradients."""
+    generator = torch.Generator().manual_seed(3)
+    lines = torch.randn(17, 256, generator=generator)
+    lines[0], lines[1], lines[2, ::3], lines[3] = 0.0, 0.25, 0.0, lines[3].abs()
+    lines[4], lines[5], lines[6, 7], lines[7] = lines[4] * 1e-12, lines[5] * 1e6, 1e9, -lines[7].abs()
+    lines[8] = lines[8] * 10.0 ** torch.linspace(-18, 6, 256)
+    lines[9, 3], lines[10, 5] = float("nan"), float("inf")
+    for state_format in ("log", "dynamic"):
+        ends: list[Any] = []
+        for engine_name in ("reference", "triton"):
+            params = [torch.nn.Parameter(torch.zeros(17, 256))]
+            optimizer = build("adamw", params, state_bits=8, state_format=state_format, engine=engine_name)
+            for scale in (1.0, -0.5):
+                apply(optimizer, params, [lines * scale])
+            params[0].data.nan_to_num_()  # two that are not a number are not equal
+            ends += [optimizer, params]
+        assert differences(*ends) == []
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("state_bits", [32, 16, 8])
+def test_stages_run_in_the_same_pass(name: str, state_bits: int, launches: list[int]) -> None:
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(((7,), (300,)) if state_bits < 32 else SMALL, torch.bfloat16)
+        optimizer = build(name, params, state_bits=state_bits, engine=engine_name)
+        optimizer.append(Average())
+        optimizer.append(Lookahead(k=2))
+        launches.clear()
+        run(optimizer, params, 3)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+    assert name == "lamb" or len(launches) == 3 * (1 if state_bits < 32 else 1)
+
+
+def test_a_tensor_without_gradient_takes_part_in_stages() -> None:
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(SMALL, torch.float32)
+        optimizer = build("adamw", params, engine=engine_name)
+        optimizer.append(Average())
+        for step, grads in enumerate(gradients(2, SMALL, torch.float32)):
+            apply(optimizer, params, [grads[0], None, *grads[2:]], step)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+
+
+@pytest.mark.parametrize(("name", "expected"), [("adamw", 1), ("adan", 1), ("lars", 3), ("lamb", 3), ("koala_v", 3)])
+def test_launches_do_not_depend_on_how_many_tensors_there_are(name: str, expected: int, launches: list[int]) -> None:
+    """One for an elementwise update; with sums a pass, the combination of its blocks, and the pass that writes."""
+    options = {"always_adapt": True} if name in ("lars", "lamb") else {}
+    for shapes in (((7,),), ((5,), (0,), (1,), (1025,), (3, 9)) * 6):
+        params = make(shapes, torch.float32)
+        optimizer = build(name, params, engine="triton", **options)
+        run(optimizer, params, 1)
+        launches.clear()
+        run(optimizer, params, 1)
+        assert len(launches) == expected
+
+
+def test_a_clipped_step_takes_three_launches(launches: list[int]) -> None:
+    params = make(((7,), (300,)), torch.float32)
+    run(build("adan", params, engine="triton", max_grad_norm=0.1), params, 1)
+    assert len(launches) == 3
+
+
+def test_types_and_alignments_are_served_apart(launches: list[int]) -> None:
+    """A launch for each combination of types, and one for tensors that do not begin at a multiple of 16 bytes."""
+    buffer = torch.zeros(100)
+    params = [*make(((7,), (9,)), torch.float32), *make(((7,),), torch.bfloat16), buffer[1:8].requires_grad_()]
+    optimizer = build("adamw", params, engine="triton")
+    twins = [p.detach().clone().requires_grad_() for p in params]
+    grads = [torch.ones_like(p) for p in params]
+    apply(optimizer, params, grads)
+    apply(build("adamw", twins, engine="reference"), twins, grads)
+    assert len(launches) == 3
+    assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
+    assert not buffer[0] and not buffer[8:].any()
+
+
+def test_the_table_is_kept_while_nothing_moves(tables: list[tuple[int, ...]]) -> None:
+    params = make(SMALL, torch.float32)
+    optimizer = build("adamw", params, engine="triton")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    for _ in range(3):
+        optimizer.step()
+    assert tables == [(0, 7, 257, 4200)]
+    params[1].data = params[1].data.clone()
+    optimizer.step()
+    optimizer.step()
+    assert len(tables) == 2
+    params[2].grad = torch.ones_like(params[2])
+    optimizer.step()
+    assert len(tables) == 3
+
+
+def test_a_float_prints_nothing_anew() -> None:
+    params = make(((7,),), torch.float32)
+    optimizer = build("adamw", params, engine="triton", weight_decay=0.1)
+    run(optimizer, params, 1)
+    before = engine.compiled.cache_info().currsize
+    optimizer.param_groups[0].update(lr=0.5, betas=(0.5, 0.6), eps=1e-3, weight_decay=0.3)
+    run(optimizer, params, 2, skip=1)
+    assert engine.compiled.cache_info().currsize == before
+
+
+def test_sums_repeat_bit_for_bit() -> None:
+    """And over more blocks than are added up at a time."""
+    ends = []
+    for _ in range(2):
+        params = make(((300, 900), (33,)), torch.float32)
+        run(build("lamb", params, engine="triton"), params, 1)
+        ends.append(flat(params))
+    assert torch.equal(*ends)
+    params = make(((300, 900), (33,)), torch.float32)
+    run(build("lamb", params, engine="reference"), params, 1)
+    assert torch.equal(flat(params), ends[0])
+
+
+def test_complex_parameters_are_pairs() -> None:
+    ends = []
+    for engine_name in ("reference", "triton"):
+        params = make(((5,), (3, 4)), torch.complex64)
+        run(build("adamw", params, engine=engine_name), params, 2)
+        ends.append(flat(params))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "words"),
+    [
+        ("adafactor", torch.float32, "means along an axis"),
+        ("adamw", torch.float64, "computes in float32, and a parameter is float64"),
+    ],
+)
+def test_what_it_cannot_serve_is_refused(name: str, dtype: torch.dtype, words: str) -> None:
+    params = make(((3, 4),), dtype)
+    with pytest.raises(OptionError, match=words):
+        run(build(name, params, engine="triton"), params, 1)
+    run(build(name, params), params, 1)  # `auto` finds another
+
+
+def test_a_cpu_is_served_in_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = make(((3,),), torch.float32)
+    optimizer = build("adamw", params, engine="triton")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(OptionError, match="not on a GPU"):
+        run(optimizer, params, 1)
+    assert engines.describe("auto", optimizer.first_programs(), params) == "blocked"
+
+
+def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_installed", lambda: False)
+    params = make(((3,),), torch.float32)
+    with pytest.raises(OptionError, match="triton is not installed"):
+        run(build("adamw", params, engine="triton"), params, 1)
+
+
+def test_state_on_another_device_is_refused() -> None:
+    params = make(((3,),), torch.float32)
+    optimizer = build("adamw", params, engine="triton")
+    run(optimizer, params, 1)
+    optimizer.state[params[0]]["exp_avg"] = torch.empty(3, device="meta")
+    with pytest.raises(RuntimeError, match=r"exp_avg of a parameter of shape \(3,\) is on meta, and the parameter on cpu"):
+        run(optimizer, params, 1)
+
+
+def test_the_package_does_not_import_triton() -> None:
+    """Lightning may; nothing of ours does before the engine runs."""
+    ours = "import sys; sys.modules['triton'] = None; import lightning_optim; lightning_optim.engines.known('triton')"
+    try_it = [sys.executable, "-c", f"import lightning.pytorch, {ours.removeprefix('import ')}"]
+    subprocess.run(try_it, check=True, env=os.environ, timeout=120)
+
+
+def test_the_text_can_be_read() -> None:
+    params = make(((3,),), torch.float32)
+    optimizer = build("lion", params, engine="reference")
+    run(optimizer, params, 1)
+    rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+    text = engine.source(optimizer.first_programs()[0], rows)
+    assert "new_exp_avg = lerp(exp_avg, g, " in text
+    assert "tl.store(p_at + index, new_p, mask=inside)" in text
+
+
+# ---------------------------------------------------------------------------------------------- compiled for sm_90
+
+
+def compile_reports(names: Sequence[str]) -> list[dict[str, Any]]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.engines.compiled", *names]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=1500)
+    assert not done.returncode, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_reports(reports: Sequence[dict[str, Any]]) -> None:
+    """No spills, and 16 bytes at a time for the parameter, the gradient and slots in 32 bits."""
+    for report in reports:
+        assert report["stack"] == 0, report
+        assert report["local"] == 0, report
+        assert report["registers"] <= 168, report
+        assert report["loads"].get("16", 0) >= report["wide_loads"], report
+        assert report["stores"].get("16", 0) >= report["wide_stores"], report
+
+
+@pytest.mark.timeout(600)
+def test_kernels_compile_for_sm_90() -> None:
+    check_reports(compile_reports(["adamw", "lamb"]))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_all_kernels_compile_for_sm_90() -> None:
+    check_reports(compile_reports(SERVED))

@@ -1,0 +1,238 @@
+"""The command line: every way to say which optimizer, and one clear sentence for what is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import lightning_optim
+from lightning_optim import OptimizerStrategy
+from lightning_optim.cli import main
+from lightning_optim.optimizer import OPTIMIZERS
+from tests.bad import BAD
+from tests.callbacks.toys import batches
+from tests.test_strategy import Configured, frozen
+
+
+class Plain(LightningModule):
+    """A module that says nothing of optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return batches()
+
+
+class Frozen(Configured):
+    def __init__(self, optimizer: lightning_optim.OptimizerSpec = "adan") -> None:
+        super().__init__(optimizer, frozen)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Any:
+    """Writes a config: the trainer's usual keys, and what is given."""
+
+    def write(model: Any = None, callbacks: Any = (), **trainer: Any) -> str:
+        saving = {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": str(tmp_path), "filename": "end"},
+        }
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": str(tmp_path),
+        }
+        content = {
+            "seed_everything": 0,
+            "model": model or {"class_path": "tests.test_strategy.Configured"},
+            "data": {"class_path": "tests.test_cli.Data"},
+            "trainer": {**quiet, "callbacks": [saving, *callbacks], **trainer},
+        }
+        path = tmp_path / "config.in.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def configured(spec: Any) -> dict[str, Any]:
+    return {"class_path": "tests.test_strategy.Configured", "init_args": {"optimizer": spec}}
+
+
+def trained(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the checkpoint that a fit wrote: the first parameter group, and the hyper-parameters."""
+    saved = torch.load(folder / "end.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    return saved["optimizer_states"][0]["param_groups"][0], saved["hyper_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("in_config", "arguments", "expected"),
+    [
+        ("adan", [], {"lr": 1e-3, "betas": (0.98, 0.92, 0.99)}),
+        ({"name": "adan", "lr": 0.02}, [], {"lr": 0.02, "no_prox": False}),
+        ({"name": "adamw", "lr": 0.02, "no_decay": []}, [], {"lr": 0.02, "weight_decay": 0.01}),
+        ("adan", ["--model.init_args.optimizer", "adamw"], {"betas": (0.9, 0.999), "weight_decay": 0.01}),
+        ("adan", ["--model.optimizer", "lion"], {"betas": (0.9, 0.99)}),
+        ("lion", ["--model.optimizer={name: adan, lr: 0.3, betas: [0.9, 0.9, 0.9]}"], {"lr": 0.3, "no_prox": False}),
+        ({"name": "lion", "lr": 0.5}, ["--model.optimizer=adan"], {"lr": 1e-3, "no_prox": False}),
+    ],
+)
+def test_the_optimizer_by_config_and_command_line(
+    in_config: Any, arguments: list[str], expected: dict[str, Any], config: Any, tmp_path: Path
+) -> None:
+    main(["fit", "--config", config(configured(in_config)), *arguments])
+    group, hparams = trained(tmp_path)
+    assert {key: group[key] for key in expected} == expected
+    spec = hparams["optimizer"]
+    assert isinstance(spec, str | dict)
+    assert OptimizerStrategy.parse(spec).create(nn.Linear(2, 2)).param_groups[0]["lr"] == group["lr"]
+
+
+def test_a_written_config_can_be_read_again(config: Any, tmp_path: Path) -> None:
+    main(["fit", "--config", config(configured({"name": "adan", "lr": 0.3, "no_decay": ["bias"]}))])
+    (tmp_path / "end.ckpt").unlink()
+    written = tmp_path / "config.yaml"
+    content = yaml.safe_load(written.read_text())
+    assert content["model"]["init_args"]["optimizer"] == {"name": "adan", "lr": 0.3, "no_decay": ["bias"]}
+    again = tmp_path / "again.yaml"
+    written.rename(again)
+    main(["fit", "--config", str(again)])
+    assert trained(tmp_path)[0]["lr"] == 0.3
+
+
+def said(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """What the command complains of."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("spec", "words"), BAD, ids=lambda value: str(value)[:40])
+def test_wrong_specs_in_a_config(
+    spec: Any, words: str, config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(capsys, ["fit", "--config", config(configured(spec))])
+    assert re.search(words, text)
+    assert text.startswith("lightning-optim: ")
+    assert text.count("\n") == 1
+    assert not (tmp_path / "end.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.optimizer=adam2"], "lightning-optim: There is no optimizer named 'adam2'. Did you mean adam"),
+        (["--model.optimizer={name: adan, lr: -1}"], "lightning-optim: optimizer 'adan': lr=-1.0 is out of range"),
+        (["--trainer.epochs=3"], "epochs"),
+    ],
+)
+def test_wrong_words_on_the_command_line(
+    arguments: list[str], words: str, config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in said(capsys, ["fit", "--config", config(), *arguments])
+
+
+AVERAGING = "lightning_optim.callbacks.IterateAveraging"
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        ({"class_path": AVERAGING, "init_args": {"kindd": "mean"}}, "Option 'kindd' is not accepted"),
+        ({"class_path": AVERAGING, "init_args": {"kind": "median"}}, r"kind.*\n.*Expected .*'mean', 'ema'"),
+        ({"class_path": AVERAGING, "init_args": {"decay": 1.5}}, r"^lightning-optim: .*decay=1.5 must be in \(0, 1\)"),
+        ({"class_path": AVERAGING + "2"}, "IterateAveraging2"),
+        (
+            {"class_path": "lightning_optim.callbacks.LookaheadSync", "init_args": {"k": 0}},
+            r"^lightning-optim: LookaheadSync: k=0 must be an integer of at least 1",
+        ),
+    ],
+)
+def test_wrong_callbacks_in_a_config(
+    callback: Any, words: str, config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.search(words, said(capsys, ["fit", "--config", config(callbacks=[callback])]))
+    assert not (tmp_path / "end.ckpt").exists()
+
+
+def test_what_only_the_module_shows_is_said_before_training(
+    config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(capsys, ["fit", "--config", config({"class_path": "tests.test_cli.Frozen"})])
+    assert text.splitlines()[-1].startswith("lightning-optim: Frozen has no parameter to train")
+    assert not (tmp_path / "end.ckpt").exists()
+
+
+# ---------------------------------------------------------------- a LightningCLI of one's own
+
+
+def cli(tmp_path: Path, *arguments: str) -> LightningCLI:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_epochs": 1}
+    options = {**quiet, "enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    return LightningCLI(Plain, Data, args=["fit", "--seed_everything=0", *arguments], trainer_defaults=options, save_config_callback=None)
+
+
+@pytest.mark.parametrize("name", ["lightning_optim.Adan", "lightning_optim.optimizers.adan.Adan"])
+def test_a_stock_cli_takes_a_class(name: str, tmp_path: Path) -> None:
+    done = cli(tmp_path, f"--optimizer={name}", "--optimizer.lr=0.01", "--optimizer.state_bits=16")
+    optimizer = done.trainer.optimizers[0]
+    assert type(optimizer) is lightning_optim.Adan
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["state_bits"]) == (0.01, 16)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
+
+
+def test_a_stock_cli_makes_koala_work_with_its_callback(tmp_path: Path) -> None:
+    arguments = ["--optimizer=lightning_optim.KoalaV", "--trainer.callbacks=lightning_optim.callbacks.LossInput"]
+    assert cli(tmp_path, *arguments).trainer.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--optimizer.lr=fast"], "Expected a <class 'float'>"),
+        (["--optimizer.state_bits=7"], "Expected a typing.Literal[32, 16"),
+        (["--optimizer.betas=[0.9, 0.99]"], "Expected a tuple with 3 elements"),
+        (["--optimizer.cautious=true"], "Option 'cautious' is not accepted"),
+    ],
+)
+def test_a_stock_cli_checks_types(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli(tmp_path, "--optimizer=lightning_optim.Adan", *arguments)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_help_explains_every_option(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cls = OPTIMIZERS[name]
+    with pytest.raises(SystemExit):
+        cli(tmp_path, f"--optimizer.help=lightning_optim.{cls.__name__}")
+    text = " ".join(capsys.readouterr().out.split()).split("Help for")[1]
+    for option in cls.options.values():
+        found = re.search(rf"--optimizer\.{option.name} \S+ ([^(]*)(.*?)\(type: .*?, default: ", text)
+        assert found, f"{option.name} is not in the help of {name}"
+        assert len(found[1]) > 10, f"nothing is said of {option.name}"
+    assert {"maximize", "state_bits", "engine"} <= cls.options.keys()
