@@ -72,7 +72,7 @@ def _restore(optimizer: Optimizer, p: Tensor, i: int, saved: dict[str, Any]) -> 
     optimizer.start_state(p, i)
     state["step"].fill_(float(saved.get("step", 0)))
     coded: dict[str, Tensor] = {}
-    for name in saved.keys() & slots.keys():
+    for name in [name for name in saved if name in slots]:  # in an order that is the same on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = optimizer.slot_dtype(slots[name], p, i)
         values = torch.as_tensor(saved[name]).to(dtype=dtype, device=here, copy=True)

@@ -364,7 +364,11 @@ class Optimizer(Page, torch.optim.Optimizer):
         algorithm; codes are made again on load, the same ones. The full-precision tensors exist until the caller
         drops them.
         """
-        return checkpoint.decoded(self, super().state_dict())
+        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.decoded(self, found), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.

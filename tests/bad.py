@@ -12,7 +12,10 @@ BAD: list[tuple[Any, str]] = [
     ({"lr": 0.1}, r"optimizer=\{'lr': 0.1\} has no 'name'. Write a word, such as adan, or a mapping"),
     ({"name": ["adan"]}, r"no optimizer named \['adan'\]"),
     (5, r"optimizer=5 must be a word, such as adan, or a mapping, such as \{name: adan, lr: 0.002\}"),
-    ({"name": "adan", "lrr": 0.1}, r"optimizer 'adan' has no option 'lrr'. Did you mean lr\? Its options are lr, betas"),
+    (
+        {"name": "adan", "lrr": 0.1},
+        r"optimizer 'adan' has no option 'lrr'. Did you mean lr\? Its options are lr, betas",
+    ),
     ({"name": "adan", "no_decays": []}, r"no option 'no_decays'. Did you mean no_decay.*groups, schedule"),
     ({"name": "lion", "foreach": True}, r"no option 'foreach' \(engine='auto' already runs a whole group"),
     ({"name": "adan", "lr": "fast"}, r"optimizer 'adan': lr='fast' must be a number"),
@@ -29,7 +32,10 @@ BAD: list[tuple[Any, str]] = [
     ({"name": "adan", "state_bits": 7}, r"state_bits=7 must be one of 32, "),
     ({"name": "adan", "state_bits": "8"}, r"state_bits='8' must be one of 32, "),
     ({"name": "adan", "engine": "warp"}, r"engine 'warp'|engine='warp'"),
-    ({"name": "adan", "no_decay": "bias"}, r"no_decay='bias' must be a list of roles \(bias, norm, embedding\) or name"),
+    (
+        {"name": "adan", "no_decay": "bias"},
+        r"no_decay='bias' must be a list of roles \(bias, norm, embedding\) or name",
+    ),
     ({"name": "adan", "no_decay": 1}, r"no_decay=1 must be a list of roles"),
     ({"name": "adan", "groups": [{"lr": 0.1}]}, r"groups: \{'lr': 0.1\} needs 'params', a role or a pattern of names"),
     ({"name": "adan", "groups": {"params": "net.*", "lr": 0.1}}, r"groups=\{.*\} must be a list of mappings"),
@@ -42,7 +48,10 @@ BAD: list[tuple[Any, str]] = [
         {"name": "adan", "groups": [{"params": "bias", "betas": [1, 1, 1]}]},
         r"group 'bias': betas=\(1.0, 1.0, 1.0\) is out of range",
     ),
-    ({"name": "adan", "schedule": "cosinus"}, r"schedule 'cosinus' is not one of constant, linear, cosine. Did you mean cos"),
+    (
+        {"name": "adan", "schedule": "cosinus"},
+        r"schedule 'cosinus' is not one of constant, linear, cosine. Did you mean cos",
+    ),
     ({"name": "adan", "schedule": {"name": "linear", "warmup": 5}}, r"no option 'warmup'. Did you mean warmup_steps\?"),
     (
         {"name": "adan", "schedule": {"name": "linear", "warmup_steps": -5}},

@@ -103,7 +103,7 @@ def test_what_does_not_fit_the_module(net: Callable[[], nn.Module], spec: Any, w
     ("params", "words"),
     [
         (list, "Adan got an empty parameter list. Does the model have parameters"),
-        (lambda: [nn.Parameter(torch.ones(2))] * 2, r"Adan got the same parameter twice.*\(2,\).*tied weight counts once"),
+        (lambda: [nn.Parameter(torch.ones(2))] * 2, r"Adan got the same parameter twice.*\(2,\).*tied weight"),
         (plain_net, r"Adan got a module; give it module.parameters\(\), or use create_optimizer"),
         (lambda: [{"params": [nn.Parameter(torch.ones(2))], "lrr": 1}], "Adan has no option 'lrr'. Did you mean lr"),
         (lambda: [{"params": [nn.Parameter(torch.ones(2))], "lr": -1}], "Adan: lr=-1.0 is out of range"),
@@ -147,7 +147,8 @@ def test_a_module_without_the_argument_is_told_what_to_add() -> None:
     class Forgetful(ConfiguredOptimizer, LightningModule):
         def training_step(self, batch: Any, index: int) -> None: ...
 
-    with pytest.raises(OptionError, match=r"Forgetful has no hparams.optimizer.*`optimizer: OptimizerSpec`.*save_hyper"):
+    words = r"Forgetful has no hparams.optimizer.*`optimizer: OptimizerSpec`.*self.save_hyperparameters\(\)"
+    with pytest.raises(OptionError, match=words):
         fit(Forgetful())
 
 
@@ -161,7 +162,7 @@ def test_koala_without_a_loss_in_manual_optimization() -> None:
         def training_step(self, batch: list[Tensor], index: int) -> None:
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()
-            nn.functional.mse_loss(self.net(batch[0]), batch[1]).backward()  # not through self.manual_backward
+            torch.autograd.backward(nn.functional.mse_loss(self.net(batch[0]), batch[1]))  # not manual_backward
             optimizer.step()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -99,7 +99,7 @@ def log_encode(codes_at, headers_at, index, line, there, x, draw):
     low = tl.min(tl.where(positive, x, high), axis=1, keep_dims=True)
     low = tl.maximum(low, high * SMALLEST)
     base, span = log_spans(low, high)
-    level = (tl.log2(tl.where(positive, x, low)) - base) * tl.div_rn(LEVELS, span)
+    level = (tl.log2(tl.where(positive, x, low)) - base) * (LEVELS * tl.div_rn(1.0, span))
     nearest = tl.floor(level + 0.5)  # only looked at beside a level, where no tie is
     rounded = tl.where(tl.abs(level - nearest) < SNAP, nearest, tl.floor(level + draw))
     rounded = tl.where(span > TINY, rounded, LEVELS)

@@ -85,8 +85,7 @@ class _Guest:
         program = self.programs(h)
         params = [p for group in optimizer.param_groups for p in group["params"] if self._has(optimizer, p)]
         rows = [
-            make_row(p, None, {name: optimizer.state[p][name] for name in self.names}, self.stage.slots)
-            for p in params
+            make_row(p, None, {name: optimizer.state[p][name] for name in self.names}, self.stage.slots) for p in params
         ]
         engines.choose("auto", [program], rows).run(Step([Job(program, h, rows=rows)], {}, Placement(params)))
 

@@ -96,9 +96,7 @@ def test_the_exponential_mean_begins_as_a_copy(make: Make, options: dict[str, An
 
 
 def test_steps_are_counted_not_batches() -> None:
-    run = Run(
-        adan, IterateAveraging(start=0), precision="64-true", accumulate_grad_batches=3
-    )  # steps at 3 and 4 of 4
+    run = Run(adan, IterateAveraging(start=0), precision="64-true", accumulate_grad_batches=3)  # steps at 3 and 4 of 4
     assert len(run.walk.weights) == 6
     assert close(vector(run.module), plain_mean(picked(run, [2, 4, 6])))
 
@@ -111,7 +109,7 @@ def test_an_epoch_of_unknown_length_needs_steps(tmp_path: Path) -> None:
     stream: Any = DataLoader(Stream(), batch_size=BATCH)
     run = Run(adan, IterateAveraging("ema", decay=0.8), train=stream, precision="64-true")
     assert close(vector(run.module), plain_ema(run.walk.weights, 0.8))
-    with pytest.raises(OptionError, match="every='epoch'.*length.*every=100"):
+    with pytest.raises(OptionError, match=r"every='epoch'.*length.*every=100"):
         Run(adan, IterateAveraging(start=0), train=stream)
     with pytest.raises(OptionError, match=r"start=0.5 is a fraction of training, whose length is unknown"):
         Run(adan, IterateAveraging(start=0.5, every=1), max_epochs=-1)
@@ -149,9 +147,7 @@ def test_evaluation_and_checkpoints_see_the_average_and_training_does_not(make: 
         make,
         IterateAveraging(start=2, every=2),
         ModelCheckpoint(tmp_path / "full", "{step}", every_n_train_steps=3, save_top_k=-1),
-        ModelCheckpoint(
-            tmp_path / "weights", "{step}", every_n_train_steps=1, save_top_k=-1, save_weights_only=True
-        ),
+        ModelCheckpoint(tmp_path / "weights", "{step}", every_n_train_steps=1, save_top_k=-1, save_weights_only=True),
         ModelCheckpoint(tmp_path / "epochs", "{step}", every_n_epochs=1, save_top_k=-1),
         val_check_interval=2,
         precision="64-true",
@@ -235,9 +231,7 @@ def test_a_resumed_run_is_the_same_run(make: Make, when: dict[str, int], precisi
     assert len(rest.walk.weights) == 8
     assert [w.tolist() for w in rest.walk.weights] == [w.tolist() for w in whole.walk.weights[4:]]
     assert torch.equal(vector(rest.module), vector(whole.module))
-    assert torch.equal(
-        slot(rest.trainer.optimizers[0], "average"), slot(whole.trainer.optimizers[0], "average")
-    )
+    assert torch.equal(slot(rest.trainer.optimizers[0], "average"), slot(whole.trainer.optimizers[0], "average"))
 
 
 def test_another_kind_of_average_does_not_resume(tmp_path: Path) -> None:
@@ -251,9 +245,10 @@ def test_another_kind_of_average_does_not_resume(tmp_path: Path) -> None:
 
 
 def test_validating_does_not_change_a_bf16_average() -> None:
+    validating: tuple[dict[str, Any], ...] = ({"limit_val_batches": 0}, {"val_check_interval": 1})
     quiet, busy = (
         Run(adan, IterateAveraging(start=1, every=1), precision="bf16-true", watch="average", **options)
-        for options in ({"limit_val_batches": 0}, {"val_check_interval": 1})
+        for options in validating
     )
     assert len(busy.module.validated) == 24
     assert [s.tolist() for s in quiet.walk.slots] == [s.tolist() for s in busy.walk.slots]
@@ -275,14 +270,11 @@ def norm_net() -> nn.Sequential:
 def by_hand(net: nn.Sequential, batch_sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of what enters the normalisation, averaged over batches by their size."""
     inputs = samples().tensors[0].double()
-    means, variances = 0.0, 0.0
-    for part in inputs[: sum(batch_sizes)].split(list(batch_sizes)):
-        entering = net[0](part)
-        means = means + entering.mean(0) * len(part) / sum(batch_sizes)
-        variances = variances + entering.var(0) * len(part) / sum(batch_sizes)
-    assert isinstance(means, Tensor)
-    assert isinstance(variances, Tensor)
-    return means, variances
+    entering = [net[0](part) for part in torch.split(inputs[: sum(batch_sizes)], list(batch_sizes))]
+    shares = [len(part) / sum(batch_sizes) for part in entering]
+    means = torch.stack([share * part.mean(0) for share, part in zip(shares, entering, strict=True)])
+    variances = torch.stack([share * part.var(0) for share, part in zip(shares, entering, strict=True)])
+    return means.sum(0), variances.sum(0)
 
 
 @pytest.mark.parametrize(
@@ -408,9 +400,7 @@ def test_a_batch_that_forward_cannot_take_is_refused_in_words() -> None:
         return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
 
     with pytest.raises(OptionError, match=r"what to give to forward from a batch of type dict.*batch_norm='keep'"):
-        Run(
-            adan, IterateAveraging(start=1), module=Named(adan, norm_net), train=batches(collate_fn=collate)
-        )
+        Run(adan, IterateAveraging(start=1), module=Named(adan, norm_net), train=batches(collate_fn=collate))
 
 
 # ---------------------------------------------------------------- two processes

@@ -42,7 +42,7 @@ def plain_loop(make: Make, k: int, alpha: float, epochs: int = 3) -> list[Tensor
     walk: list[Tensor] = []
     for batch in list(batches()) * epochs:
         optimizer.zero_grad()
-        module.loss([part.double() for part in batch]).backward()
+        torch.autograd.backward(module.loss([part.double() for part in batch]))
         optimizer.step()
         if (len(walk) + 1) % k == 0:
             for p, s in zip(params, slow, strict=True):
@@ -149,7 +149,7 @@ def on_ranks(world_size: int) -> Tensor:
     data = samples()
     sampler: Any = DistributedSampler(data, world_size, 0, shuffle=False)  # every rank sees the same half
     loader: DataLoader[Any] = DataLoader(data, batch_size=4, sampler=sampler)
-    strategy = {"strategy": "ddp", "devices": world_size}
+    strategy: dict[str, Any] = {"strategy": "ddp", "devices": world_size}
     return vector(Run(adan, LookaheadSync(3), train=loader, precision="64-true", **strategy).module)
 
 

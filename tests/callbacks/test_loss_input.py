@@ -38,7 +38,7 @@ def plain_loop(windows: Sequence[int], parts: int, epochs: int = 3, moment: bool
             for _ in range(window):
                 inputs, targets = (part.double() for part in next(left))
                 loss = nn.functional.mse_loss(module(inputs), targets) / parts
-                loss.backward()
+                torch.autograd.backward(loss)
                 total += loss.detach()
             with torch.no_grad():
                 each = (module(inputs) - targets).square().mean(1)
@@ -61,7 +61,7 @@ class Knowing(Toy):
     """Tells the optimizer the losses of single samples."""
 
     def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
-        each = (self(batch[0]) - batch[1]).square().mean(1)
+        each: Tensor = (self(batch[0]) - batch[1]).square().mean(1)
         optimizer: Any = self.optimizers()
         optimizer.set_loss(each.mean(), each.square().mean())
         return each.mean()
@@ -91,7 +91,7 @@ def on_ranks(ranks: int) -> Tensor:
     rank, data = int(os.environ.get("RANK", 0)), samples()
     order = [i for first in range(0, len(data), BATCH) for i in range(first + rank, first + BATCH, ranks)]
     loader: DataLoader[Any] = DataLoader(data, batch_size=BATCH // ranks, sampler=order)
-    strategy = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+    strategy: dict[str, Any] = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
     return vector(Run(koala, LossInput(), train=loader, precision="64-true", **strategy).module)
 
 

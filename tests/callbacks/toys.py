@@ -107,7 +107,9 @@ class Run:
         self.module = Toy(make, net) if module is None else module
         self.walk = Walk(watch)
         self.trainer = trainer(self.walk, *callbacks, **options)
-        self.trainer.fit(self.module, batches() if train is None else train, batches(batch_size=16), ckpt_path=ckpt_path)
+        self.trainer.fit(
+            self.module, batches() if train is None else train, batches(batch_size=16), ckpt_path=ckpt_path
+        )
 
 
 def trainer(*callbacks: Callback, **options: Any) -> Trainer:

@@ -751,6 +751,19 @@ def test_state_dict_hooks(info: Any) -> None:
     assert optimizer.state_dict()["state"]
 
 
+@pytest.mark.parametrize("info", [INFOS["adam"], INFOS["lion"]], ids=lambda info: info.name)
+def test_state_dict_hooks_see_tensors_where_state_is_kept_in_codes(info: Any) -> None:
+    params: list[Tensor] = [leaf(64, 128)]
+    optimizer = info.optim_cls(params, state_bits=8)
+    step(optimizer, params, 0)
+    seen: list[Any] = []
+    optimizer.register_state_dict_post_hook(lambda given, saved: seen.extend(saved["state"][0].values()))
+    saved = optimizer.state_dict()
+    assert [type(value) for value in seen] == [Tensor] * len(seen)
+    assert all(map(torch.equal, seen, saved["state"][0].values()))
+    assert {type(value) for value in optimizer.state[params[0]].values()} != {Tensor}
+
+
 @every_optimizer
 def test_load_state_dict_hooks(info: Any) -> None:
     """A hook before may replace what is loaded; a hook after sees, and may change, what was loaded."""
