@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check docs build clean
+.PHONY: help demo test test-full check docs build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a classifier of handwritten digits with Adan, on one CPU"
 	@echo "make test    run the tests (ARGS='-k adan' passes options to pytest)"
+	@echo "make test-full   the tests with every case of the long cross products"
 	@echo "make check   lint, format and types"
 	@echo "make docs    write the tables that are read off the classes"
 	@echo "make build   sdist and wheel in dist/"
@@ -28,6 +29,9 @@ demo: $(STAMP)
 	$(BIN)/lightning-optim fit --config examples/digits/adan.yaml
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -m "not full" $(ARGS)
+
+test-full: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -204,14 +205,15 @@ class _Code:
     text: str
 
 
-_codes: dict[tuple[Program, tuple[Symbol, ...], tuple[str, ...]], _Code] = {}
+# A program knows its optimizer and so the model: it must not outlive them here.
+_codes: WeakKeyDictionary[Program, dict[tuple[tuple[Symbol, ...], tuple[str, ...]], _Code]] = WeakKeyDictionary()
 
 
 def _lower(program: Program, values: tuple[Symbol, ...], outputs: tuple[str, ...]) -> _Code:
-    key = (program, values, outputs)  # programs and symbols compare by identity
-    if key not in _codes:
-        _codes[key] = _Printer(*key).code()
-    return _codes[key]
+    codes = _codes.setdefault(program, {})
+    if (values, outputs) not in codes:  # symbols compare by identity
+        codes[values, outputs] = _Printer(program, values, outputs).code()
+    return codes[values, outputs]
 
 
 class _Printer:

@@ -35,6 +35,9 @@ name = "triton"
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 WARPS = 4
+# Multiplications and additions stay apart, as in torch, so that the numbers are the same. The bound on registers lets
+# three programs run on a processor; without one the assembler spills a register or two to fit one more.
+OPTIONS = {"num_warps": WARPS, "maxnreg": 168, "enable_fp_fusion": False}
 TABLES = 64  # address tables that are kept; a step needs one or two
 
 
@@ -94,7 +97,7 @@ def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     for (over, by, _), entries in found.items():  # each is combined by itself: two sums over all tensors must not mix
         sharded = any(entry[3] for entry in entries)
         totals = step.placement.combine_vector(torch.cat([entry[2] for entry in entries]), sharded, over, by)
-        parts = totals.split([len(entry[2]) for entry in entries])
+        parts = torch.split(totals, [len(entry[2]) for entry in entries])
         for (plan, symbol, _, _), part in zip(entries, parts, strict=True):
             plan.known[symbol] = part[0] if over == "all" else part
 
@@ -127,9 +130,10 @@ def _grouped(program: Program, rows: Sequence[Row], staged: list[tuple[str, Tens
     names = ["p", *(["g"] if "g" in program.reads else []), *slots]
     groups: dict[Any, _Group] = {}
     for row in rows:  # of which there may be thousands: what is done here counts
-        kinds, addresses = [], []
+        kinds: list[Any] = []
+        addresses: list[int] = []
         for name in names:
-            value = row.param if name == "p" else row.grad if name == "g" else row.state[name]
+            value: Any = row.param if name == "p" else row.grad if name == "g" else row.state[name]
             if isinstance(value, Coded):
                 kinds.append(value.format)
                 addresses += [value.codes.data_ptr(), value.headers.data_ptr()]
@@ -414,8 +418,8 @@ def _codes() -> Any:
 
 
 def launch(function: Any, count: int, *args: Any, **options: Any) -> None:
-    """Run a kernel. Multiplications and additions stay apart, as in torch, so that the numbers are the same."""
-    function[(count,)](*args, **options, num_warps=WARPS, enable_fp_fusion=False)
+    """Run a kernel."""
+    function[(count,)](*args, **options, **OPTIONS)
 
 
 def texts(program: Program, rows: Sequence[Row]) -> list[Text]:

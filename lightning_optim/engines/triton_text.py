@@ -264,9 +264,7 @@ class _Printer:
     # ------------------------------------------------------------------ around it
 
     def _pointers(self) -> list[str]:
-        return [
-            f"{column.name}{suffix}" for column in self.touched for suffix in ("_at", "_headers")[: column.places]
-        ]
+        return [f"{column.name}{suffix}" for column in self.touched for suffix in ("_at", "_headers")[: column.places]]
 
     def _tile(self, arguments: dict[str, str]) -> list[str]:
         head = [f"def {self.owner}_tile(block, row, start, count, {', '.join([*self._pointers(), *arguments])}):"]

@@ -1,6 +1,7 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.engines.compiled adamw lamb ...`), where Triton compiles and does not interpret.
+To be run by itself (`python -m tests.engines.compiled adamw lamb:32`, the latter with state in 32 bits only), where
+Triton compiles and does not interpret.
 """
 
 from __future__ import annotations
@@ -46,8 +47,7 @@ def compile_text(text: Text) -> Any:
     signature = {"table": "*i64", "blocks": "*i32", **text.arguments}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = triton.compiler.ASTSource(engine.compiled(text.name, text.text), signature, {}, aligned)
-    options = {"num_warps": engine.WARPS, "enable_fp_fusion": False}
-    return triton.compile(source, target=TARGET, options=options)
+    return triton.compile(source, target=TARGET, options=engine.OPTIONS)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -79,8 +79,11 @@ def wide(text: str) -> dict[str, int]:
     }
 
 
-def reports(name: str) -> Iterator[dict[str, Any]]:
+def reports(word: str) -> Iterator[dict[str, Any]]:
+    name, _, only = word.partition(":")
     for bits, form in VARIANTS:
+        if only and bits != int(only):
+            continue
         for dtype in (torch.float32, torch.bfloat16):
             try:
                 kernels = texts(name, bits, form, dtype)
@@ -99,6 +102,6 @@ def reports(name: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        for report in reports(name):
+    for word in sys.argv[1:]:
+        for report in reports(word):
             print(json.dumps(report), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -163,20 +163,19 @@ def test_codes_of_extreme_blocks_equal_the_reference() -> None:
         assert differences(*ends) == []
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
-@pytest.mark.parametrize("state_bits", [32, 16, 8])
-def test_stages_run_in_the_same_pass(name: str, state_bits: int, launches: list[int]) -> None:
+@pytest.mark.parametrize(("name", "state_bits", "expected"), [("adamw", 32, 1), ("adamw", 16, 1), ("lamb", 8, 4)])
+def test_stages_run_in_the_same_pass(name: str, state_bits: int, expected: int, launches: list[int]) -> None:
+    """And take no launch of their own. (LAMB does not adapt the vectors among its tensors: two jobs.)"""
     ends: list[Any] = []
     for engine_name in ("reference", "triton"):
-        params = make(((7,), (300,)) if state_bits < 32 else SMALL, torch.bfloat16)
+        params = make(SMALL, torch.bfloat16)
         optimizer = build(name, params, state_bits=state_bits, engine=engine_name)
         optimizer.append(Average())
         optimizer.append(Lookahead(k=2))
-        launches.clear()
-        run(optimizer, params, 3)
+        run(optimizer, params, 2)
         ends += [optimizer, params]
     assert differences(*ends) == []
-    assert name == "lamb" or len(launches) == 3 * (1 if state_bits < 32 else 1)
+    assert len(launches) == 2 * expected
 
 
 def test_a_tensor_without_gradient_takes_part_in_stages() -> None:
@@ -221,7 +220,8 @@ def test_types_and_alignments_are_served_apart(launches: list[int]) -> None:
     apply(build("adamw", twins, engine="reference"), twins, grads)
     assert len(launches) == 3
     assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
-    assert not buffer[0] and not buffer[8:].any()
+    assert not buffer[0]
+    assert not buffer[8:].any()
 
 
 def test_the_table_is_kept_while_nothing_moves(tables: list[tuple[int, ...]]) -> None:
@@ -251,17 +251,39 @@ def test_a_float_prints_nothing_anew() -> None:
     assert engine.compiled.cache_info().currsize == before
 
 
+def test_no_float_specialises_a_kernel() -> None:
+    """Triton compiles anew for some values of integers (1, multiples of 16), but for no value of a float."""
+    from triton.backends.compiler import BaseBackend
+    from triton.runtime.jit import native_specialize_impl
+
+    kinds = {native_specialize_impl(BaseBackend, value, False, True, True) for value in (0.1, 1.0, 0.0, 16.0, 1e-30)}
+    assert kinds == {("fp32", None)}
+    params = make(((64, 64),), torch.float32)
+    optimizer = build("adamw", params, state_bits=8, engine="reference")
+    run(optimizer, params, 1)
+    rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+    (text,) = engine.texts(optimizer.first_programs()[0], rows)
+    assert [name for name, kind in text.arguments.items() if kind not in ("fp32", "*fp32")] == ["t"]
+    assert '@triton.jit(do_not_specialize=["t"])' in text.text
+
+
 def test_sums_repeat_bit_for_bit() -> None:
-    """And over more blocks than are added up at a time."""
     ends = []
     for _ in range(2):
-        params = make(((300, 900), (33,)), torch.float32)
-        run(build("lamb", params, engine="triton"), params, 1)
+        params = make(((30, 90), (33,)), torch.float32)
+        run(build("lamb", params, engine="triton"), params, 2)
         ends.append(flat(params))
     assert torch.equal(*ends)
-    params = make(((300, 900), (33,)), torch.float32)
-    run(build("lamb", params, engine="reference"), params, 1)
-    assert torch.equal(flat(params), ends[0])
+
+
+def test_sums_over_more_blocks_than_are_added_at_a_time() -> None:
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(((300, 900), (33,)), torch.float32)
+        optimizer = build("lars", params, engine=engine_name)
+        run(optimizer, params, 1)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
 
 
 def test_complex_parameters_are_pairs() -> None:
@@ -308,15 +330,22 @@ def test_state_on_another_device_is_refused() -> None:
     optimizer = build("adamw", params, engine="triton")
     run(optimizer, params, 1)
     optimizer.state[params[0]]["exp_avg"] = torch.empty(3, device="meta")
-    with pytest.raises(RuntimeError, match=r"exp_avg of a parameter of shape \(3,\) is on meta, and the parameter on cpu"):
+    with pytest.raises(RuntimeError, match="is on meta, and the parameter on cpu"):
         run(optimizer, params, 1)
 
 
 def test_the_package_does_not_import_triton() -> None:
-    """Lightning may; nothing of ours does before the engine runs."""
-    ours = "import sys; sys.modules['triton'] = None; import lightning_optim; lightning_optim.engines.known('triton')"
-    try_it = [sys.executable, "-c", f"import lightning.pytorch, {ours.removeprefix('import ')}"]
-    subprocess.run(try_it, check=True, env=os.environ, timeout=120)
+    """One module does, and that one is imported by a function."""
+    package = Path(engine.__file__).parents[1]
+    importers = []
+    for file in package.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == "triton" and "engines" not in ast.dump(node) for name in names):
+                importers.append(file.name)
+            assert not any("triton_codes" in name for name in names), file
+    assert set(importers) == {"triton_codes.py"}
 
 
 def test_the_text_can_be_read() -> None:
@@ -353,7 +382,7 @@ def check_reports(reports: Sequence[dict[str, Any]]) -> None:
 
 @pytest.mark.timeout(600)
 def test_kernels_compile_for_sm_90() -> None:
-    check_reports(compile_reports(["adamw", "lamb"]))
+    check_reports(compile_reports(["adamw", "lamb:32"]))
 
 
 @pytest.mark.full
