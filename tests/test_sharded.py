@@ -35,7 +35,11 @@ def losses(kind: Kind, name: str, options: dict[str, Any]) -> list[float]:
     return module.losses
 
 
-ELEMENTWISE: list[tuple[str, dict[str, Any]]] = [("adan", {"lr": 0.02}), ("adamw", {"lr": 0.01, "state_bits": 8}), ("pnm", {"lr": 0.5})]
+ELEMENTWISE: list[tuple[str, dict[str, Any]]] = [
+    ("adan", {"lr": 0.02}),
+    ("adamw", {"lr": 0.01, "state_bits": 8}),
+    ("pnm", {"lr": 0.5}),
+]
 WITH_SUMS: list[tuple[str, dict[str, Any]]] = [
     ("lamb", {"lr": 0.01, "max_grad_norm": 0.1}),
     ("lars", {"lr": 0.2, "trust_coefficient": 0.02}),
@@ -60,7 +64,7 @@ def test_fsdp1_equals_ddp(name: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "options"), WITH_SUMS)
 def test_fsdp1_refuses_what_needs_whole_tensors(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(RankFailure, match="FSDP1 shows it flat slices of tensors. Use ModelParallelStrategy"):
+    with pytest.raises(RankFailure, match=r"FSDP1 shows it flat slices of tensors\. Use ModelParallelStrategy"):
         run_ranks(losses, "fsdp1 full", name, options)
 
 

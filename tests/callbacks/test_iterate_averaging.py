@@ -362,7 +362,7 @@ def test_recomputing_statistics_does_not_move_a_loader_that_knows_its_place(tmp_
         Run(adan, averaging(), net=norm_net, train=Resumable().train_dataloader())
 
 
-def test_the_modes_of_a_half_frozen_network_stay() -> None:
+def test_the_modes_of_a_half_frozen_network_stay(tmp_path: Path) -> None:
     def net() -> nn.Sequential:
         found = norm_net()
         found[1].eval()
@@ -374,8 +374,9 @@ def test_the_modes_of_a_half_frozen_network_stay() -> None:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             modes.append([part.training for part in pl_module.modules()])
 
+    saving = checkpoints(tmp_path, every_n_train_steps=1)  # statistics are needed between two steps
     with pytest.warns(UserWarning, match="in eval mode"):
-        Run(adan, Modes(), IterateAveraging(start=1, every=1), net=net)
+        Run(adan, Modes(), IterateAveraging(start=1, every=1), saving, net=net)
     assert len({tuple(mode) for mode in modes}) == 1
 
 

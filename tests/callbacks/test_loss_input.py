@@ -101,6 +101,19 @@ def test_two_processes_read_the_mean_of_their_losses() -> None:
     assert (first - on_ranks(1)).abs().max() <= ROUNDING
 
 
+def test_without_a_second_moment_the_square_of_the_mean_is_taken() -> None:
+    ends = []
+    for second_moment in (None, 9.0, 10.0):
+        layer = nn.Linear(2, 1, dtype=torch.float64)
+        nn.init.ones_(layer.weight)
+        optimizer = koala([layer.weight])
+        torch.autograd.backward(layer(torch.ones(1, 2, dtype=torch.float64)).sum())
+        optimizer.set_loss(3.0, second_moment)
+        optimizer.step()
+        ends.append(layer.weight.tolist())
+    assert ends[0] == ends[1] != ends[2]
+
+
 def test_without_it_a_plain_step_says_what_to_do() -> None:
     layer = nn.Linear(2, 1)
     optimizer = koala(list(layer.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_draws_are_uniform_and_depend_on_step_and_index_alone() -> None:
 def test_the_dynamic_table_is_the_published_one() -> None:
     """Entries and reference codes of the specification of the format."""
     signed, unsigned = book(True, CPU), book(False, CPU)
-    assert signed.unique().numel() == unsigned.unique().numel() == 256
+    assert len(set(signed.tolist())) == len(set(unsigned.tolist())) == 256
     assert signed[[0, 64, 127, 191, 254, 255]].tolist() == pytest.approx(
         [-0.99296875, -0.09859375, 0.0, 0.10703125, 0.99296875, 1.0]
     )
@@ -132,7 +133,7 @@ def test_what_is_not_finite_spoils_nothing_else(form: Format, bad: float) -> Non
     assert slot.decode(partner)[at] == 0
 
 
-def closed_loop(steps: int, state_format: str, drop_at: int | None = None) -> tuple[float, float]:
+def closed_loop(steps: int, state_format: Any, drop_at: int | None = None) -> tuple[float, float]:
     """The same gradients into AdamW with state in 32 and in 8 bits; the error of the last update, and its gain.
 
     The parameter of the second run is reset to that of the first before the last step, so the updates compare.
@@ -141,9 +142,9 @@ def closed_loop(steps: int, state_format: str, drop_at: int | None = None) -> tu
     generator = torch.Generator().manual_seed(0)
     scale = torch.exp(torch.randn(64, 1, generator=generator) + torch.randn(1, 256, generator=generator))
     exact, few = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
-    options = {"lr": 1.0, "weight_decay": 0.0}
+    options: dict[str, Any] = {"lr": 1.0, "weight_decay": 0.0}
     of_exact = AdamW([exact], **options)
-    of_few = AdamW([few], state_bits=8, state_format=state_format, **options)  # type: ignore[arg-type]
+    of_few = AdamW([few], state_bits=8, state_format=state_format, **options)
     for step in range(steps):
         if step == drop_at:
             scale[:, :128] *= 0.03
