@@ -54,10 +54,7 @@ class Golden:
     def gradient_steps(self) -> list[list[NDArray[np.float64]]]:
         """The gradients of every step as arrays."""
         cycle = len(self.gradients)
-        return [
-            [np.array(g, dtype=np.float64) for g in self.gradients[k % cycle]]
-            for k in range(len(self.expected))
-        ]
+        return [[np.array(g, dtype=np.float64) for g in self.gradients[k % cycle]] for k in range(len(self.expected))]
 
 
 GOLDENS: tuple[Golden, ...] = (
