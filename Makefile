@@ -29,10 +29,10 @@ demo: $(STAMP)
 	$(BIN)/lightning-optim fit --config examples/digits/adan.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not full" $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -72,24 +72,27 @@ class Placement:
     def __init__(self, params: Sequence[Tensor] = ()) -> None:
         self.groups = {id(p.device_mesh): p.device_mesh.get_group() for p in params if is_sharded(p)}  # type: ignore[attr-defined]
 
-    def combine(self, partials: Sequence[float | Tensor], sharded: bool, over: Over, by: By) -> list[Tensor]:
+    def combine(self, partials: Sequence[float | Tensor], sharded: Sequence[bool], over: Over, by: By) -> list[Tensor]:
         """The result for each tensor, from what this process computed for each tensor.
 
         Args:
             partials: One number per tensor.
-            sharded: Whether the numbers cover only the shards of this process.
+            sharded: For each, whether it covers only the shard of this process; others are equal on all ranks.
             over: Each tensor by itself, or all of them together.
             by: Sum or maximum.
         """
         values = torch.stack([torch.as_tensor(partial, dtype=torch.float64).cpu() for partial in partials])
         return list(self.combine_vector(values, sharded, over, by))
 
-    def combine_vector(self, values: Tensor, sharded: bool, over: Over, by: By) -> Tensor:
+    def combine_vector(self, values: Tensor, sharded: Sequence[bool], over: Over, by: By) -> Tensor:
         """As `combine`, for one float64 vector with a number per tensor; it stays on its device."""
-        if sharded:
+        if any(sharded):
+            partial = torch.tensor(sharded, device=values.device)
+            summed = torch.where(partial, values, 0.0 if by == "sum" else -torch.inf)
             operation = dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MAX
             for group in self.groups.values():
-                dist.all_reduce(values, op=operation, group=group)
+                dist.all_reduce(summed, op=operation, group=group)
+            values = torch.where(partial, summed, values)
         if over == "all":
             return (values.sum() if by == "sum" else values.max()).expand(len(values))
         return values

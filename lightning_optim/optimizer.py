@@ -95,6 +95,8 @@ class Optimizer(Page, torch.optim.Optimizer):
         self.stages: list[Stage] = getattr(self, "stages", [])
         self._inputs: dict[str, Any] = {}
         self._programs: dict[Any, Programs] = {}
+        self._axes: int | None = None
+        self._slots: dict[Any, tuple[str, ...]] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's."""
@@ -110,6 +112,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name != "engine"}
         self.check(options)
         super().add_param_group({**param_group, **options})
+        self._axes = None
         self.param_groups[-1].pop("engine", None)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -301,13 +304,20 @@ class Optimizer(Page, torch.optim.Optimizer):
 
     def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
         """Names of the slots that a tensor like `p` has in group `i`, whatever the step."""
-        options = self._options_of(self.param_groups[i])
+        options, traits = self._options_of(self.param_groups[i]), self.traits_of(i, p)
+        key = (*options.values(), *traits.values())
+        if key not in self._slots:
+            self._slots[key] = self._touched(options, traits)
+        return self._slots[key]
+
+    def _touched(self, options: dict[str, Any], traits: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the slots that some step under these options and traits reads or writes."""
         first = self.scalars(SimpleNamespace(**options), 1)
         flags = [name for name, value in first.items() if isinstance(value, bool)]
         touched: set[str] = set()
         for choice in itertools.product((False, True), repeat=len(flags)):
             scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
-            h = {**options, **self.traits_of(i, p), **scalars}
+            h = {**options, **traits, **scalars}
             touched |= self._program("update", h).slots
             touched |= self._program("predict", h).slots if self.predict is not None else set()
         return tuple(name for name in self.slots if name in touched)
@@ -328,7 +338,10 @@ class Optimizer(Page, torch.optim.Optimizer):
         return self.traits(view, p.shape, p.dtype, self._most_dims())
 
     def _most_dims(self) -> int:
-        return max((p.dim() for group in self.param_groups for p in group["params"]), default=0)
+        """The largest number of axes of any parameter; known until a group is added."""
+        if self._axes is None:
+            self._axes = max((p.dim() for _, p in self.every_parameter()), default=0)
+        return self._axes
 
     def start_state(self, p: Tensor, i: int) -> None:
         """Give a parameter its counter and its slots."""

@@ -197,12 +197,12 @@ def trained(spec: Any, ranks: int = 1, checkpoint: Path | None = None) -> Tensor
 
 @pytest.mark.parametrize("spec", ["adan", "lamb", "adamw", "koala_v"])
 def test_two_processes_train_like_one(spec: str) -> None:
-    """In float64 the order of sums is all that differs: 1e-16 each, enlarged by small denominators."""
+    """In float64 the order of sums is all that differs: 1e-15 after 20 steps, and small denominators may enlarge it."""
     one = trained(spec)
     first, second = run_ranks(trained, spec, 2)
     assert torch.equal(first, second)
     assert (one - vector(fresh(spec))).abs().max() > 1e-2
-    assert (one - first).abs().max() < 1e-9
+    assert (one - first).abs().max() < 1e-12
 
 
 def resumed(spec: Any, ranks: int, checkpoint: Path) -> Tensor:
@@ -224,7 +224,7 @@ def test_a_run_on_two_processes_goes_on_on_one_and_back(tmp_path: Path) -> None:
     on_one = resumed("adan", 1, tmp_path / "two" / "step=14.ckpt")
     on_two = run_ranks(resumed, "adan", 2, tmp_path / "one" / "step=14.ckpt")[1]
     for other in (alone, on_one, on_two):
-        assert (whole - other).abs().max() < 1e-9
+        assert (whole - other).abs().max() < 1e-12
 
 
 # ---------------------------------------------------------------- resume

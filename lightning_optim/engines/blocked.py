@@ -72,7 +72,7 @@ def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
                 of_elements = symbol.args[0].kind == Kind.ELEMENT
                 found.setdefault(place[symbol], []).append((known, symbol, partial, row.sharded and of_elements))
     for (over, by, _), entries in found.items():  # each is combined by itself: two sums over all tensors must not mix
-        sharded = any(entry[3] for entry in entries)
+        sharded = [entry[3] for entry in entries]
         totals = step.placement.combine([entry[2] for entry in entries], sharded, over, by)  # type: ignore[arg-type]
         for (known, symbol, _, _), total in zip(entries, totals, strict=True):
             known[symbol] = float(total)

@@ -38,7 +38,7 @@ def run(step: Step) -> None:
         waiting = [call for call in waiting if not call.finished(shared)]
         if waiting:
             over, by = waiting[0].asked
-            sharded = any(call.partial_is_local for call in waiting)
+            sharded = [call.partial_is_local for call in waiting]
             answers = step.placement.combine([call.partial for call in waiting], sharded, over, by)
             for call, answer in zip(waiting, answers, strict=True):
                 call.answers.append(answer)

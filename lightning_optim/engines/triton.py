@@ -84,7 +84,7 @@ def run(step: Step) -> None:
 
 def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
-    found: dict[tuple[Any, ...], list[tuple[_Plan, Symbol, Tensor, bool]]] = {}
+    found: dict[tuple[Any, ...], list[tuple[_Plan, Symbol, Tensor, list[bool]]]] = {}
     for plan in plans:
         wanted = [symbol for symbol in plan.job.program.reductions if symbol.level == level]
         kinds = [symbol.args[1:] for symbol in wanted]
@@ -92,10 +92,11 @@ def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
         for i, (symbol, partial) in enumerate(zip(wanted, partials, strict=True)):
             # Programs differ between jobs; the first sum over all tensors of one is the first of another.
             place = (*kinds[i], kinds[:i].count(kinds[i]))
-            sharded = symbol.args[0].kind == Kind.ELEMENT and any(row.sharded for row in plan.rows)
+            of_elements = symbol.args[0].kind == Kind.ELEMENT
+            sharded = [row.sharded and of_elements for row in plan.rows]
             found.setdefault(place, []).append((plan, symbol, partial, sharded))
     for (over, by, _), entries in found.items():  # each is combined by itself: two sums over all tensors must not mix
-        sharded = any(entry[3] for entry in entries)
+        sharded = [part for entry in entries for part in entry[3]]
         totals = step.placement.combine_vector(torch.cat([entry[2] for entry in entries]), sharded, over, by)
         parts = torch.split(totals, [len(entry[2]) for entry in entries])
         for (plan, symbol, _, _), part in zip(entries, parts, strict=True):

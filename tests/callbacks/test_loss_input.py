@@ -21,7 +21,7 @@ from tests.ranks import run_ranks
 ROUNDING = 1e-12
 
 
-def koala(params: list[nn.Parameter]) -> KoalaV:
+def koala(params: Sequence[Tensor]) -> KoalaV:
     return KoalaV(params, sigma=0.1)
 
 
@@ -104,9 +104,9 @@ def test_two_processes_read_the_mean_of_their_losses() -> None:
 def test_without_a_second_moment_the_square_of_the_mean_is_taken() -> None:
     ends = []
     for second_moment in (None, 9.0, 10.0):
-        layer = nn.Linear(2, 1, dtype=torch.float64)
+        layer = nn.Linear(2, 1, bias=False, dtype=torch.float64)
         nn.init.ones_(layer.weight)
-        optimizer = koala([layer.weight])
+        optimizer = koala(list(layer.parameters()))
         torch.autograd.backward(layer(torch.ones(1, 2, dtype=torch.float64)).sum())
         optimizer.set_loss(3.0, second_moment)
         optimizer.step()
