@@ -1,7 +1,8 @@
-"""Write the parts of README.md and docs/ that are read off the classes: `python docs/generate.py`."""
+"""Write the parts of README.md and docs/ that are read off classes and results: `python docs/generate.py`."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,28 @@ def readme(text: str) -> str:
     return PART.sub(lambda match: match[1] + "\n" + markdown() + "\n" + match[2], text)
 
 
+def race(results: str) -> str:
+    """The page on the race of all optimizers on the digits, from its committed result."""
+    found = json.loads(results)
+    about = found["about"]
+    lines = [
+        "# All optimizers on the digits",
+        "",
+        f"`python -m examples.digits.race --epochs {about['epochs']} --out benchmarks/results/digits_race.json`, one run with seed "
+        f"{about['seed']} (torch {about['torch']}, lightning {about['lightning']}, {about['machine']}). Every word at the setting "
+        "that its page records as `recommended`; one seed, so differences of a percent mean nothing.",
+        "",
+        "| optimizer | setting | train loss | val loss | val accuracy | test accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in sorted(found["runs"], key=lambda run: -run["test/accuracy"]):
+        setting = ", ".join(f"`{key}={value}`" for key, value in run["options"].items()) or "defaults"
+        keys = ("train/loss", "val/loss", "val/accuracy", "test/accuracy")
+        lines.append(f"| `{run['name']}` | {setting} | " + " | ".join(f"{run[key]:.3g}" for key in keys) + " |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
+    (ROOT / "docs" / "digits_race.md").write_text(race((ROOT / "benchmarks/results/digits_race.json").read_text()))
     path = ROOT / "README.md"
     path.write_text(readme(path.read_text()))

@@ -19,6 +19,10 @@ def test_tables_are_current() -> None:
     text = (ROOT / "README.md").read_text()
     assert generate.readme(text) == text, "run `make docs`"
     assert all(f"| `{name}` |" in text for name in list_optimizers())
+    result = (ROOT / "benchmarks" / "results" / "digits_race.json").read_text()
+    page = (ROOT / "docs" / "digits_race.md").read_text()
+    assert generate.race(result) == page, "run `make docs`"
+    assert all(f"| `{name}` |" in page for name in list_optimizers())
 
 
 def test_links_lead_somewhere() -> None:
