@@ -25,7 +25,7 @@ def race(results: str) -> str:
         "# All optimizers on the digits",
         "",
         f"`python -m examples.digits.race --epochs {about['epochs']} --out benchmarks/results/digits_race.json`,",
-        f"one run with seed {about['seed']} (torch {about['torch']}, lightning {about['lightning']}, {about['machine']}).",
+        f"one run, seed {about['seed']} (torch {about['torch']}, lightning {about['lightning']}, {about['machine']}).",
         "Every word at the setting that its page records as `recommended`; one seed, so a percent means nothing.",
         "",
         "| optimizer | setting | train loss | val loss | val accuracy | test accuracy |",
