@@ -59,6 +59,8 @@ class Optimizer(Page, torch.optim.Optimizer):
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Read the page: its options become the constructor, its slots the state, its name the word in a config."""
         super().__init_subclass__(**kwargs)
+        if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
+            return  # Lightning makes a subclass of each optimizer that it wraps; that is no page
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Page)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -62,6 +63,24 @@ def step(optimizer: Optimizer, *gradients: Tensor, loss: float = 1.0) -> None:
 
 def test_the_package_names_every_page() -> None:
     assert {OPTIMIZERS[name].__name__ for name in OPTIMIZERS} == set(pages.__all__)
+
+
+def test_what_lightning_wraps_is_no_new_page() -> None:
+    before = dict(OPTIMIZERS)
+    wrapper = LightningOptimizer(PNM([parameter(1.0)]))
+    assert isinstance(wrapper, PNM)
+    assert before == OPTIMIZERS
+
+
+def test_a_subclass_is_a_page_of_its_own_name() -> None:
+    class Quiet(PNM):
+        lr: float = 0.01
+
+    try:
+        assert OPTIMIZERS["quiet"] is Quiet
+        assert Quiet([parameter(1.0)]).param_groups[0]["lr"] == 0.01
+    finally:
+        del OPTIMIZERS["quiet"]
 
 
 @each_page
