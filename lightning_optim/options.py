@@ -34,10 +34,13 @@ RANGES: dict[str, Range] = {
     "weight_decay": ">= 0",
     "betas": "[0, 1)",
     "beta": "[0, 1)",
+    "beta1": "[0, 1)",
+    "beta2_decay": "(-inf, 0]",
     "alpha": "[0, 1)",
     "momentum": "[0, 1)",
     "dampening": "[0, 1]",
     "max_grad_norm": ">= 0",
+    "min_dim_size_to_factor": ">= 0",
 }
 
 # Arguments of torch.optim that have another name, or no need, here.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from lightning_optim.errors import OptionError
+from lightning_optim.factors import factored_axes
 from lightning_optim.math import Value, ema, maximum, mean, rms, sqrt
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
@@ -54,12 +55,7 @@ class Adafactor(Optimizer):
     paper = "Shazeer & Stern 2018, arXiv:1804.04235"
     advice = "Start at lr 1e-2: steps are a share of the weights' size, so AdamW's rate does not carry over."
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
-    ranges: ClassVar[dict[str, Any]] = {
-        "beta2_decay": "(-inf, 0]",
-        "d": ">= 1",
-        "beta1": "[0, 1)",
-        "min_dim_size_to_factor": ">= 0",
-    }
+    ranges: ClassVar[dict[str, Any]] = {"d": ">= 1"}
     real_only = "row and column means of squares have no complex form. Give it to Adam."
 
     lr: float | None = 1e-2
@@ -83,25 +79,19 @@ class Adafactor(Optimizer):
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        if options["lr"] is None:
-            options["lr"] = 1e-2
+        options["lr"] = 1e-2 if options["lr"] is None else options["lr"]
         only_paper = {"relative_step": True, "scale_parameter": True, "warmup_init": False, "beta1": None}
-        for name, default in only_paper.items():
-            if options["mode"] == "torch" and options[name] != default:
-                raise OptionError(f"{cls.__name__}: {name}={options[name]!r} needs mode='paper'.")
+        changed = [f"{name}={options[name]!r}" for name, default in only_paper.items() if options[name] != default]
+        if options["mode"] == "torch" and changed:
+            raise OptionError(f"{cls.__name__}: {changed[0]} needs mode='paper'.")
         if options["warmup_init"] and not options["relative_step"]:
             raise OptionError(f"{cls.__name__}: warmup_init=True needs relative_step=True.")
 
     @staticmethod
     def traits(h: Value, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        axes = list(range(-len(shape), 0))
-        if h.factor_axes == "two_largest":
-            axes = sorted(sorted(axes, key=lambda axis: (shape[axis], axis))[-2:])
-        rows, columns = axes[-2:] if len(axes) > 1 else (None, None)
-        shorter = min((shape[axis] for axis in axes[-2:]), default=0)
-        factored = h.factored and len(axes) > 1 and shorter >= h.min_dim_size_to_factor  # of this tensor
+        rows, columns = factored_axes(shape, h.factor_axes == "two_largest", h.min_dim_size_to_factor)
         eps1 = h.eps[0] if h.eps[0] is not None else torch.finfo(dtype).eps if h.mode == "torch" else 1e-30
-        return {"factored": factored, "rows": rows, "columns": columns, "eps1": eps1}
+        return {"factored": h.factored and rows is not None, "rows": rows, "columns": columns, "eps1": eps1}
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:

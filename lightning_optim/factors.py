@@ -1,0 +1,27 @@
+"""Which two axes of a tensor a factored second moment keeps means over."""
+
+from __future__ import annotations
+
+import torch
+
+
+def factored_axes(shape: torch.Size, largest: bool = False, smallest: int = 0) -> tuple[int, int] | tuple[None, None]:
+    """The row axis and the column axis, counted from the end; none where the tensor is not factored.
+
+    Args:
+        shape: The logical shape of the tensor.
+        largest: Take the two largest axes, the later ones where sizes are equal, instead of the last two.
+        smallest: Do not factor where one of the two is shorter than this.
+
+    Example:
+        >>> factored_axes(torch.Size([64, 32, 3, 3])), factored_axes(torch.Size([64, 32, 3, 3]), largest=True)
+        ((-2, -1), (-4, -3))
+        >>> factored_axes(torch.Size([8])), factored_axes(torch.Size([8, 4]), smallest=5)
+        ((None, None), (None, None))
+    """
+    axes = list(range(-len(shape), 0))
+    if largest:
+        axes = sorted(sorted(axes, key=lambda axis: (shape[axis], axis))[-2:])
+    if len(axes) < 2 or min(shape[axes[-2]], shape[axes[-1]]) < smallest:
+        return None, None
+    return axes[-2], axes[-1]
