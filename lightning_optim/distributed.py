@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -12,17 +13,23 @@ from torch import Tensor
 from lightning_optim.math import By, Over
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
     from lightning_optim.trace import Program
 
-if dist.is_available():
-    from torch.distributed.tensor import DTensor
-else:  # pragma: no cover - builds of torch without distributed
-    DTensor = ()  # type: ignore[assignment,misc]
+
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether the tensor is spread over a mesh of devices.
+
+    Whoever made such a tensor has imported its module, which takes a second, so there is no need to do it here.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether other processes hold other parts of the tensor."""
-    return isinstance(tensor, DTensor) and any(placement.is_shard() for placement in tensor.placements)
+    return is_dtensor(tensor) and any(placement.is_shard() for placement in tensor.placements)
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:
@@ -48,13 +55,15 @@ def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) ->
 
 def local(tensor: Tensor) -> Tensor:
     """The part of the tensor that this process holds, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def like(values: Tensor, p: Tensor) -> Tensor:
     """Flat values of the part of `p` that this process holds, as a tensor of the shape and placement of `p`."""
-    if not isinstance(p, DTensor):
+    if not is_dtensor(p):
         return values.view(p.shape)
+    from torch.distributed.tensor import DTensor
+
     part = values.view(p.to_local().shape)
     return DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
@@ -70,7 +79,8 @@ class Placement:
     """
 
     def __init__(self, params: Sequence[Tensor] = ()) -> None:
-        self.groups = {id(p.device_mesh): p.device_mesh.get_group() for p in params if is_sharded(p)}  # type: ignore[attr-defined]
+        meshes = [p.device_mesh for p in params if is_dtensor(p) and is_sharded(p)]
+        self.groups = {id(mesh): mesh.get_group() for mesh in meshes}
 
     def combine(self, partials: Sequence[float | Tensor], sharded: Sequence[bool], over: Over, by: By) -> list[Tensor]:
         """The result for each tensor, from what this process computed for each tensor.
