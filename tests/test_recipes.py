@@ -1,0 +1,88 @@
+"""Recipes: a word brings an optimizer with settings, and its callbacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim import AdamW, ConfiguredOptimizer, OptimizerSpec, Padam, RAdam, create_optimizer
+from lightning_optim.callbacks import IterateAveraging, LookaheadSync
+from lightning_optim.recipes import RECIPES
+from lightning_optim.stages import Average
+from tests.goldens import AVERAGES, GOLDENS
+
+
+class Line(ConfiguredOptimizer, LightningModule):
+    def __init__(self, optimizer: OptimizerSpec = "gadam") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return self.layer(batch[0]).square().mean()  # type: ignore[no-any-return]
+
+
+def fit(spec: Any, callbacks: list[Callback]) -> Trainer:
+    trainer = Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    trainer.fit(Line(spec), DataLoader(TensorDataset(x), batch_size=4))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "callback", "slot"),
+    [
+        ("gadam", AdamW, IterateAveraging, "average"),
+        ("gadamx", Padam, IterateAveraging, "average"),
+        ("ranger", RAdam, LookaheadSync, "slow"),
+    ],
+)
+def test_a_recipe_brings_its_callback(name: str, optimizer: type, callback: type[Callback], slot: str) -> None:
+    trainer = fit(name, [])
+    assert [type(found) for found in trainer.callbacks if isinstance(found, callback)] == [callback]  # type: ignore[attr-defined]
+    (made,) = trainer.optimizers
+    assert type(made) is optimizer
+    assert all(slot in state for state in made.state.values())
+
+
+def test_the_users_callback_wins() -> None:
+    mine = IterateAveraging("ema", decay=0.5)
+    trainer = fit("gadam", [mine])
+    assert [found for found in trainer.callbacks if isinstance(found, IterateAveraging)] == [mine]  # type: ignore[attr-defined]
+
+
+def test_settings_of_a_recipe_hold_unless_changed() -> None:
+    (group,) = create_optimizer("gadamx", [nn.Parameter(torch.zeros(1))]).param_groups
+    assert (group["partial"], group["decoupled"], group["amsgrad"]) == (0.125, True, True)
+    (group,) = create_optimizer({"name": "gadamx", "partial": 0.25}, [nn.Parameter(torch.zeros(1))]).param_groups
+    assert (group["partial"], group["decoupled"]) == (0.25, True)
+
+
+@pytest.mark.parametrize("name", ["gadam", "gadamx"])
+def test_the_mean_of_a_recipe_is_the_published_one(name: str) -> None:
+    """The golden means, collected after each step from the first on."""
+    golden = next(golden for golden in GOLDENS if golden.name == f"{name}_iterates")
+    params = [nn.Parameter(torch.tensor(p)) for p in golden.initial()]
+    optimizer = create_optimizer({"name": name, **golden.options}, params)
+    optimizer.append(Average("mean", start=1))
+    for grads, means in zip(golden.gradient_steps(), AVERAGES[f"{name}_average_after_each_step"], strict=True):
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = torch.tensor(grad)
+        optimizer.step()
+        found = torch.cat([optimizer.state[p]["average"].flatten() for p in params])
+        expected = torch.tensor(means, dtype=torch.float64).flatten()
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert RECIPES[name].callbacks
