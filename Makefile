@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-full check docs build clean
+.PHONY: help demo test test-full check docs bench-quality build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-full   the tests with every case of the long cross products"
 	@echo "make check   lint, format and types"
 	@echo "make docs    write the tables that are read off the classes"
+	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
 	@echo "make build   sdist and wheel in dist/"
 	@echo "make clean   remove .venv, dist and caches"
 
@@ -41,6 +42,9 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+
+bench-quality: $(STAMP)
+	$(BIN)/python benchmarks/state_quality.py
 
 build: $(STAMP)
 	$(BIN)/python -m build --no-isolation
