@@ -11,7 +11,7 @@ from torch import nn
 from lightning_optim.errors import OptionError
 
 ROLES = ("weight", "bias", "norm", "embedding")
-_WRAPPERS = ("_fsdp_wrapped_module.", "_forward_module.", "_orig_mod.", "module.")
+_WRAPPERS = ("_fsdp_wrapped_module.", "_forward_module.", "_orig_mod.")
 
 
 def role(owner: nn.Module, name: str) -> str:
@@ -50,7 +50,7 @@ def plain_name(name: str) -> str:
         >>> plain_name("net._fsdp_wrapped_module.0.weight")
         'net.0.weight'
     """
-    for wrapper in _WRAPPERS[:-1]:
+    for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
 

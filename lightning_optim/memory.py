@@ -84,8 +84,7 @@ def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, 
         return torch.empty((), dtype=torch.float32, device="meta")
     slot, group = optimizer.all_slots()[name], optimizer.param_groups[i]
     if storage.is_coded(p, group["state_bits"], slot):
-        partner = slot.root_of if slot.root_of in optimizer.slots_of(i, p) else None
-        return storage.make(torch.empty_like(part, device="meta"), slot, partner, group["state_format"])
+        return optimizer.codes_of(slot, i, p, torch.empty_like(part, device="meta"))
     dtype = storage.dtype(p.dtype, optimizer.param_groups[i]["state_bits"], slot)
     shape = slot.shape(part.shape, optimizer.traits_of(i, p))
     return torch.empty(shape, dtype=dtype, device="meta")

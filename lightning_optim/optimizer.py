@@ -355,14 +355,18 @@ class Optimizer(Page, torch.optim.Optimizer):
     def _create(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
         slot, group = self.all_slots()[name], self.param_groups[i]
         if storage.is_coded(p, group["state_bits"], slot):
-            partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
-            self.state[p][name] = storage.make(local(p), slot, partner, group["state_format"])
+            self.state[p][name] = self.codes_of(slot, i, p, local(p))
             return
         value = slot.empty(p, self.slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
         if slot.per == "optimizer":
             self.param_groups[0].setdefault(name, value)
         else:
             self.state[p][name] = value
+
+    def codes_of(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Coded:
+        """Codes without content for a slot of `p` in group `i`, for a local part like `part`."""
+        partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
+        return storage.make(part, slot, partner, self.param_groups[i]["state_format"])
 
     def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
         """The type that a slot of `p` in group `i` has where it is a tensor."""

@@ -195,6 +195,21 @@ class Program:
         )
 
     @functools.cached_property
+    def levels(self) -> int:
+        """How many passes of sums come before the last one."""
+        return max((symbol.level for symbol in self.reductions), default=0)
+
+    def sums(self, level: int) -> list[tuple[tuple[Any, ...], Symbol]]:
+        """The reductions of a level, each with its place: over what, by what, and the how manieth of its kind it is.
+
+        Programs differ between jobs, so places tell which belong together: the first sum over all tensors of one is the
+        first of another, and two of them must not mix.
+        """
+        wanted = [symbol for symbol in self.reductions if symbol.level == level]
+        kinds = [symbol.args[1:] for symbol in wanted]
+        return [((*kind, kinds[:i].count(kind)), wanted[i]) for i, kind in enumerate(kinds)]
+
+    @functools.cached_property
     def needs(self) -> tuple[str, ...]:
         """What the update needs beyond one element: sums, means, the loss; in words."""
         found = [_need(symbol) for symbol in self.symbols]

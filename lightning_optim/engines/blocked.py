@@ -47,7 +47,7 @@ def run(step: Step) -> None:
     everything = float(sum(row.numel for row in step.rows))
     for plan in plans:
         plan.everything = everything
-    levels = max((symbol.level for plan in plans for symbol in plan.job.program.reductions), default=0)
+    levels = max((job.program.levels for job in step.jobs), default=0)
     for level in range(1, levels + 1):
         _reduce(plans, level, step)
     shared: dict[str, float] = {}
@@ -59,21 +59,16 @@ def run(step: Step) -> None:
 
 def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
-    found: dict[tuple[str, str, int], list[tuple[dict[Symbol, float], Symbol, float, bool]]] = {}
+    found: dict[tuple[Any, ...], list[tuple[dict[Symbol, float], Symbol, float, bool]]] = {}
     for plan in plans:
-        wanted = [symbol for symbol in plan.job.program.reductions if symbol.level == level]
-        kinds = [symbol.args[1:] for symbol in wanted]
-        # Programs differ between jobs; the first sum over all tensors of one is the first of another.
-        place = {
-            symbol: (*kind, kinds[:i].count(kind)) for i, (symbol, kind) in enumerate(zip(wanted, kinds, strict=True))
-        }
+        place = {symbol: where for where, symbol in plan.job.program.sums(level)}
         for row, known in zip(plan.job.rows, plan.known, strict=True):
-            for symbol, partial in plan.partials(row, known, wanted):
+            for symbol, partial in plan.partials(row, known, list(place)):
                 of_elements = symbol.args[0].kind == Kind.ELEMENT
                 found.setdefault(place[symbol], []).append((known, symbol, partial, row.sharded and of_elements))
-    for (over, by, _), entries in found.items():  # each is combined by itself: two sums over all tensors must not mix
+    for (over, by, _), entries in found.items():
         sharded = [entry[3] for entry in entries]
-        totals = step.placement.combine([entry[2] for entry in entries], sharded, over, by)  # type: ignore[arg-type]
+        totals = step.placement.combine([entry[2] for entry in entries], sharded, over, by)
         for (known, symbol, _, _), total in zip(entries, totals, strict=True):
             known[symbol] = float(total)
 

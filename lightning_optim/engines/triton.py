@@ -72,7 +72,7 @@ def run(step: Step) -> None:
     device = rows[0].param.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         plans = [_Plan(job, step, everything) for job in step.jobs]
-        levels = max((symbol.level for plan in plans for symbol in plan.job.program.reductions), default=0)
+        levels = max((job.program.levels for job in step.jobs), default=0)
         for level in range(1, levels + 1):
             _reduce(plans, level, step)
         shared: dict[str, Any] = {}
@@ -86,16 +86,13 @@ def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
     found: dict[tuple[Any, ...], list[tuple[_Plan, Symbol, Tensor, list[bool]]]] = {}
     for plan in plans:
-        wanted = [symbol for symbol in plan.job.program.reductions if symbol.level == level]
-        kinds = [symbol.args[1:] for symbol in wanted]
-        partials = plan.partials(wanted)
-        for i, (symbol, partial) in enumerate(zip(wanted, partials, strict=True)):
-            # Programs differ between jobs; the first sum over all tensors of one is the first of another.
-            place = (*kinds[i], kinds[:i].count(kinds[i]))
+        sums = plan.job.program.sums(level)
+        partials = plan.partials([symbol for _, symbol in sums])
+        for (place, symbol), partial in zip(sums, partials, strict=True):
             of_elements = symbol.args[0].kind == Kind.ELEMENT
             sharded = [row.sharded and of_elements for row in plan.rows]
             found.setdefault(place, []).append((plan, symbol, partial, sharded))
-    for (over, by, _), entries in found.items():  # each is combined by itself: two sums over all tensors must not mix
+    for (over, by, _), entries in found.items():
         sharded = [part for entry in entries for part in entry[3]]
         totals = step.placement.combine_vector(torch.cat([entry[2] for entry in entries]), sharded, over, by)
         parts = torch.split(totals, [len(entry[2]) for entry in entries])
