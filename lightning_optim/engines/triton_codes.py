@@ -17,8 +17,9 @@ from triton import knobs
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 LEVELS = tl.constexpr(254.0)
 SNAP = tl.constexpr(2.0**-10)
-TINY = tl.constexpr(1e-30)
-SMALLEST = tl.constexpr(2.0**-40)
+FINEST = tl.constexpr(2048.0)
+OCTAVES = tl.constexpr(40)
+INVERSE_LEVELS = tl.constexpr(1.0 / 254.0)
 CURVE = tl.constexpr(2.0)
 
 
@@ -69,25 +70,29 @@ def draws(t, index):
 
 
 @triton.jit
-def log_spans(low, high):
-    base = tl.log2(tl.where(low > 0.0, low, 1.0))
-    top = tl.log2(tl.where(high > 0.0, high, 1.0))
-    return base, tl.maximum(top - base, TINY)
+def nearest(x):
+    """The nearest integer, ties to even, as a float, for 0 <= x < 2**31."""
+    small = (x + 8388608.0) - 8388608.0  # 2**23 leaves no room for a fraction; larger values have none
+    return tl.where(x < 8388608.0, small, x)
+
+
+@triton.jit
+def log_step(low, high):
+    return tl.maximum((high - low).to(tl.float32) * INVERSE_LEVELS, FINEST)
 
 
 @triton.jit
 def log_values(codes, low, high):
-    base, span = log_spans(low, high)
-    value = tl.exp2(base + (codes - 1.0) * tl.div_rn(span, LEVELS))
-    value = tl.where(codes == 1.0, low, tl.where(codes == 255.0, high, value))
+    above = nearest(tl.maximum(codes - 1.0, 0.0) * log_step(low, high)).to(tl.int32)
+    value = tl.where(codes == 255.0, high, low + above).to(tl.float32, bitcast=True)
     return tl.where(codes == 0.0, 0.0, value)
 
 
 @triton.jit
 def log_decode(codes_at, headers_at, index, line, there):
     codes = tl.load(codes_at + index, mask=there, other=0).to(tl.float32)
-    low = tl.load(headers_at + 2 * line, mask=there, other=0.0)
-    high = tl.load(headers_at + 2 * line + 1, mask=there, other=0.0)
+    low = tl.load(headers_at + 2 * line, mask=there, other=0.0).to(tl.int32, bitcast=True)
+    high = tl.load(headers_at + 2 * line + 1, mask=there, other=0.0).to(tl.int32, bitcast=True)
     return log_values(codes, low, high)
 
 
@@ -95,20 +100,22 @@ def log_decode(codes_at, headers_at, index, line, there):
 def log_encode(codes_at, headers_at, index, line, there, x, draw):
     """Store the codes of x; returns x as it will be decoded."""
     positive = x > 0.0
-    high = tl.maximum(tl.max(x, axis=1, keep_dims=True), 0.0)
-    low = tl.min(tl.where(positive, x, high), axis=1, keep_dims=True)
-    low = tl.maximum(low, high * SMALLEST)
-    base, span = log_spans(low, high)
-    level = (tl.log2(tl.where(positive, x, low)) - base) * (LEVELS * tl.div_rn(1.0, span))
-    nearest = tl.floor(level + 0.5)  # only looked at beside a level, where no tie is
-    rounded = tl.where(tl.abs(level - nearest) < SNAP, nearest, tl.floor(level + draw))
-    rounded = tl.where(span > TINY, rounded, LEVELS)
-    rounded = tl.where(rounded == rounded, rounded, 0.0)
-    codes = tl.where(positive, tl.minimum(tl.maximum(rounded, 0.0), LEVELS) + 1.0, 0.0)
-    codes = tl.where(positive & (x >= high), LEVELS + 1.0, codes)
+    bits = tl.where(positive, x, 0.0).to(tl.int32, bitcast=True)
+    high = tl.max(bits, axis=1, keep_dims=True)
+    low = tl.min(tl.where(positive, bits, high), axis=1, keep_dims=True)
+    low = tl.maximum(low, tl.where(high > 0, tl.maximum(high - OCTAVES * 8388608, 1), 0))
+    step = log_step(low, high)
+    level = (bits - low).to(tl.float32) * tl.div_rn(1.0, step)
+    level = tl.maximum(level, 0.0)
+    near = nearest(level)
+    rounded = tl.where(tl.abs(level - near) < SNAP, near, tl.floor(level + draw))
+    rounded = tl.minimum(rounded, LEVELS)
+    last = nearest(rounded * step) >= (high - low).to(tl.float32)
+    codes = tl.where(last | (bits >= high), LEVELS, rounded) + 1.0
+    codes = tl.where(positive, codes, 0.0)
     tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
-    tl.store(headers_at + 2 * line, low, mask=there)
-    tl.store(headers_at + 2 * line + 1, high, mask=there)
+    tl.store(headers_at + 2 * line, low.to(tl.float32, bitcast=True), mask=there)
+    tl.store(headers_at + 2 * line + 1, high.to(tl.float32, bitcast=True), mask=there)
     return log_values(codes, low, high)
 
 

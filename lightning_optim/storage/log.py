@@ -2,6 +2,11 @@
 
 A second moment moves by a thousandth in a step, far less than one code of eight bits, so nearest rounding freezes it
 or lets it climb only. Rounding up with the probability of the remainder is right on average.
+
+The logarithm is the one that a float32 carries: its bits, read as an integer, grow with the logarithm to base 2 and
+run straight from one power of two to the next. So between two codes of the same octave the mean of what is kept is the
+value itself (between two of different octaves it is up to an eighth of a step too large), no logarithm is computed,
+and every engine finds the same codes to the last bit.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OCTAVES = 40.0  # smaller values than the block's largest by more than this are kept at that
+OCTAVES = 40  # smaller values than the block's largest by more than this are kept at that
 LEVELS = 254.0  # steps between code 1, the smallest positive value, and code 255, the largest
+FINEST = 2048.0  # a step is at least so many units in the last place: decoded values are on levels for certain
 SNAP = 2.0**-10  # as near to a level as this is on it: decoded values go back to their codes
 
 
@@ -32,32 +38,28 @@ class Log:
     def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         assert draw is not None
         positive = x > 0
-        high = x.amax(1, keepdim=True).clamp_min(0.0)
-        low = torch.where(positive, x, high).amin(1, keepdim=True)
-        low = torch.maximum(low, high * 2.0**-OCTAVES)
-        base, span = _spans(low, high)
-        level = (torch.log2(torch.where(positive, x, low)) - base) * (LEVELS / span)
+        bits = torch.where(positive, x, 0.0).view(torch.int32)
+        high = bits.amax(1, keepdim=True)
+        low = torch.where(positive, bits, high).amin(1, keepdim=True)
+        low = torch.maximum(low, torch.where(high > 0, (high - (OCTAVES << 23)).clamp_min(1), 0))
+        step = _step(low, high)
+        level = (bits - low).to(torch.float32) * (1.0 / step)
         nearest = torch.round(level)
         rounded = torch.where((level - nearest).abs() < SNAP, nearest, torch.floor(level + draw))
-        rounded = torch.where(span > TINY, rounded, LEVELS)
-        codes = torch.where(positive, rounded.nan_to_num(0.0).clamp(0.0, LEVELS) + 1.0, 0.0)
-        # The largest and the smallest keep their codes, whatever is drawn.
-        codes = torch.where(positive & (x >= high), LEVELS + 1.0, codes)
-        return codes.to(torch.uint8), torch.cat([low, high], 1)
+        rounded = rounded.clamp(0.0, LEVELS)
+        last = torch.round(rounded * step) >= (high - low).to(torch.float32)  # not below the largest, so that one
+        codes = torch.where(last | (bits >= high), LEVELS, rounded) + 1.0
+        headers = torch.cat([low, high], 1).view(torch.float32)
+        return torch.where(positive, codes, 0.0).to(torch.uint8), headers
 
     def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
-        low, high = headers[:, :1], headers[:, 1:]
-        base, span = _spans(low, high)
-        value = torch.exp2(base + (codes.to(torch.float32) - 1.0) * (span / LEVELS))
-        value = torch.where(codes == 1, low, torch.where(codes == 255, high, value))
+        bits = headers.contiguous().view(torch.int32)
+        low, high = bits[:, :1], bits[:, 1:]
+        above = torch.round((codes.to(torch.float32) - 1.0) * _step(low, high)).to(torch.int32)
+        value = torch.where(codes == 255, high, low + above).view(torch.float32)
         return torch.where(codes == 0, 0.0, value)
 
 
-TINY = 1e-30  # a span of this stands for none
-
-
-def _spans(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm of the smallest value, and the distance to that of the largest."""
-    base = torch.log2(torch.where(low > 0, low, 1.0))
-    top = torch.log2(torch.where(high > 0, high, 1.0))
-    return base, (top - base).clamp_min(TINY)
+def _step(low: Tensor, high: Tensor) -> Tensor:
+    """Units in the last place between two codes, float32."""
+    return ((high - low).to(torch.float32) * (1.0 / LEVELS)).clamp_min(FINEST)
