@@ -1,67 +1,139 @@
-"""How faithful state in few bits is over thousands of steps: `python benchmarks/state_quality.py`.
+"""How faithful state in few bits is over thousands of steps: `python -m benchmarks.state_quality`.
 
 The same gradients go into AdamW with state in 32 bits and in fewer, and the last updates are compared: their relative
 error, and their gain, which is the length along the true update. One round trip of a format says little: a second
 moment moves a thousandth in a step, and a format that rounds it wrongly every time drifts.
+
+Peers take part where they are installed (`benchmarks/peers.py`), each with its own code for this device.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import platform
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
+from benchmarks.pages import RESULTS, table, write_part
+from benchmarks.peers import PEERS, missing, versions
 from lightning_optim import AdamW
 
 STEPS = 3000
 SHAPE = (64, 256)
-CASES = ("stationary", "scale drops", "rare rows")
-FORMATS: dict[str, dict[str, Any]] = {
+CASES = {
+    "stationary": "stationary",
+    "scale drops": "scale of half the columns drops 30-fold",
+    "rare rows": "rare rows",
+}
+OPTIONS: dict[str, Any] = {"lr": 1.0, "weight_decay": 0.0}
+OURS: dict[str, dict[str, Any]] = {
     "16 bits (bfloat16, nearest)": {"state_bits": 16},
     "8 bits, dynamic": {"state_bits": 8, "state_format": "dynamic"},
     "8 bits, log": {"state_bits": 8, "state_format": "log"},
 }
 
+Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 
-def closed_loop(case: str, options: dict[str, Any], seed: int = 0) -> tuple[float, float]:
-    """Error and gain of the update after `STEPS` steps; rows and columns have log-normal scales."""
+
+def closed_loop(
+    case: str, make: Make, steps: int, device: str = "cpu", dtype: torch.dtype | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """Error and gain of the update after some steps; rows and columns have log-normal scales.
+
+    Args:
+        case: One of `CASES`.
+        make: Makes the optimizer that is measured.
+        steps: How many; the scale drops after half of them.
+        device: Where both optimizers run.
+        dtype: The type of the parameter and the gradients of the measured one; float32 if None.
+        seed: Of the gradients.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(SHAPE[0], 1, generator=generator)
     scale = torch.exp(rows + torch.randn(1, SHAPE[1], generator=generator))
-    exact, few = (torch.nn.Parameter(torch.zeros(SHAPE)) for _ in range(2))
-    of_exact, of_few = AdamW([exact], lr=1.0, weight_decay=0.0), AdamW([few], lr=1.0, weight_decay=0.0, **options)
-    for step in range(STEPS):
-        if case == "scale drops" and step == STEPS // 2:
+    exact = torch.nn.Parameter(torch.zeros(SHAPE, device=device))
+    few = torch.nn.Parameter(torch.zeros(SHAPE, device=device, dtype=dtype))
+    of_exact, of_few = torch.optim.AdamW([exact], **OPTIONS), make([few])
+    for step in range(steps):
+        if case == "scale drops" and step == steps // 2:
             scale[:, : SHAPE[1] // 2] *= 0.03
         grad = torch.randn(SHAPE, generator=generator) * scale
         if case == "rare rows":
             grad = grad * (torch.rand(SHAPE[0], 1, generator=generator) < 0.05)
-        exact.grad = few.grad = grad
+        exact.grad, few.grad = grad.to(device), grad.to(device, few.dtype)
         with torch.no_grad():  # only the last update is looked at
             exact.zero_()
             few.zero_()
         of_exact.step()
         of_few.step()
-    true, got = exact.detach().flatten(), few.detach().flatten()
+    true, got = exact.detach().double().flatten(), few.detach().double().flatten()
     return float((got - true).norm() / true.norm()), float(got @ true / (true @ true))
 
 
-def main() -> None:
+def contenders() -> dict[str, tuple[Make, torch.dtype | None]]:
+    """What is measured, by its label; a peer that is not installed is left out."""
+    found: dict[str, tuple[Make, torch.dtype | None]] = {
+        name: (functools.partial(AdamW, **OPTIONS, **options), None) for name, options in OURS.items()
+    }
+    for peer in PEERS["adamw"]:
+        if peer.bits < 32 and not missing(peer):
+            found[peer.label] = (functools.partial(peer.make, **OPTIONS), peer.dtype)
+    return found
+
+
+def measure(steps: int, device: str) -> dict[str, Any]:
+    """Error and gain of every contender in every case, or why there are none."""
+    results: dict[str, Any] = {peer.label: missing(peer) for peer in PEERS["adamw"] if peer.bits < 32 and missing(peer)}
+    for name, (make, dtype) in contenders().items():
+        try:
+            results[name] = {case: closed_loop(case, make, steps, device, dtype) for case in CASES}
+        except NotImplementedError as error:
+            results[name] = str(error).rstrip(".")
+        print(name, results[name], flush=True)
+    return results
+
+
+def page(results: dict[str, Any]) -> str:
+    """The table."""
+    rows = []
+    for name in [*OURS, *(peer.label for peer in PEERS["adamw"] if peer.label in results)]:
+        found = results[name]
+        if isinstance(found, str):
+            rows.append([name, *[f"– ({found})"] * len(CASES)])
+        else:
+            rows.append([name, *(f"{error:.3f} ({gain:.2f})" for error, gain in found.values())])
+    return table(["format", *CASES.values()], rows)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / "state_quality.json")
+    parser.add_argument("--no-page", action="store_true", help="leave the table in docs/state.md as it is")
+    given = parser.parse_args(args)
     torch.set_num_threads(1)
-    table = Table("format", *CASES, title=f"Error (gain) of AdamW's update after {STEPS} steps")
-    results: dict[str, dict[str, tuple[float, float]]] = {}
-    for name, options in FORMATS.items():
-        results[name] = {case: closed_loop(case, options) for case in CASES}
-        table.add_row(name, *(f"{error:.3f} ({gain:.2f})" for error, gain in results[name].values()))
-    Console().print(table)
-    about = {"torch": torch.__version__, "machine": platform.machine(), "steps": STEPS, "shape": SHAPE, "seed": 0}
-    path = Path(__file__).parent / "results" / "state_quality.json"
-    path.write_text(json.dumps({"about": about, "error and gain": results}, indent=1) + "\n")
+    warnings.simplefilter("ignore")  # of the peers' imports
+    results = measure(given.steps, given.device)
+    about = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": given.device,
+        "steps": given.steps,
+        "shape": SHAPE,
+        "seed": 0,
+        "peers": versions(),
+    }
+    given.out.write_text(json.dumps({"about": about, "error and gain": results}, indent=1) + "\n")
+    if not given.no_page:
+        write_part("state.md", "closed loop", page(results))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,27 @@
 """Callbacks for the Trainer: they decide when; stages and pure functions compute."""
 
+from lightning_optim.callbacks.batch_size_scaling import BatchSizeScaling
+from lightning_optim.callbacks.checkpoint_integrity import CheckpointIntegrity
+from lightning_optim.callbacks.communication import Communication
+from lightning_optim.callbacks.grad_init import GradInit
+from lightning_optim.callbacks.gradient_noise import GradientNoise
 from lightning_optim.callbacks.iterate_averaging import IterateAveraging
 from lightning_optim.callbacks.lookahead_sync import LookaheadSync
 from lightning_optim.callbacks.loss_input import LossInput
+from lightning_optim.callbacks.non_finite_guard import NonFiniteGuard
 from lightning_optim.callbacks.optimizer_state_memory import OptimizerStateMemory
+from lightning_optim.callbacks.warmup_free_schedule import WarmupFreeSchedule
 
-__all__ = ["IterateAveraging", "LookaheadSync", "LossInput", "OptimizerStateMemory"]
+__all__ = [
+    "BatchSizeScaling",
+    "CheckpointIntegrity",
+    "Communication",
+    "GradInit",
+    "GradientNoise",
+    "IterateAveraging",
+    "LookaheadSync",
+    "LossInput",
+    "NonFiniteGuard",
+    "OptimizerStateMemory",
+    "WarmupFreeSchedule",
+]

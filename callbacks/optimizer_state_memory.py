@@ -2,124 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.memory import Entry, human, predicted_memory, state_memory
+from lightning_optim.distributed import gathered
+from lightning_optim.groups import plain_name
+from lightning_optim.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
+from lightning_optim.memory_views import Census, can_draw, picture, scalars, size, state, tables, write_csv
 
 PREFIX = "optimizer_state"
 
 
 class OptimizerStateMemory(Callback):
-    """A table of the state's bytes when the fit starts, and scalars for the logger once the state exists.
+    """Tables of the memory when the fit starts, and scalars, a picture and a file once the state exists.
 
-    The table counts, for each group and slot, the values and bytes on this rank, the bytes of all ranks together,
-    and what the same values take in 32 bits. It is what the first step will make; after the first step, and at the
-    end of every epoch, what exists is logged as `optimizer_state/...` in bytes. An optimizer of another library
-    that cannot be asked beforehand gets its table after the first step.
+    The tables count the state by group and slot, with what the same values take in 32 bits; parameters, gradients,
+    state and averages; and the layers with the most state: on this rank, on all, and on the smallest and largest. They
+    are what the first step will make; after the first step, and at the end of every epoch, what exists is logged as
+    `optimizer_state/...` in bytes. An optimizer of another library that cannot be asked beforehand gets its tables
+    after the first step.
 
     Args:
-        table: Print the table.
-        log: Send scalars to the Trainer's loggers.
+        table: Print the tables, and a line after the first step.
+        log: Send scalars to the Trainer's loggers, and to TensorBoard a picture where matplotlib is installed.
+        csv: A file for every slot of every parameter on every rank, predicted and actual; by default none.
     """
 
-    def __init__(self, table: bool = True, log: bool = True) -> None:
+    def __init__(self, table: bool = True, log: bool = True, csv: str | None = None) -> None:
         self.table, self.scalars = table, log  # `log` is what Lightning calls its own method here
+        self.csv = None if csv is None else Path(csv)
+        self._predicted: list[Census] = []
         self._printed = False
-        self._logged = False
+        self._begun = -1  # the step that this fit began with, while nothing is reported
+        self._drawn: list[int] = []  # bytes on the last picture of each optimizer
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._printed = self._logged = False
-        entries = [predicted_memory(optimizer) for optimizer in trainer.optimizers]
-        if all(entries):
-            self._print(trainer, entries)
+        self._begun, self._drawn = trainer.global_step, []
+        self._predicted = _census(trainer, pl_module, predicted_memory, predicted=True)
+        self._printed = all(state(rank) for census in self._predicted for rank in census.ranks)
+        if self._printed:
+            self._show(trainer, self._predicted)
+        else:
+            self._predicted = []
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._logged and any(optimizer.state for optimizer in trainer.optimizers):
-            self._report(trainer)
+        if 0 <= self._begun < trainer.global_step:  # not whether there is state: ranks must agree
+            self._report(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer)
+        self._report(trainer, pl_module)
 
-    def _report(self, trainer: Trainer) -> None:
-        self._logged = True
-        entries = [state_memory(optimizer) for optimizer in trainer.optimizers]
+    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = _census(trainer, pl_module, state_memory)
         if not self._printed:
-            self._print(trainer, entries)
-        if not self.scalars:
-            return
-        for i, found in enumerate(entries):
-            prefix = PREFIX if len(entries) == 1 else f"{PREFIX}/{i}"
-            values = scalars(found, _over_ranks(trainer, found))
+            self._show(trainer, found)
+        if self.table and trainer.is_global_zero and self._begun >= 0:
+            for census in found:
+                Console().print(self._line(trainer, census))
+        self._printed, self._begun = True, -1
+        if self.scalars:
+            self._log(trainer, found)
+        if self.csv is not None and trainer.is_global_zero:
+            write_csv(self.csv, [("predicted", self._predicted), ("actual", found)])
+
+    def _show(self, trainer: Trainer, found: Sequence[Census]) -> None:
+        if self.table and trainer.is_global_zero:
+            for table in (table for census in found for table in tables(census)):
+                Console().print(table)
+
+    def _line(self, trainer: Trainer, census: Census) -> str:
+        words = f"State of {census.title} after the first step: {human(size(census.first))}"
+        for before in self._predicted:
+            if before.title == census.title:
+                words += f" ({human(size(before.first))} predicted)"
+                break
+        peak = _peak(trainer)
+        return words if peak is None else f"{words}; peak of the device {human(peak)}"
+
+    def _log(self, trainer: Trainer, found: Sequence[Census]) -> None:
+        for i, census in enumerate(found):
+            prefix = PREFIX if len(found) == 1 else f"{PREFIX}/{i}"
+            values = scalars(census, trainer.global_rank)
+            if self._predicted:
+                values["bytes_predicted"] = float(size(state(self._predicted[i].ranks[trainer.global_rank])))
+            if (peak := _peak(trainer)) is not None:
+                values["cuda_peak"] = float(peak)
             for logger in trainer.loggers:
                 logger.log_metrics({f"{prefix}/{key}": value for key, value in values.items()}, trainer.global_step)
+            self._draw(trainer, census, i, prefix)
 
-    def _print(self, trainer: Trainer, entries: Sequence[Sequence[Entry]]) -> None:
-        self._printed = True
-        for optimizer, found in zip(trainer.optimizers, entries, strict=True):
-            total = _over_ranks(trainer, found)
-            names = [str(group.get("name", i)) for i, group in enumerate(optimizer.param_groups)]
-            if self.table:
-                _show(table_of(type(optimizer).__name__, names, found, total, trainer.world_size))
-
-
-def scalars(entries: Sequence[Entry], all_ranks: Sequence[int]) -> dict[str, float]:
-    """What is logged: bytes on this rank and on all, in 32 bits, and by slot, type and group."""
-    size = sum(entry.bytes for entry in entries)
-    values = {
-        "bytes": float(size),
-        "bytes_all_ranks": float(sum(all_ranks)),
-        "bytes_in_32_bits": float(sum(entry.bytes_32 for entry in entries)),
-    }
-    for kind in ("slot", "dtype", "group"):
-        for entry in entries:
-            key = f"{kind}/{getattr(entry, kind)}"
-            values[key] = values.get(key, 0.0) + entry.bytes
-    return values
+    def _draw(self, trainer: Trainer, census: Census, i: int, prefix: str) -> None:
+        """A picture where the last one is not right any more."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        now = size(census.first)
+        if not (boards and trainer.is_global_zero and can_draw()) or self._drawn[i : i + 1] == [now]:
+            return
+        self._drawn[i : i + 1] = [now]
+        for logger in boards:
+            board: Any = logger.experiment
+            board.add_figure(f"{prefix}/bars", picture(census), trainer.global_step)
 
 
-def table_of(
-    name: str, groups: Sequence[str], entries: Sequence[Entry], all_ranks: Sequence[int], world_size: int
-) -> Table:
-    """The table that is printed."""
-    table = Table(title=f"Optimizer state of {name} ({world_size} rank{'s' if world_size > 1 else ''})")
-    for column in ("group", "slot", "type"):
-        table.add_column(column, overflow="fold")
-    for column in ("values", *(("bytes",) if world_size == 1 else ("this rank", "all ranks")), "in 32 bits"):
-        table.add_column(column, justify="right")
-
-    def row(label: Sequence[str], counted: Sequence[Entry], total: int) -> None:
-        size = sum(entry.bytes for entry in counted)
-        sizes = (size,) if world_size == 1 else (size, total)
-        in_32 = sum(entry.bytes_32 for entry in counted)
-        table.add_row(*label, f"{sum(entry.elements for entry in counted):,}", *map(human, (*sizes, in_32)))
-
-    for entry, total in zip(entries, all_ranks, strict=True):
-        row((groups[entry.group], entry.slot, entry.dtype), [entry], total)
-    table.add_section()
-    row(("total", "", ""), entries, sum(all_ranks))
-    return table
+def _census(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    count: Callable[[torch.optim.Optimizer, dict[Tensor, str]], list[Entry]],
+    predicted: bool = False,
+) -> list[Census]:
+    """What every optimizer has on every rank. Parameters that none has count with the first."""
+    names: dict[Tensor, str] = {p: plain_name(name) for name, p in pl_module.named_parameters()}
+    for i, p in enumerate(p for o in trainer.optimizers for group in o.param_groups for p in group["params"]):
+        names.setdefault(p, f"parameter {i}")  # of no module, or flat
+    found = []
+    for i, optimizer in enumerate(trainer.optimizers):
+        entries = [*model_memory(optimizer, names, predicted), *count(optimizer, names)]
+        if i == 0:
+            entries += frozen_memory(trainer.optimizers, names)
+        groups = [str(group.get("name", j)) for j, group in enumerate(optimizer.param_groups)]
+        found.append(Census(type(optimizer).__name__, groups, gathered(entries)))
+    return found
 
 
-def _over_ranks(trainer: Trainer, entries: Sequence[Entry]) -> list[int]:
-    """The bytes of each entry summed over ranks; every rank has the same entries in the same order."""
-    sizes = torch.tensor([entry.bytes for entry in entries], dtype=torch.float64, device=trainer.strategy.root_device)
-    total: Any = trainer.strategy.reduce(sizes, reduce_op="sum")
-    return [int(size) for size in total.tolist()]
-
-
-@rank_zero_only
-def _show(table: Table) -> None:
-    Console().print(table)
+def _peak(trainer: Trainer) -> int | None:
+    """The most bytes that tensors have taken on this rank's CUDA device since the process began, or None on others."""
+    device = trainer.strategy.root_device
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.distributed import like, local
+from lightning_optim.distributed import Placement, any_rank, is_divided, is_flattened, like, local, piece_of
 from lightning_optim.errors import OptionError
 from lightning_optim.options import check_options
 
 if TYPE_CHECKING:
     from lightning_optim.optimizer import Optimizer
+
+log = logging.getLogger(__name__)
 
 # What a torch.optim checkpoint says about how torch runs a step; it means nothing here.
 TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
@@ -23,46 +27,152 @@ OWN = ("state_bits", "state_format")
 
 
 def decoded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict that torch made, with plain tensors in the place of codes."""
+    """The state_dict that torch made, with plain tensors in the place of codes.
+
+    Codes of a tensor that nobody divided become values on the CPU, one tensor after the other, so that a save takes no
+    memory of the device. FSDP gathers or splits what it is given on the device, and finds it there.
+    """
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     for index, (_, p) in zip(order, optimizer.every_parameter(), strict=True):
-        state = state_dict["state"].get(index, {})
+        state = state_dict["state"].get(index)
+        if state is None:
+            continue
+        if is_flattened(p) and not p.numel() and piece_of(p).cuts:
+            del state_dict["state"][index]  # FSDP1 wants to hear of a tensor from those who hold some of it
+            continue
         coded = [name for name, value in state.items() if isinstance(value, storage.Coded)]
-        if coded:
-            values = storage.read(state, coded)
-            state_dict["state"][index] = {**state, **{name: like(values[name], p) for name in coded}}
+        values = {name: like(value, p) for name, value in storage.read(state, coded).items()}
+        if not is_divided(p):
+            values = {name: value.cpu() for name, value in values.items()}
+        found = {**state, **values}
+        state_dict["state"][index] = _of_one_type(found) if is_flattened(p) else found
     return state_dict
 
 
+def _of_one_type(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with its tensors in the widest of their types, as FSDP1 wants them."""
+    wide = [name for name, value in state.items() if isinstance(value, Tensor) and value.dim()]
+    types = {state[name].dtype for name in wide}
+    if len(types) < 2:
+        return state
+    widest = torch.float32 if torch.float64 not in types else torch.float64
+    return {**state, **{name: state[name].to(widest) for name in wide}}
+
+
+def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step without closure is none: torch's loader takes one to make state, with lr and all gradients zero.
+
+    It comes after the weights were loaded, and must count nothing.
+    """
+    if any(group.get("lr") != 0 for group in optimizer.param_groups):
+        return False
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    moved = any(bool(local(p.grad).any()) for p in params if p.grad is not None)
+    return not (any_rank(moved) if any(is_divided(p) for p in params) else moved)
+
+
+def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Refuse what cannot be meant, while nothing has changed yet.
+
+    Raises:
+        OptionError: for state of a wrong shape or no number, for a counter that counts nothing, for a slot that is
+            there for some parameters only, and for options that this class refuses.
+    """
+    owner = type(optimizer).__name__
+    if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
+        raise OptionError(f"{owner} cannot load this: a state_dict of an optimizer holds 'state' and 'param_groups'.")
+    for group in state_dict["param_groups"]:
+        check_options(
+            {k: v for k, v in group.items() if k in optimizer.options and k not in OWN}, optimizer.options, owner
+        )
+        for name in (name for name, slot in optimizer.slots.items() if slot.per == "optimizer" and name in group):
+            if not math.isfinite(float(group[name])):
+                raise OptionError(f"{owner} cannot load {name}={float(group[name])!r}: the checkpoint is damaged.")
+    order = [index for group in state_dict["param_groups"] for index in group["params"]]
+    own = optimizer.every_parameter()
+    if len(order) != len(own):
+        return  # torch says so
+    known: dict[tuple[str, ...], set[str]] = {}
+    for index, (i, p) in zip(order, own, strict=True):
+        saved = present(state_dict["state"].get(index))
+        if not saved:
+            continue
+        step = float(saved.get("step", 0))
+        if not (math.isfinite(step) and step >= 0 and step == int(step)):
+            raise OptionError(
+                f"{owner} cannot load the counter {step!r} of a parameter of shape {tuple(p.shape)}: it is a number of "
+                "steps. The checkpoint is damaged; take an older one."
+            )
+        _check_slots(optimizer, i, p, saved)
+        needed = optimizer.slots_of(i, p)
+        has = {name for name in needed if name in saved}
+        if known.setdefault(needed, has) != has:
+            name = min(known[needed] ^ has)
+            raise OptionError(
+                f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
+                f"{tuple(p.shape)}. The checkpoint is damaged; take an older one."
+            )
+
+
+def _check_slots(optimizer: Optimizer, i: int, p: Tensor, saved: dict[str, Any]) -> None:
+    slots, traits = optimizer.all_slots(), optimizer.traits_of(i, p)
+    for name, value in saved.items():
+        without = slots[name].without if name in slots else None
+        if name not in slots or (without is not None and traits[without] is None):
+            continue
+        shape = slots[name].shape(p.shape, traits)
+        if not isinstance(value, Tensor | int | float):
+            raise OptionError(
+                f"{type(optimizer).__name__} cannot load {name}: it is a {type(value).__name__}, no tensor."
+            )
+        if torch.as_tensor(value).shape != shape:
+            raise OptionError(
+                f"{type(optimizer).__name__} cannot load {name} of shape {tuple(torch.as_tensor(value).shape)} for a "
+                f"parameter of shape {tuple(p.shape)}; it must be {tuple(shape)}. Was it saved from another model?"
+            )
+
+
+def present(saved: dict[str, Any] | None) -> dict[str, Any]:
+    """The saved slots of a parameter that hold something: torch's SGD writes None for one that it has not made yet."""
+    return {name: value for name, value in (saved or {}).items() if value is not None}
+
+
 def adopt(optimizer: Optimizer, state_dict: dict[str, Any], before: list[dict[str, Any]]) -> None:
-    """Make the groups and the state that torch has just loaded the optimizer's own.
+    """Make the groups that torch has just loaded, and the state that was saved, the optimizer's own.
 
     Args:
-        optimizer: Holds what torch made of the state_dict, cast to the parameters' types.
-        state_dict: What was loaded.
+        optimizer: Has the groups of the state_dict, and no state.
+        state_dict: What is loaded; it passed `check`.
         before: The groups of the optimizer before, without parameters.
     """
     owner = type(optimizer).__name__
+    foreign = False
     for group, own in zip(optimizer.param_groups, before, strict=True):
         for key in TORCH_FLAGS:
-            group.pop(key, None)
+            foreign |= group.pop(key, None) is not None
         group.update({k: v for k, v in own.items() if k not in group or k in OWN})
         names = [name for name in optimizer.options if name in group]
         group.update(check_options({name: group[name] for name in names}, optimizer.options, owner))
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
+    taken: set[str] = set()
     fresh: set[str] = set()
-    foreign: set[str] = set()
+    left: set[str] = set()
     for index, (i, p) in zip(order, optimizer.every_parameter(), strict=True):
-        saved = state_dict["state"].get(index)
+        saved = present(state_dict["state"].get(index))
         if saved:
             _restore(optimizer, p, i, saved)
-            foreign.update(name for name in saved if name not in optimizer.state[p])
+            taken.update(name for name in saved if name in optimizer.state[p])
+            left.update(name for name in saved if name not in optimizer.state[p])
             fresh.update(name for name in optimizer.state[p] if name not in saved)
-    if fresh or foreign:
-        starts = f"{', '.join(sorted(fresh))} starts fresh" if fresh else ""
-        drops = f"{', '.join(sorted(foreign))} of the checkpoint is left out" if foreign else ""
-        said = " and ".join(word for word in (starts, drops) if word)
-        warnings.warn(f"{owner} loads a checkpoint with other state: {said}.", stacklevel=7)
+    if fresh or left or foreign:
+        takes = f"{', '.join(sorted(taken)) or 'nothing'} taken"
+        starts = f"; {', '.join(sorted(fresh))} starts fresh" if fresh else ""
+        drops = f"; {', '.join(sorted(left))} of the checkpoint is left out" if left else ""
+        said = f"{owner} loads a checkpoint with other state: {takes}{starts}{drops}."
+        if fresh or left:
+            warnings.warn(said, stacklevel=7)
+        else:
+            log.info("%s loads a checkpoint of torch.optim: %s.", owner, takes)
 
 
 def _restore(optimizer: Optimizer, p: Tensor, i: int, saved: dict[str, Any]) -> None:
@@ -76,15 +186,25 @@ def _restore(optimizer: Optimizer, p: Tensor, i: int, saved: dict[str, Any]) -> 
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = optimizer.slot_dtype(slots[name], p, i)
         values = torch.as_tensor(saved[name]).to(dtype=dtype, device=here, copy=True)
-        is_coded = isinstance(state.get(name), storage.Coded)
-        shape = p.shape if is_coded else state.get(name, values).shape
-        if values.shape != shape:
-            raise OptionError(
-                f"{type(optimizer).__name__} cannot load {name} of shape {tuple(values.shape)} for a parameter of "
-                f"shape {tuple(p.shape)}; it must be {tuple(shape)}. Was it saved from another model?"
-            )
-        if is_coded:
+        if isinstance(state.get(name), storage.Coded):
             coded[name] = local(values).reshape(-1)
         else:
             state[name] = values
     storage.write(state, coded, int(state["step"]))
+
+
+def agree_on_counters(optimizer: Optimizer) -> None:
+    """Give pieces without elements the counters that others loaded for them.
+
+    FSDP1 loads no state where there is no element, and parameters are sorted by their counters for sums over ranks.
+    """
+    cut = [(i, p) for i, p in optimizer.every_parameter() if is_flattened(p) and piece_of(p).cuts]
+    if not cut:
+        return
+    steps = [float(optimizer.state.get(p, {}).get("step", 0)) for _, p in cut]
+    groups = [piece_of(p).groups for _, p in cut]
+    found = Placement([p for _, p in cut]).combine(steps, groups, "tensor", "max")
+    for (i, p), step in zip(cut, found, strict=True):
+        if not p.numel() and step > 0:
+            optimizer.start_state(p, i)
+            optimizer.state[p]["step"].fill_(float(step))

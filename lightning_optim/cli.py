@@ -30,6 +30,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _trainer_cli(args: Sequence[str] | None) -> None:
+    import torch
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     class CLI(LightningCLI):
@@ -53,6 +54,8 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
                 self.trainer.test(self.model, datamodule=self.datamodule)
 
     CLI(args=None if args is None else list(args))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # Lightning does it for nccl; the threads of gloo abort at the exit
 
 
 def _option_error(error: BaseException | None) -> OptionError | None:

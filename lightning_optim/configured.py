@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from lightning_optim.clipping import clip_gradient_norm
+from lightning_optim.distributed import is_flattened
 from lightning_optim.errors import OptionError
 from lightning_optim.strategy import OptimizerStrategy
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+    from torch.optim import Optimizer
 
 
 class ConfiguredOptimizer:
@@ -54,3 +57,19 @@ class ConfiguredOptimizer:
     def configure_callbacks(self) -> list[Callback]:
         present = {type(callback) for callback in self.trainer.callbacks}
         return [callback for callback in self.optimizer_strategy().callbacks() if type(callback) not in present]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `Trainer(gradient_clip_val=...)` says; by norm under FSDP1 as well, where Lightning has no way."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if gradient_clip_val and by_norm and any(is_flattened(p) for p in params):
+            clip_gradient_norm(params, float(gradient_clip_val))
+        else:
+            super().configure_gradient_clipping(  # type: ignore[misc]
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )

@@ -79,6 +79,9 @@ class Recorder:
     def count(self, over: Over) -> Value:
         raise NotImplementedError
 
+    def normal(self, *counter: Value) -> Value:
+        raise NotImplementedError
+
 
 class Evaluation(Protocol):
     """What an engine that calls an update on tensors answers when the update asks for a reduction."""
@@ -88,6 +91,8 @@ class Evaluation(Protocol):
     def count(self, over: Over) -> float: ...
 
     def mean(self, x: Tensor, axis: int) -> Tensor: ...
+
+    def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor: ...
 
 
 _evaluations: list[Evaluation] = []
@@ -175,6 +180,19 @@ def count(x: Value, over: Over = "tensor") -> Value:
 def mean(x: Value, axis: int) -> Value:
     """The mean over one axis of the whole tensor; the axis stays, with size 1."""
     return x.mean(axis) if isinstance(x, Recorder) else _evaluations[-1].mean(x, axis)
+
+
+def normal(seed_low: Value, seed_high: Value, t: Value) -> Value:
+    """A standard normal number for each element (`lightning_optim.philox`).
+
+    It belongs to the element and the step: every rank, sharding and engine draws the same.
+
+    Args:
+        seed_low: The lower 32 bits of the seed, as a float, which holds them.
+        seed_high: The upper 32 bits.
+        t: The step.
+    """
+    return t.normal(seed_low, seed_high, t) if isinstance(t, Recorder) else _evaluations[-1].normal(seed_low, seed_high, t)
 
 
 def norm(x: Value, over: Over = "tensor") -> Value:

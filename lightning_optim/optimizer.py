@@ -7,20 +7,23 @@ A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from lightning_optim import checkpoint, engines, storage
 from lightning_optim.checkpoint import OWN
-from lightning_optim.distributed import Placement, local, mean_over_ranks, refuse_unsummable
-from lightning_optim.engines.job import Job, Row, Step, make_row
+from lightning_optim.distributed import local, logical_shape, mean_over_ranks, refuse_orphans
+from lightning_optim.engines.job import Job, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.options import Option, check_options, read_options, signature
+from lightning_optim.overlap import find_overlap
 from lightning_optim.page import Page
+from lightning_optim.roster import Batch, Roster, has_gradient
 from lightning_optim.slot import Slot
 from lightning_optim.stages.stage import Stage
 from lightning_optim.trace import Program, Programs
@@ -30,6 +33,10 @@ GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr",
 
 
 NUMBERS = (float, float | None)
+# Options of the whole optimizer.
+WHOLE = ("engine", "capturable")
+# What schedules move; no trait of a tensor may depend on these.
+NO_TRAIT = ("lr", "weight_decay")
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
@@ -46,6 +53,9 @@ class Optimizer(Page, torch.optim.Optimizer):
         state_format: The codes of 8 bits: "log" keeps second moments by their logarithm with stochastic rounding and
             first moments as the ratio to their root; "dynamic" is the dynamic-tree code of bitsandbytes.
         engine: Who runs the update: "auto" takes the fastest that can serve, "reference" is plain torch.
+        capturable: Let a step be captured in a CUDA graph: counters live on the GPU, and so may `lr`, as a tensor; what
+            depends on them is computed there. A step outside a graph takes longer so. The first steps, which make the
+            state, must have run before.
 
     Raises:
         OptionError: for an unknown, ill-typed or out-of-range option, an empty parameter list, or a parameter that
@@ -87,16 +97,22 @@ class Optimizer(Page, torch.optim.Optimizer):
                 "must stay exact. Leave it at 32."
             )
         engine = engines.known(options.pop("engine"))
+        capturable = options.pop("capturable")
         self._prepare()
-        defaults = {name: options[name] for name in self.options if name != "engine"}
+        if capturable:
+            self._refuse_uncapturable()
+        defaults = {name: options[name] for name in self.options if name not in WHOLE}
         torch.optim.Optimizer.__init__(self, groups, defaults)
-        self.defaults["engine"] = engine
+        self.defaults.update(engine=engine, capturable=capturable)
+        _refuse_overlap(owner, [p for _, p in self.every_parameter()])
 
     def _prepare(self) -> None:
         """Make what is not saved: the programs, and the inputs that the next step will read."""
         self.stages: list[Stage] = getattr(self, "stages", [])
         self._inputs: dict[str, Any] = {}
         self._programs: dict[Any, Programs] = {}
+        self._rosters: dict[str, Roster] = {}
+        self._counters_agree = True
         self._axes: int | None = None
         self._slots: dict[Any, tuple[str, ...]] = {}
 
@@ -109,13 +125,30 @@ class Optimizer(Page, torch.optim.Optimizer):
             param_group["params"] = list(param_group["params"])
         tensors = _tensors(param_group["params"])
         _refuse_repeats(owner, tensors, self.param_groups)
+        if "engine" in self.defaults:  # while torch's constructor adds groups, all wait for the look at its end
+            _refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
         if self.real_only and any(p.is_complex() for p in tensors):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
-        options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name != "engine"}
+        options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
         self.check(options)
         super().add_param_group({**param_group, **options})
         self._axes = None
-        self.param_groups[-1].pop("engine", None)
+        for name in WHOLE:
+            self.param_groups[-1].pop(name, None)
+
+    def _refuse_uncapturable(self) -> None:
+        owner = type(self).__name__
+        host = [name for name, slot in self.slots.items() if slot.per != "element" or slot.without]
+        why = "it reads the loss" if self.inputs else f"its {host[0]} is not one number per element" if host else ""
+        if self.predict is not None:
+            why = "it moves twice in a step"
+        if why:
+            raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
+        if self.stages:
+            raise OptionError(
+                f"{owner}: capturable=True and {self.stages[0]!r} do not go together: what a callback adds to a step is "
+                "counted on the host, which a graph leaves out. Leave out one of the two."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "stages": self.stages}
@@ -134,20 +167,30 @@ class Optimizer(Page, torch.optim.Optimizer):
     # ------------------------------------------------------------------ stages and inputs
 
     def append(self, stage: Stage) -> None:
-        """Let a stage run after the update, in the same pass over memory."""
+        """Let a stage run before or after the update, in the same pass over memory."""
         if any(other.name == stage.name for other in self.stages):
             raise OptionError(f"{type(self).__name__} has a stage named {stage.name!r} already.")
         self.stages.append(stage)
+        if self.defaults["capturable"]:
+            try:
+                self._refuse_uncapturable()
+            except OptionError:
+                self.stages.pop()
+                raise
+        self.stages.sort(key=lambda stage: stage.order)
         self._programs.clear()
+        self._rosters.clear()
         for i, p in self.every_parameter():
-            for name, slot in stage.slots.items():
-                if slot.copies:  # of the parameter as it is now; others are made when something reads them
-                    self._create(name, p, i, {})
+            if "step" not in self.state[p]:  # loaders of sharded checkpoints read into what they find here, and no more
+                self.start_state(p, i)
+            for name in stage.slots_beside(self.slots_of(i, p)):
+                self._create(name, p, i, {})
 
     def remove(self, stage: Stage) -> None:
         """Take a stage away again; its slots stay in the state."""
         self.stages.remove(stage)
         self._programs.clear()
+        self._rosters.clear()
 
     def set_loss(self, loss: Any, second_moment: Any = None) -> None:
         """Tell the next step the loss of its batch, for an update that reads it (KOALA).
@@ -165,6 +208,7 @@ class Optimizer(Page, torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the step
 
+    @_disable_dynamo  # a compiled training step calls it as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns what the closure returns.
@@ -172,6 +216,13 @@ class Optimizer(Page, torch.optim.Optimizer):
         Raises:
             RuntimeError: for a sparse gradient, or where the update reads the loss and nobody supplied it.
         """
+        if not self._counters_agree:
+            checkpoint.agree_on_counters(self)
+            self._counters_agree = True
+        if closure is None and not self.state and checkpoint.is_rehearsal(self):
+            for i, p in self.every_parameter():
+                self.start_state(p, i)
+            return None
         predicted = self.param_groups[0].get("predicted", False)
         if self.predict is not None and not predicted:
             self._run("predict", self.every_parameter())
@@ -183,17 +234,21 @@ class Optimizer(Page, torch.optim.Optimizer):
         if with_gradient:  # without a single gradient nothing moves, and no stage counts
             inputs = self._take_inputs(loss)
             acting = {stage.name: stage.advance() for stage in self.stages}
-            idle = [] if all(h is None for h in acting.values()) else self._without_gradient()
+            after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
+            idle = self._without_gradient() if after else []
             self._run("update", with_gradient, {**inputs, **acting}, idle)
+        elif not any(float(state["step"]) for state in self.state.values()):
+            refuse_orphans(type(self).__name__, [p for _, p in self.every_parameter()])
         if self.predict is not None:
-            # Without a closure the forward pass lies between two calls of step, so its prediction is made here.
-            self.param_groups[0]["predicted"] = closure is None
-            if closure is None:
+            # Without a closure the forward pass lies between two calls of step, so its prediction is made here. A
+            # prediction that no gradient has corrected still holds.
+            self.param_groups[0]["predicted"] = closure is None or not with_gradient
+            if closure is None and with_gradient:
                 self._run("predict", self.every_parameter())
         return loss
 
     def _with_gradient(self) -> list[tuple[int, Tensor]]:
-        found = [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"] if p.grad is not None]
+        found = [(i, p) for i, p in self.every_parameter() if has_gradient(p)]
         for _, p in found:
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(
@@ -203,7 +258,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         return found
 
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
-        return [(i, p) for i, p in self.every_parameter() if p.grad is None]
+        return [(i, p) for i, p in self.every_parameter() if not has_gradient(p)]
 
     def every_parameter(self) -> list[tuple[int, Tensor]]:
         """All parameters in order, each with the number of its group."""
@@ -221,8 +276,9 @@ class Optimizer(Page, torch.optim.Optimizer):
                 "closure that returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
             )
         square = given.get("loss_second_moment")
-        both = [torch.as_tensor(x, dtype=torch.float64).detach().reshape(()) for x in (loss, square or 0.0)]
-        loss, mean_square = mean_over_ranks(torch.stack(both)).tolist()
+        mean = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
+        squares = torch.as_tensor(0.0 if square is None else square, dtype=torch.float64, device=mean.device)
+        loss, mean_square = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
         return {"loss": loss, "loss_second_moment": loss * loss if square is None else mean_square}
 
     def _run(
@@ -230,55 +286,111 @@ class Optimizer(Page, torch.optim.Optimizer):
         what: str,
         params: list[tuple[int, Tensor]],
         extra: Mapping[str, Any] | None = None,
-        idle: Iterable[tuple[int, Tensor]] = (),
+        idle: Sequence[tuple[int, Tensor]] = (),
     ) -> None:
-        """Sort the parameters into jobs, those with equal options and counters together, and let an engine run them."""
+        """Give each batch of parameters its program and the numbers of this step, and let an engine run them."""
         extra = extra or {}
-        options = [self._options_of(group) for group in self.param_groups]
-        views = [SimpleNamespace(**found) for found in options]
-        most_dims = self._most_dims()
-        jobs: dict[Any, Job] = {}
-        for i, p in params:
-            state = self.state[p]
-            if "step" not in state:
-                self.start_state(p, i)
-            if what == "update":
-                state["step"] += 1
-            t = int(state["step"])
-            traits = self.traits(views[i], p.shape, p.dtype, most_dims)
-            key = (i, t, *traits.values())
-            if key not in jobs:
-                h = {**options[i], **traits, **self.scalars(views[i], t), **extra}
-                jobs[key] = Job(self._program(what, h), h, t)
-            jobs[key].rows.append(self._row(p, i, jobs[key], p.grad))
-        for i, p in idle:
-            if "step" not in self.state[p]:
-                self.start_state(p, i)
-            job = jobs.setdefault("idle", Job(self._program("stages", extra), dict(extra)))
-            job.rows.append(self._row(p, i, job, None))
-        for job in jobs.values():
-            refuse_unsummable(type(self).__name__, job.program, (p for _, p in params))
-        step = Step(list(jobs.values()), self._shared(), Placement([p for _, p in params]))
-        engines.choose(self.defaults["engine"], [job.program for job in step.jobs], step.rows).run(step)
+        options = [self._options_of(group, self.defaults["capturable"]) for group in self.param_groups]
+        roster = self._roster(what, params, idle, options)
+        if what == "update":
+            roster.advance()
+        jobs = [self._job(what, batch, options, extra) for batch in roster.batches]
+        shared = {name for name, slot in self.slots.items() if slot.per == "optimizer"}
+        if any(job.program.slots - batch.slots - shared for job, batch in zip(jobs, roster.batches, strict=True)):
+            self._complete(jobs, roster)
+            roster = self._roster(what, params, idle, options)
+            for job, batch in zip(jobs, roster.batches, strict=True):
+                job.rows = batch.rows
+        if what == "update":
+            roster.take_gradients()
+        programs = tuple(job.program for job in jobs)
+        for program, batch in zip(programs, roster.batches, strict=True):
+            batch.admit(type(self).__name__, program)
+            self._locate(program, batch)
+        step = Step(jobs, self._shared(), roster.placement)
+        if programs not in roster.engines:
+            roster.engines[programs] = self._engine(programs, step)
+        roster.engines[programs].run(step)
 
-    def _options_of(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The options of a group as plain numbers, floats where a scheduler put an int."""
+    def _engine(self, programs: Sequence[Program], step: Step) -> engines.Engine:
+        chosen = engines.choose(self.defaults["engine"], programs, step.rows)
+        if self.defaults["capturable"] and chosen.name != "triton":
+            raise OptionError(
+                f"{type(self).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, the "
+                f"parameters being on {step.rows[0].param.device}. Leave it out."
+            )
+        return chosen
+
+    def _roster(
+        self,
+        what: str,
+        params: list[tuple[int, Tensor]],
+        idle: Sequence[tuple[int, Tensor]],
+        options: Sequence[Mapping[str, Any]],
+    ) -> Roster:
+        """The parameters in batches: those of the step before, unless something moved."""
+        flags = (self._most_dims(), [[v for k, v in own.items() if k not in NO_TRAIT] for own in options])
+        roster = self._rosters.get(what)
+        if roster is None or not roster.holds(itertools.chain((p for _, p in params), (p for _, p in idle)), flags):
+            for i, p in (*params, *idle):
+                if "step" not in self.state[p]:
+                    self.start_state(p, i)
+            views = [SimpleNamespace(**own) for own in options]
+
+            def traits(i: int, p: Tensor) -> dict[str, Any]:
+                return self.traits(views[i], logical_shape(p), p.dtype, self._most_dims())
+
+            roster = self._rosters[what] = Roster(params, idle, self.state, traits, self.all_slots(), flags)
+        return roster
+
+    def _job(self, what: str, batch: Batch, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> Job:
+        if batch.group is None:
+            h = {**extra, "present": tuple(sorted(batch.slots & self.slots.keys()))}
+            return Job(self._program("stages", h), h, 0, batch.rows)
+        own = options[batch.group]
+        t: Any = batch.t
+        if self.defaults["capturable"]:
+            t = self.state[batch.params[0]]["step"].double()
+            own = {name: x.to(t) if isinstance(x, Tensor) else x for name, x in own.items()}
+        scalars = self.scalars(SimpleNamespace(**own), t)
+        h = {**own, **batch.traits, **scalars, "t": t if isinstance(t, Tensor) else float(t), **extra}
+        return Job(self._program(what, h), h, batch.t, batch.rows)
+
+    def _complete(self, jobs: Sequence[Job], roster: Roster) -> None:
+        """Make the slots that a program needs and some parameter lacks."""
+        for job, batch in zip(jobs, roster.batches, strict=True):
+            for p in batch.params:
+                i = self._group_of(p) if batch.group is None else batch.group
+                for name in sorted(job.program.slots - self.state[p].keys()):
+                    self._create(name, p, i, job.h)
+
+    def _group_of(self, p: Tensor) -> int:
+        return next(i for i, q in self.every_parameter() if q is p)
+
+    def _options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
+        """The options of a group as plain numbers, floats where a scheduler put an int; tensors on a GPU may stay."""
         found = {}
         for name, option in self.options.items():
-            if name == "engine" or name in OWN:
+            if name in WHOLE or name in OWN:
                 continue
-            value = group[name]
-            found[name] = float(value) if isinstance(value, Tensor | int) and option.type in NUMBERS else value
+            value = found[name] = group[name]
+            stays = keep_tensors and isinstance(value, Tensor) and value.device == local(group["params"][0]).device
+            if isinstance(value, Tensor | int) and option.type in NUMBERS and not stays:
+                found[name] = float(value)
         return found
 
     def _program(self, what: str, h: Mapping[str, Any]) -> Program:
         if what not in self._programs:
-            formula = {"update": self._update, "stages": self._stages, "predict": self._predict}[what]
+            formula = {"update": self._update, "stages": self._idle, "predict": self._predict}[what]
             scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
             self._programs[what] = Programs(formula, scalar)
         return self._programs[what](h)
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for stage in self.stages:
+            options = getattr(h, stage.name, None)
+            if options is not None:
+                g = stage.before(g, s, options, h)
         return self._stages(self.update(p, -g if h.maximize else g, s, h), None, s, h)
 
     def _stages(self, p: Any, g: Any, s: Any, h: Any) -> Any:
@@ -288,15 +400,21 @@ class Optimizer(Page, torch.optim.Optimizer):
                 p = stage.update(p, s, options)
         return p
 
+    def _idle(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for name in h.present:
+            getattr(s, name)  # no update shows the stages what there is
+        return self._stages(p, g, s, h)
+
     def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
         assert self.predict is not None
         return self.predict(p, s, h)
 
-    def _row(self, p: Tensor, i: int, job: Job, grad: Tensor | None) -> Row:
-        state = self.state[p]
-        for name in job.program.slots - state.keys():
-            self._create(name, p, i, job.h)
-        return make_row(p, grad, {name: state[name] for name in job.program.slots if name in state}, self.all_slots())
+    def _locate(self, program: Program, batch: Batch) -> None:
+        """Tell the rows where in their tensors they are, for a program that draws normal numbers."""
+        if program.draws and batch.rows[0].site is None:
+            stage = next(stage for stage in self.stages if stage.draws)
+            for row, p in zip(batch.rows, batch.params, strict=True):
+                row.site = stage.site_of(p)
 
     # ------------------------------------------------------------------ state
 
@@ -337,17 +455,17 @@ class Optimizer(Page, torch.optim.Optimizer):
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
         """What depends on the logical shape and the type of a tensor in group `i`."""
         view = SimpleNamespace(**self._options_of(self.param_groups[i]))
-        return self.traits(view, p.shape, p.dtype, self._most_dims())
+        return self.traits(view, logical_shape(p), p.dtype, self._most_dims())
 
     def _most_dims(self) -> int:
         """The largest number of axes of any parameter; known until a group is added."""
         if self._axes is None:
-            self._axes = max((p.dim() for _, p in self.every_parameter()), default=0)
+            self._axes = max((len(logical_shape(p)) for _, p in self.every_parameter()), default=0)
         return self._axes
 
     def start_state(self, p: Tensor, i: int) -> None:
         """Give a parameter its counter and its slots."""
-        self.state[p]["step"] = torch.tensor(0.0)
+        self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
         h = {**self._options_of(self.param_groups[i]), **self.traits_of(i, p)}
         for name in self.slots_of(i, p):
             self._create(name, p, i, h)
@@ -401,9 +519,15 @@ class Optimizer(Page, torch.optim.Optimizer):
         """
         before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         found: dict[str, Any] = {}
+
+        def hold(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            checkpoint.check(self, given)
+            found.update(given)
+            return {**given, "state": {}}  # or torch would cast all of it to the parameters' types, at once
+
         # After the hooks that may change what is loaded, and before those that look at the result.
         hooks = (
-            self.register_load_state_dict_pre_hook(lambda _, given: found.update(given)),
+            self.register_load_state_dict_pre_hook(hold),
             self.register_load_state_dict_post_hook(lambda _: checkpoint.adopt(self, found, before), prepend=True),
         )
         try:
@@ -411,10 +535,12 @@ class Optimizer(Page, torch.optim.Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        self._counters_agree = False
 
     def reset(self) -> None:
         """Forget all state: the next step is a first step. (Adan's restart is this.)"""
         self.state.clear()
+        self._rosters.clear()
         for name, slot in self.slots.items():
             if slot.per == "optimizer":
                 self.param_groups[0].pop(name, None)
@@ -455,3 +581,15 @@ def _refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, An
                 f"{tuple(p.shape)}) is in {seen[id(p)]} already. Give each parameter once; a tied weight counts once."
             )
         seen[id(p)] = "the same group"
+
+
+def _refuse_overlap(owner: str, tensors: list[Tensor]) -> None:
+    if found := find_overlap(tensors):
+        one, other = (tuple(p.shape) for p in found)
+        which = f"two parameters of shapes {one} and {other}"
+        if found[0] is found[1]:
+            which = f"a parameter of shape {one} is expanded: its elements"
+        raise OptionError(
+            f"{owner}: {which} share memory, and each update would move the other's values too. Make copies with "
+            "clone(), or tie weights by using one Parameter in both places; it is counted once."
+        )

@@ -47,7 +47,6 @@ RANGES: dict[str, Range] = {
 ELSEWHERE = {
     "foreach": "engine='auto' already runs a whole group at once",
     "fused": "engine='auto' already runs the fastest engine that can serve",
-    "capturable": "engine='auto' needs no such flag",
     "differentiable": "steps are not differentiated through",
     "weight_decouple": "use decoupled",
     "clip_threshold": "use d",

@@ -29,6 +29,7 @@ class Page(Declared):
     state_bits: Literal[32, 16, 8] = shared(default=32, kw_only=True)
     state_format: Literal["log", "dynamic"] = shared(default="log", kw_only=True)
     engine: str = shared(default="auto", kw_only=True)
+    capturable: bool = shared(default=False, kw_only=True)
 
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -43,13 +44,17 @@ class Page(Declared):
     def scalars(h: Any, t: int) -> dict[str, float | bool]:
         """What depends only on the options `h` and the step counter `t` (1 at the first step), in float64.
 
-        Floats reach the update as numbers; a bool selects between two forms of it.
+        Floats reach the update as numbers; a bool selects between two forms of it, by `where`. Under `capturable` both
+        `t` and `h.lr` are tensors, so roots and choices are those of `lightning_optim.math`.
         """
         return {}
 
     @staticmethod
     def traits(h: Any, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has."""
+        """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has.
+
+        Not on `lr` or `weight_decay`, which schedules move.
+        """
         return {}
 
     @staticmethod

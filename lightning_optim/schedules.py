@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 Schedule = Callable[[float, float], float]
 
@@ -22,7 +23,26 @@ def cosine(progress: float, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "linear": linear, "cosine": cosine}
+def inverse_sqrt(progress: float, final: float, timescale: float = 0.01) -> float:
+    """1 / sqrt(1 + progress / timescale), but not below `final`: finite at 0, so it needs no warm-up.
+
+    Progress may be counted in steps, if `timescale` is.
+    """
+    return max(final, math.sqrt(timescale / (progress + timescale)))
+
+
+def flat_linear(progress: float, final: float, fraction: float = 0.2) -> float:
+    """1, and over the last `fraction` of training to `final` in a straight line."""
+    return linear(max(0.0, (progress - (1 - fraction)) / fraction), final)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "inverse_sqrt": inverse_sqrt,
+    "flat_linear": flat_linear,
+}
 
 
 def factor(schedule: Schedule, step: int, total: float, warmup: int, final: float) -> float:
@@ -37,3 +57,21 @@ def factor(schedule: Schedule, step: int, total: float, warmup: int, final: floa
     if step < warmup:
         return (step + 1) / warmup
     return schedule(min((step - warmup) / max(total - warmup, 1), 1.0), final)
+
+
+def total_steps(trainer: Any) -> float:
+    """How many steps the whole fit of a Trainer takes, those before a resume among them; infinite where unknown.
+
+    The Trainer's own estimate is the base. It is -1 for a loader without a length that only `max_epochs` bounds,
+    and it takes accumulation as it is now for the whole run, also where a callback changes it between epochs.
+    """
+    steps = float(trainer.estimated_stepping_batches)
+    if steps < 0:
+        return math.inf
+    batches = trainer.num_training_batches
+    changing = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
+    if changing and trainer.max_epochs != -1 and math.isfinite(batches):
+        parts = [changing[0].get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
+        steps = float(sum(math.ceil(batches / part) for part in parts))
+        return min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
+    return steps

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_optim.distributed import statistic_of
+
 Per = Literal["element", "tensor", "optimizer"]
 
 
@@ -28,6 +30,9 @@ class Slot:
         root_of: The slot that holds squares in whose root this one's values are naturally measured, as a mean gradient
             in the root of the mean square. Every update writes both. Codes of few bits make use of it.
         without: The name of a trait that holds an axis: the slot has size 1 along it (a row or column statistic).
+        past: Holds a value of an earlier step as it was, and no running mean.
+        mean_square_by: Where the slot is the running mean of squared gradients, from zero on: the option that is its
+            decay, as "betas.1".
     """
 
     signed: bool = True
@@ -37,6 +42,14 @@ class Slot:
     copies: bool = False
     root_of: str | None = None
     without: str | None = None
+    past: bool = False
+    mean_square_by: str | None = None
+
+    @property
+    def is_first_moment(self) -> bool:
+        """Whether it is a running mean of gradients or steps, which one may pull back or forget."""
+        whole = self.per == "element" and self.without is None
+        return whole and self.signed and not (self.exact or self.past or self.copies)
 
     def start(self, h: Any) -> float:
         """The first value under the options `h`."""
@@ -62,4 +75,4 @@ class Slot:
             if value.is_complex():  # both parts are elements
                 torch.view_as_real(value).fill_(self.start(h))
             return value
-        return param.new_full(self.shape(param.shape, traits), self.start(h), dtype=dtype)
+        return statistic_of(param, traits[self.without] % param.dim(), self.start(h), dtype)

@@ -11,17 +11,19 @@ import torch
 from torch import nn
 
 from lightning_optim import engines
+from lightning_optim.communication import read as read_communication
+from lightning_optim.distributed import is_fused
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.groups import make_groups
 from lightning_optim.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.options import check_options
 from lightning_optim.recipes import RECIPES, Recipe
-from lightning_optim.schedules import SCHEDULES, factor
+from lightning_optim.schedules import SCHEDULES, factor, total_steps
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
 
-KEYS = ("name", "no_decay", "full_precision", "groups", "schedule")
+KEYS = ("name", "no_decay", "full_precision", "groups", "schedule", "communication")
 SCHEDULE_KEYS = ("name", "warmup_steps", "final")
 
 
@@ -36,8 +38,10 @@ class OptimizerStrategy:
             biases, normalisation layers and embeddings.
         groups: Options for some parameters: a list of mappings with `params` (a role or name pattern) and options.
             The first that matches a parameter counts.
-        schedule: None, or "constant", "linear" or "cosine" over all steps of the training; or a mapping with `name`,
-            `warmup_steps` and `final` (the last factor on the learning rate).
+        schedule: None, or "constant", "linear", "cosine", "inverse_sqrt" or "flat_linear" over all steps of the
+            training; or a mapping with `name`, `warmup_steps` and `final` (the last factor on the learning rate).
+        communication: None, or what the ranks of DDP send each other: "bf16", "fp16", "powersgd" or "post_local_sgd",
+            or a mapping with `kind` and options of the callback `Communication`, which it brings.
         options: Options of the optimizer.
 
     Raises:
@@ -60,6 +64,7 @@ class OptimizerStrategy:
         full_precision: Sequence[str] = ("bias", "norm", "embedding"),
         groups: Sequence[Mapping[str, Any]] = (),
         schedule: str | Mapping[str, Any] | None = None,
+        communication: str | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.recipe = find(name)
@@ -77,8 +82,10 @@ class OptimizerStrategy:
             raise OptionError(f"groups={groups!r} must be a list of mappings, each with 'params' and options.")
         self.groups = [self._override(group) for group in groups]
         self.schedule = _schedule(schedule)
+        self.communication = None if communication is None else read_communication(communication)
         extras = {"no_decay": no_decay, "full_precision": full_precision, "groups": groups, "schedule": schedule}
         defaults = {"no_decay": ("bias", "norm"), "full_precision": ("bias", "norm", "embedding"), "groups": ()}
+        extras["communication"] = communication
         changed = {k: v for k, v in extras.items() if v != defaults.get(k)}
         self.config: dict[str, Any] = {"name": self.name, **options, **changed}
 
@@ -130,6 +137,13 @@ class OptimizerStrategy:
             split.append((self.no_decay, plain, "no_decay"))
         if self._value("state_bits") != 32:
             split.append((self.full_precision, {"state_bits": 32}, "full_precision"))
+        if split and any(is_fused(p) for p in module.parameters()):
+            labels = [label for _, _, label in split]
+            raise OptionError(
+                f"{self.name}: FSDP1 with use_orig_params=False fuses tensors, so biases and norms cannot be told from "
+                f"weights, for {' and '.join(labels)}. Set FSDPStrategy(use_orig_params=True), or "
+                f"{' and '.join(f'{label}=[]' for label in labels)}, which treats all alike."
+            )
         return make_groups(module, split, self.groups)
 
     def create(self, model_or_params: nn.Module | Iterable[Any]) -> Optimizer:
@@ -146,6 +160,11 @@ class OptimizerStrategy:
             from lightning_optim.callbacks import LossInput
 
             found.append(LossInput())
+        if self.communication is not None:
+            from lightning_optim.callbacks import Communication
+
+            kind, options = self.communication
+            found.append(Communication(kind, **options))  # type: ignore[arg-type]
         return found
 
     def configure(self, module: LightningModule) -> Any:
@@ -159,7 +178,7 @@ class OptimizerStrategy:
 
         @functools.cache
         def total() -> float:
-            steps = math.inf if endless else float(trainer.estimated_stepping_batches)
+            steps = math.inf if endless else total_steps(trainer)
             if not math.isfinite(steps):
                 raise OptionError(
                     f"schedule {shape!r} needs to know how long training is: the trainer has neither max_epochs nor "

@@ -53,6 +53,9 @@ class Symbol(Recorder):
     def count(self, over: Over) -> Symbol:
         return self.tracer.symbol("count", (over,), Kind.SCALAR, 0)
 
+    def normal(self, *counter: Value) -> Symbol:
+        return self.tracer.symbol("normal", counter, Kind.ELEMENT, 0)
+
     def __bool__(self) -> bool:
         return self.tracer.is_nonzero(self)
 
@@ -121,7 +124,9 @@ class Tracer:
             return tuple(self.host(f"{name}.{i}", item) for i, item in enumerate(value))
         if isinstance(value, dict):
             return SimpleNamespace(**{key: self.host(f"{name}.{key}", item) for key, item in value.items()})
-        if not isinstance(value, float | Tensor):
+        if isinstance(value, Tensor):  # a number on a device, which the host does not know
+            return self.symbol("host", (name,), Kind.SCALAR, 0)
+        if not isinstance(value, float):
             return value
         symbol = self.symbol("host", (name,), Kind.HOST, 0)
         self.values[symbol] = float(value)
@@ -159,6 +164,10 @@ class State:
     def __setattr__(self, name: str, value: Value) -> None:
         self.written[name] = value
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the slot was read or written already: a stage so finds out what an update has."""
+        return name in self.seen or name in self.written
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -171,6 +180,7 @@ class Program:
         reads: Names of the per-element inputs that are read: `"p"`, `"g"` and slots.
         slots: Names of all slots that are read or written.
         guards: The floats whose being zero or not selected this program.
+        clock: The counter of the step, where it is on a device and only there.
         reductions: The sums and maxima, in order.
     """
 
@@ -180,6 +190,7 @@ class Program:
     reads: frozenset[str]
     slots: frozenset[str]
     guards: dict[str, bool]
+    clock: Symbol | None
     reductions: tuple[Symbol, ...]
 
     @functools.cached_property
@@ -193,6 +204,11 @@ class Program:
         return frozenset(
             name for name, value in self.outputs.items() if isinstance(value, Symbol) and value.kind >= Kind.ELEMENT
         )
+
+    @functools.cached_property
+    def draws(self) -> tuple[Symbol, ...]:
+        """The fields of normal numbers that it takes, for which an engine must know where its elements are."""
+        return tuple(symbol for symbol in self.symbols if symbol.name == "normal")
 
     @functools.cached_property
     def levels(self) -> int:
@@ -249,8 +265,10 @@ def trace(
 
     s = State(read)
     new = formula(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
-    outputs = {"p": new, **s.written}
-    symbols = _reachable(outputs.values())
+    outputs = {"p": new, **{name: value for name, value in s.written.items() if value is not s.seen.get(name)}}
+    clock = tracer.symbols.get(("host", "t"))
+    clock = clock if clock is not None and clock.kind == Kind.SCALAR else None
+    symbols = _reachable([*outputs.values(), *([] if clock is None else [clock])])
     return Program(
         formula=formula,
         symbols=symbols,
@@ -258,6 +276,7 @@ def trace(
         reads=frozenset(symbol.args[0] for symbol in symbols if symbol.name == "element"),
         slots=frozenset(s.seen) | frozenset(s.written),
         guards=tracer.guards,
+        clock=clock,
         reductions=tuple(symbol for symbol in symbols if symbol.name == "total"),
     )
 
@@ -318,4 +337,4 @@ def _flag(value: Any) -> Any:
         return tuple(_flag(item) for item in value)
     if isinstance(value, dict):
         return tuple((key, _flag(item)) for key, item in value.items())
-    return "float" if isinstance(value, float | Tensor) else value
+    return "float" if isinstance(value, float) else "tensor" if isinstance(value, Tensor) else value

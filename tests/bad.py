@@ -50,7 +50,7 @@ BAD: list[tuple[Any, str]] = [
     ),
     (
         {"name": "adan", "schedule": "cosinus"},
-        r"schedule 'cosinus' is not one of constant, linear, cosine. Did you mean cos",
+        r"schedule 'cosinus' is not one of constant, .*, flat_linear. Did you mean cos",
     ),
     ({"name": "adan", "schedule": {"name": "linear", "warmup": 5}}, r"no option 'warmup'. Did you mean warmup_steps\?"),
     (
@@ -62,5 +62,5 @@ BAD: list[tuple[Any, str]] = [
         r"schedule: warmup_steps='some' must be an integer of at least 0",
     ),
     ({"name": "adan", "schedule": {"name": "linear", "final": "low"}}, r"schedule: final='low' must be a number"),
-    ({"name": "adan", "schedule": 5}, r"schedule=5 must be one of constant, linear, cosine, or a mapping"),
+    ({"name": "adan", "schedule": 5}, r"schedule=5 must be one of constant, linear, cosine, inverse_sqrt, flat_linear, or a"),
 ]

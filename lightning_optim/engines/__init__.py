@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_optim.engines import blocked, reference, triton
+from lightning_optim.engines import blocked, compiled, reference, triton
 from lightning_optim.engines.job import Row, Step
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.trace import Program
@@ -28,7 +28,9 @@ class Engine(Protocol):
     def run(self, step: Step) -> None: ...
 
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (triton, blocked, reference)}  # the fastest first
+ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (triton, compiled, blocked, reference)
+}  # the fastest first
 
 
 def known(name: str) -> str:
@@ -60,8 +62,13 @@ def describe(name: str, programs: Sequence[Program], params: Sequence[Tensor]) -
 
 
 def _fastest(programs: Sequence[Program], params: Sequence[Tensor]) -> tuple[str, str]:
-    """The first engine that can serve parameters where they are, and why a faster one for that place cannot."""
+    """The first engine that can serve parameters where they are, and why faster ones for that place cannot."""
     on_gpu = any(p.device.type == "cuda" for p in params)
-    for_place = triton if on_gpu else blocked
-    refusal = for_place.refusal(programs, params)
-    return (reference.name, refusal) if refusal else (for_place.name, "")
+    refusals: list[str] = []
+    for engine in (triton,) if on_gpu else (compiled, blocked):
+        refusal = engine.refusal(programs, params)
+        if not refusal:
+            return engine.name, " ".join(refusals)
+        if refusal not in refusals:
+            refusals.append(refusal)
+    return reference.name, " ".join(refusals)

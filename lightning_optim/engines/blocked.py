@@ -12,8 +12,9 @@ nothing; the last pass writes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.engines.job import Job, Row, Step
 from lightning_optim.math import FUNCTIONS
+from lightning_optim.philox import normals
 from lightning_optim.storage import Coded
 from lightning_optim.trace import Kind, Program, Symbol, look_up
 
@@ -59,16 +61,16 @@ def run(step: Step) -> None:
 
 def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
-    found: dict[tuple[Any, ...], list[tuple[dict[Symbol, float], Symbol, float, bool]]] = {}
+    found: dict[tuple[Any, ...], list[tuple[dict[Symbol, float], Symbol, float, tuple[Any, ...]]]] = {}
     for plan in plans:
         place = {symbol: where for where, symbol in plan.job.program.sums(level)}
         for row, known in zip(plan.job.rows, plan.known, strict=True):
             for symbol, partial in plan.partials(row, known, list(place)):
                 of_elements = symbol.args[0].kind == Kind.ELEMENT
-                found.setdefault(place[symbol], []).append((known, symbol, partial, row.sharded and of_elements))
+                found.setdefault(place[symbol], []).append((known, symbol, partial, row.groups if of_elements else ()))
     for (over, by, _), entries in found.items():
-        sharded = [entry[3] for entry in entries]
-        totals = step.placement.combine([entry[2] for entry in entries], sharded, over, by)
+        groups = [entry[3] for entry in entries]
+        totals = step.placement.combine([entry[2] for entry in entries], groups, over, by)
         for (known, symbol, _, _), total in zip(entries, totals, strict=True):
             known[symbol] = float(total)
 
@@ -119,7 +121,7 @@ class _Plan:
         sums = {symbol: 0.0 if symbol.args[2] == "sum" else -torch.inf for symbol in elements}
         if elements:
             code = _lower(self.job.program, tuple(symbol.args[0] for symbol in elements), ())
-            for views in _blocks([row], code, row.compute_dtype, False):
+            for views in _blocks([row], code, row.compute_dtype, False, draws=_drawn(code, known)):
                 values = code.run(views, [known[symbol] for symbol in code.numbers])
                 for symbol, value in zip(elements, values, strict=True):
                     if symbol.args[2] == "sum":
@@ -141,7 +143,7 @@ class _Plan:
             self._write_numbers(row, known, shared)
         for rows, known in self._packs():
             numbers = [known[symbol] for symbol in code.numbers]
-            for views in _blocks(rows, code, rows[0].compute_dtype, True, self.job.t):
+            for views in _blocks(rows, code, rows[0].compute_dtype, True, self.job.t, _drawn(code, known)):
                 code.run(views, numbers)
 
     def _write_numbers(self, row: Row, known: dict[Symbol, float], shared: dict[str, float]) -> None:
@@ -189,6 +191,7 @@ class _Code:
         written: Names of the buffers that it writes.
         scratch: How many buffers of the compute type it needs besides, and how many of bools.
         numbers: The symbols whose values it takes, in order.
+        draws: The inputs that are normal numbers, by name.
         text: The text.
     """
 
@@ -197,6 +200,7 @@ class _Code:
     written: tuple[str, ...]
     scratch: tuple[int, int]
     numbers: tuple[Symbol, ...]
+    draws: dict[str, Symbol]
     text: str
 
 
@@ -221,12 +225,15 @@ class _Printer:
         self.program = program
         self.values, self.outputs = values, outputs
         needed = _needed(values)
-        self.order = [s for s in program.symbols if s in needed and s.kind == Kind.ELEMENT and s.name != "element"]
+        leaves = ("element", "normal")
+        self.order = [s for s in program.symbols if s in needed and s.kind == Kind.ELEMENT and s.name not in leaves]
+        self.draws = {f"normal{i}": s for i, s in enumerate(program.draws) if s in needed}
         self.inputs = [s.args[0] for s in program.symbols if s in needed and s.name == "element"]
-        self.inputs += [name for name in outputs if name not in self.inputs]
+        self.inputs += [name for name in (*outputs, *self.draws) if name not in self.inputs]
         self.numbers: dict[Symbol, str] = {}
         self.lines: list[str] = []
         self.where: dict[Symbol, str] = {s: s.args[0] for s in program.symbols if s in needed and s.name == "element"}
+        self.where.update({s: name for name, s in self.draws.items()})
         self.free: dict[str, list[str]] = {"t": [], "b": []}
         self.count = {"t": 0, "b": 0}
         self.last: dict[Symbol, int] = {}
@@ -272,7 +279,7 @@ class _Printer:
         exec(text, scope)  # the text is made from our own symbols only
         written = tuple(dict.fromkeys(self.outputs))
         counts = (self.count["t"], self.count["b"])
-        return _Code(scope["run"], tuple(self.inputs), written, counts, tuple(self.numbers), text)
+        return _Code(scope["run"], tuple(self.inputs), written, counts, tuple(self.numbers), self.draws, text)
 
     def _homes(self) -> dict[Symbol, str]:
         """For each output that may be computed in its own buffer, that buffer."""
@@ -337,7 +344,29 @@ def _needed(values: Iterable[Any]) -> set[Symbol]:
 # ---------------------------------------------------------------------------------------------- blocks
 
 
-def _blocks(rows: list[Row], code: _Code, dtype: torch.dtype, write: bool, t: int = 0) -> Iterator[list[Tensor]]:
+def _drawn(code: _Code, known: dict[Symbol, float]) -> dict[str, tuple[int, int]]:
+    """The seed and the step of each input that is drawn."""
+    found = {}
+    for name, symbol in code.draws.items():
+        low, high, t = (int(known[arg]) if isinstance(arg, Symbol) else int(arg) for arg in symbol.args)
+        found[name] = (high << 32 | low, t)
+    return found
+
+
+def _draw(of: tuple[int, int], parts: Sequence[tuple[Row, int, int]], dtype: torch.dtype) -> Tensor:
+    """The normal numbers of some parts of rows, one after another."""
+    sites = [(row.site, low, high) for row, low, high in parts if row.site is not None]
+    return normals(*of, sites, "cpu", dtype)
+
+
+def _blocks(
+    rows: list[Row],
+    code: _Code,
+    dtype: torch.dtype,
+    write: bool,
+    t: int = 0,
+    draws: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> Iterator[list[Tensor]]:
     """The views of one block after another; what was staged is written back when the next block is asked for.
 
     A buffer is staged where the slot itself cannot be a one-dimensional view of the compute type: several small
@@ -349,10 +378,10 @@ def _blocks(rows: list[Row], code: _Code, dtype: torch.dtype, write: bool, t: in
     size = min(total, BLOCK * torch.get_num_threads())
     scratch = _scratch(dtype, torch.bool, code.scratch, size)
     if len(rows) > 1:
-        yield from _packed(rows, code, dtype, scratch, write)
+        yield from _packed(rows, code, dtype, scratch, write, draws)
         return
     row = rows[0]
-    held = {name: _held(row, name) for name in code.inputs}
+    held = {name: _held(row, name) for name in code.inputs if name not in draws}
     coded = [name for name, value in held.items() if isinstance(value, Coded)]
     flat = {name: value.reshape(-1) for name, value in held.items() if isinstance(value, Tensor)}  # a copy if strided
     staged = {name: torch.empty(size, dtype=dtype) for name, value in flat.items() if value.dtype != dtype}
@@ -362,6 +391,7 @@ def _blocks(rows: list[Row], code: _Code, dtype: torch.dtype, write: bool, t: in
         for name, whole in flat.items():
             part = whole[low:high]
             values[name] = staged[name][: high - low].copy_(part) if name in staged else part
+        values.update({name: _draw(of, [(row, low, high)], dtype) for name, of in draws.items()})
         yield [*(values[name] for name in code.inputs), *(s[: high - low] for s in scratch)]
         if write:
             for name in code.written:
@@ -375,16 +405,24 @@ def _blocks(rows: list[Row], code: _Code, dtype: torch.dtype, write: bool, t: in
 
 
 def _packed(
-    rows: list[Row], code: _Code, dtype: torch.dtype, scratch: tuple[Tensor, ...], write: bool
+    rows: list[Row],
+    code: _Code,
+    dtype: torch.dtype,
+    scratch: tuple[Tensor, ...],
+    write: bool,
+    draws: Mapping[str, tuple[int, int]],
 ) -> Iterator[list[Tensor]]:
     """One block that holds several small tensors side by side."""
     sizes = [row.param.numel() for row in rows]
     total = sum(sizes)
-    tensors = {name: [_held(row, name) for row in rows] for name in code.inputs}
-    views = {name: torch.empty(total, dtype=dtype) for name in code.inputs}
+    tensors = {name: [_held(row, name) for row in rows] for name in code.inputs if name not in draws}
+    views = {name: torch.empty(total, dtype=dtype) for name in tensors}
     for name, group in tensors.items():
         torch._foreach_copy_(torch.split(views[name], sizes), [tensor.reshape(-1) for tensor in group])
-    yield [*views.values(), *(s[:total] for s in scratch)]
+    views.update(
+        {name: _draw(of, [(r, 0, n) for r, n in zip(rows, sizes, strict=True)], dtype) for name, of in draws.items()}
+    )
+    yield [*(views[name] for name in code.inputs), *(s[:total] for s in scratch)]
     for name in code.written if write else ():
         parts = torch.split(views[name], sizes)
         shaped = [part.view(tensor.shape) for part, tensor in zip(parts, tensors[name], strict=True)]

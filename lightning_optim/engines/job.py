@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed import Placement, is_sharded, local
+from lightning_optim.distributed import Piece, Placement, is_divided, local, piece_of
+from lightning_optim.philox import Site
 from lightning_optim.slot import Slot
 from lightning_optim.storage import Coded
 from lightning_optim.trace import Program
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -26,14 +30,21 @@ class Row:
         grad: The gradient, like the parameter; None where only stages run.
         state: The slots by name: tensors like the parameter, of an axis-reduced shape, or of shape (); or in codes.
         numel: Number of real elements of the logical tensor, of which this process may hold a part.
-        sharded: Whether other processes hold other parts.
+        piece: The part of it that this process holds; None where nobody divided it.
+        site: Where in the whole tensor the elements are; None where nothing is drawn for them.
     """
 
     param: Tensor
     grad: Tensor | None
     state: dict[str, Any]
     numel: int
-    sharded: bool = False
+    piece: Piece | None = None
+    site: Site | None = None
+
+    @property
+    def groups(self) -> tuple[ProcessGroup, ...]:
+        """The process groups whose other members hold other parts."""
+        return () if self.piece is None else self.piece.groups
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -41,17 +52,43 @@ class Row:
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
 
+class Rows(list[Row]):
+    """Rows that take their steps together, with what an engine has found out about them.
+
+    Attributes:
+        groupings: By columns; an engine keeps here how it serves these rows, as long as they are the same.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        super().__init__(rows)
+        self.groupings: dict[Any, Any] = {}
+
+
 def make_row(p: Tensor, grad: Tensor | None, state: dict[str, Any], slots: Mapping[str, Slot]) -> Row:
     """A parameter as engines see it: the local part, real, and with at least one axis."""
     param, gradient = local(p), None if grad is None else local(grad)
     state = {name: value if isinstance(value, Coded) else local(value) for name, value in state.items()}
+    _refuse_elsewhere(param, state, slots)
     if param.is_complex():  # real and imaginary parts are elements of their own
         param, gradient = torch.view_as_real(param), None if gradient is None else torch.view_as_real(gradient)
         state = {name: torch.view_as_real(x) if x.is_complex() else x for name, x in state.items()}
     if param.dim() == 0:  # torch promotes types differently where a tensor has no axis
         param, gradient = param.view(1), None if gradient is None else gradient.view(1)
         state = {name: x.view(1) if slots[name].per == "element" else x for name, x in state.items()}
-    return Row(param, gradient, state, p.numel() * (2 if p.is_complex() else 1), is_sharded(p))
+    piece = piece_of(p) if is_divided(p) else None
+    numel = p.numel() if piece is None else piece.numel
+    return Row(param, gradient, state, numel * (2 if p.is_complex() else 1), piece)
+
+
+def _refuse_elsewhere(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
+    """Refuse state on another device: engines that go by addresses would read what is not there."""
+    for name, value in state.items():
+        device = (value.codes if isinstance(value, Coded) else value).device
+        if device != param.device and slots[name].per == "element":
+            raise RuntimeError(
+                f"{name} of a parameter of shape {tuple(param.shape)} is on {device}, and the parameter on "
+                f"{param.device}. Move the model before its optimizer is made, or load the state again."
+            )
 
 
 @dataclass(slots=True)
@@ -68,7 +105,7 @@ class Job:
     program: Program
     h: dict[str, Any]
     t: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: Rows = field(default_factory=Rows)
 
 
 @dataclass(slots=True)

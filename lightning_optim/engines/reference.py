@@ -8,15 +8,20 @@ new values and leaves the old ones alone, so starting again is safe.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_optim import storage
+from lightning_optim.distributed import Placement
 from lightning_optim.engines.job import Job, Row, Step
 from lightning_optim.math import By, Over, Value, evaluating
+from lightning_optim.philox import normals
 from lightning_optim.trace import Program, State, namespace
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 name = "reference"
 
@@ -36,14 +41,30 @@ def run(step: Step) -> None:
     waiting = calls
     while waiting:
         waiting = [call for call in waiting if not call.finished(shared)]
-        if waiting:
-            over, by = waiting[0].asked
-            sharded = [call.partial_is_local for call in waiting]
-            answers = step.placement.combine([call.partial for call in waiting], sharded, over, by)
-            for call, answer in zip(waiting, answers, strict=True):
-                call.answers.append(answer)
+        _answer(waiting, step.placement)
     for slot, value in shared.items():
         step.shared[slot].copy_(torch.as_tensor(value))
+
+
+def _answer(waiting: list[_Call], placement: Placement) -> None:
+    """Answer what calls wait for, all calls with the same question in one message.
+
+    Which questions there are, and in what order, is the same on every rank, since the calls are.
+    """
+    questions = dict.fromkeys(call.asked for call in waiting)
+    some_are_behind = any(over != "all" for over, _ in questions)
+    for asked in questions:
+        over, by = asked
+        if over == "all" and some_are_behind:
+            continue  # until those have come to the question as well
+        asking = [call for call in waiting if call.asked == asked]
+        groups = [call.groups for call in asking]
+        if over == "axis":
+            answers = placement.combine_parts([call.partial for call in asking], groups)
+        else:
+            answers = placement.combine([call.partial for call in asking], groups, over, by)
+        for call, answer in zip(asking, answers, strict=True):
+            call.answers.append(answer)
 
 
 class _NotYet(Exception):
@@ -58,9 +79,9 @@ class _Call:
         self.answers: list[Value] = []
         self.position = 0
         self.everything = 0
-        self.asked: tuple[Over, By] = ("tensor", "sum")
+        self.asked: tuple[Over | Literal["axis"], By] = ("tensor", "sum")
         self.partial: Value = 0.0
-        self.partial_is_local = False
+        self.groups: tuple[ProcessGroup, ...] = ()
 
     def finished(self, shared: dict[str, Value]) -> bool:
         """Call the update; write what it returns, or report that it waits for a reduction."""
@@ -102,8 +123,8 @@ class _Call:
     def total(self, x: Value, over: Over, by: By) -> Value:
         if self.position == len(self.answers):
             self.partial = _partial(x, by)
-            self.partial_is_local = self.row.sharded and isinstance(x, Tensor) and x.dim() > 0
-            if over == "tensor" and not self.partial_is_local:
+            self.groups = self.row.groups if isinstance(x, Tensor) and x.dim() > 0 else ()
+            if over == "tensor" and not self.groups:
                 self.answers.append(self.partial)
             else:
                 self.asked = (over, by)
@@ -115,7 +136,24 @@ class _Call:
         return float(self.row.numel if over == "tensor" else self.everything)
 
     def mean(self, x: Tensor, axis: int) -> Tensor:
-        return x.mean(axis, keepdim=True)
+        groups = () if self.row.piece is None else self.row.piece.groups_along(axis)
+        if not groups:
+            return x.mean(axis, keepdim=True)
+        assert self.row.piece is not None
+        if self.position == len(self.answers):
+            self.partial, self.groups = x.sum(axis, keepdim=True, dtype=torch.float64), groups
+            self.asked = ("axis", "sum")
+            raise _NotYet
+        self.position += 1
+        total: Tensor = self.answers[self.position - 1]
+        return (total / self.row.piece.shape[axis]).to(x.dtype)
+
+    def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
+        row = self.row
+        assert row.site is not None
+        part = (row.site, 0, row.param.numel())
+        flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [part], row.param.device, row.compute_dtype)
+        return flat.view(row.param.shape)
 
 
 def _partial(x: Any, by: By) -> Value:

@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
-"""The device functions that printed kernels call: 8-bit codes as in `storage/`, and what Triton's language lacks.
+"""The device functions that printed kernels call: 8-bit codes as in `storage/`, normal numbers as in `philox.py`, and
+what Triton's language lacks.
 
 The formats are written twice, here and in torch, because here the bits matter; the tests hold one against the other.
 A tile is (lines, 256): a line is the block of elements that shares a header. `index` is the place of an element in the
@@ -9,6 +10,8 @@ Nothing but the Triton engine imports this module, and only when it is used.
 """
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
@@ -21,6 +24,11 @@ FINEST = tl.constexpr(2048.0)
 OCTAVES = tl.constexpr(40)
 INVERSE_LEVELS = tl.constexpr(1.0 / 254.0)
 CURVE = tl.constexpr(2.0)
+WIDEST = tl.constexpr(381.0)
+FIRST = tl.constexpr(0xD2511F53)
+SECOND = tl.constexpr(0xCD9E8D57)
+LAST_PLACE = tl.constexpr(2.0**-53)
+TURN = tl.constexpr(2.0 * math.pi)
 
 
 @triton.jit
@@ -124,9 +132,8 @@ def log_encode(codes_at, headers_at, index, line, there, x, draw):
 
 @triton.jit
 def ratio_values(codes, scale, partner):
-    y = tl.div_rn(codes - 128.0, 127.0)
-    z = tl.div_rn(y, 1.0 + CURVE - CURVE * tl.abs(y))
-    return z * scale * tl.sqrt_rn(partner)
+    k = codes - 128.0
+    return tl.div_rn(k, WIDEST - CURVE * tl.abs(k)) * scale * tl.sqrt_rn(partner)
 
 
 @triton.jit
@@ -140,8 +147,7 @@ def ratio_encode(codes_at, headers_at, index, line, there, x, partner):
     """Store the codes of x; returns x as it will be decoded."""
     ratio = tl.where(partner > 0.0, tl.div_rn(x, tl.sqrt_rn(partner)), 0.0)
     scale = to_bfloat16(tl.max(tl.abs(ratio), axis=1, keep_dims=True)).to(tl.float32)
-    z = tl.where(scale > 0.0, tl.div_rn(ratio, scale), 0.0)
-    y = tl.div_rn(127.0 * z * (1.0 + CURVE), 1.0 + CURVE * tl.abs(z))
+    y = tl.where(scale > 0.0, tl.div_rn(WIDEST * ratio, scale + CURVE * tl.abs(ratio)), 0.0)
     code = (y + 12582912.0) - 12582912.0  # 1.5 * 2**23 leaves no room for a fraction: nearest, ties to even
     codes = tl.minimum(tl.maximum(code, -127.0), 127.0) + 128.0
     tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
@@ -180,6 +186,37 @@ def dynamic_encode(codes_at, headers_at, index, line, there, x, book, SIGNED: tl
     tl.store(codes_at + index, codes.to(tl.uint8), mask=there)
     tl.store(headers_at + line, scale, mask=there)
     return tl.load(book + codes) * scale
+
+
+# ---------------------------------------------------------------------------------------------- normal numbers
+
+
+@triton.jit
+def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
+    """`philox.normals` for the local elements at these places, int64."""
+    if run == stride:
+        place = first + local
+    else:
+        place = first + local // run * stride + local % run
+    pair = place >> 1
+    c0, c1 = pair.to(tl.uint32), (pair >> 32).to(tl.uint32)
+    c2, c3 = tl.zeros_like(c0) + tensor.to(tl.uint32), tl.zeros_like(c0) + t.to(tl.uint32)
+    k0, k1 = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, FIRST), c0 * FIRST
+        high1, low1 = tl.umulhi(c2, SECOND), c2 * SECOND
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    radius = tl.sqrt(-2.0 * tl.log(uniform(c0, c1)))
+    # An odd place has the sine, which is the cosine a quarter of a turn before.
+    turn = uniform(c2, c3) - (place & 1).to(tl.float64) * 0.25
+    return (radius * tl.cos(turn * tl.full((), TURN, tl.float64))).to(tl.float32)
+
+
+@triton.jit
+def uniform(a, b):
+    """53 bits of two words, float64, between 0 and 1."""
+    return (((a >> 6).to(tl.int64) * 134217728 + (b >> 5).to(tl.int64)).to(tl.float64) + 0.5) * LAST_PLACE
 
 
 # ---------------------------------------------------------------------------------------------- sums

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from lightning_optim.engines.layout import Column, Layout
+from lightning_optim.engines.passes import Text
 from lightning_optim.storage.coded import BLOCK
 from lightning_optim.trace import Kind, Program, Symbol
 
@@ -37,75 +38,8 @@ EXPRESSIONS = {
     "gt": "{} > {}",
     "ge": "{} >= {}",
 }
+SITE = ("tensor", "first", "run", "stride")  # the fields of `philox.Site`
 INLINE = 60  # a longer expression gets a line of its own
-
-
-@dataclass(frozen=True)
-class Column:
-    """Where one per-element value of a tensor is kept.
-
-    Attributes:
-        name: `"p"`, `"g"` or a slot.
-        kind: A type, as float32, or a format of codes: log, ratio, dynamic.
-        partner: The slot that codes need for their meaning.
-        signed: Whether a table of codes is the signed one.
-    """
-
-    name: str
-    kind: str
-    partner: str | None = None
-    signed: bool = True
-
-    @property
-    def coded(self) -> bool:
-        return self.kind in ("log", "ratio", "dynamic")
-
-    @property
-    def places(self) -> int:
-        """How many addresses it has."""
-        return 2 if self.coded else 1
-
-    @property
-    def book(self) -> str:
-        """The argument that holds its table of codes."""
-        return "signed_book" if self.signed else "unsigned_book"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the tensors of one launch have in common.
-
-    Attributes:
-        columns: Their per-element values, in the order of the table.
-        aligned: Whether every address is a multiple of 16.
-    """
-
-    columns: tuple[Column, ...]
-    aligned: bool
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row of the table."""
-        return 2 + sum(column.places for column in self.columns)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A kernel as text.
-
-    Attributes:
-        name: The name of the kernel in it.
-        text: The text.
-        arguments: Names of the arguments after `table` and `blocks`, with their Triton types.
-        numbers: The symbols behind arguments that are numbers, by name.
-        values: The symbols that are one number per tensor, in the order of the columns of `values`.
-    """
-
-    name: str
-    text: str
-    arguments: dict[str, str]
-    numbers: dict[str, Symbol]
-    values: tuple[Symbol, ...]
 
 
 def write_text(program: Program, outputs: Sequence[str], layout: Layout) -> Text:
@@ -137,8 +71,10 @@ class _Printer:
                         self.uses[arg] = self.uses.get(arg, 0) + 1
         self.where: dict[Symbol, str] = {}
         self.numbers: dict[str, Symbol] = {}
+        self.integers: dict[str, Symbol] = {}
+        self.draws = False
         self.per_tensor: list[Symbol] = []
-        self.taken = set(self.column)
+        self.taken = {*self.column, *SITE}
         self.arguments: dict[str, str] = {}
         self.touched: list[Column] = []
         self.lines: list[str] = []
@@ -156,7 +92,8 @@ class _Printer:
             **dict.fromkeys(self.numbers, "fp32"),
         }
         text = "\n".join([*self._tile(arguments), "", "", *self._kernel(arguments), ""])
-        return Text(self.name, text, arguments, self.numbers, tuple(self.per_tensor))
+        sums = 0 if self.outputs else len(self.values)
+        return Text(self.name, text, arguments, self.numbers, self.integers, tuple(self.per_tensor), sums, self.by)
 
     # ------------------------------------------------------------------ the tile
 
@@ -193,8 +130,10 @@ class _Printer:
         for symbol in self.program.symbols:
             if symbol not in self.uses or symbol.kind != Kind.ELEMENT or symbol.name == "element":
                 continue
-            args = [self._argument(arg) for arg in symbol.args]
-            expression = self._expression(symbol, args)
+            if symbol.name == "normal":
+                expression = self._draw(symbol)
+            else:
+                expression = self._expression(symbol, [self._argument(arg) for arg in symbol.args])
             if self.uses[symbol] == 1 and len(expression) < INLINE:
                 self.where[symbol] = f"({expression})"
                 continue
@@ -205,7 +144,20 @@ class _Printer:
     def _expression(self, symbol: Symbol, args: list[str]) -> str:
         if symbol.name == "div" and not _is_element(symbol.args[0]):  # as torch divides a number: by the reciprocal
             return f"{args[0]} * tl.div_rn(1.0, {args[1]})"
+        if symbol.name == "where" and not _is_element(symbol.args[0]):
+            args[0] = f"{args[0]} != 0.0"
         return EXPRESSIONS[symbol.name].format(*args)
+
+    def _draw(self, symbol: Symbol) -> str:
+        """Normal numbers. What counts them is whole: float32 would not hold it."""
+        self.draws = True
+        names = []
+        for arg, word in zip(symbol.args, ("seed_low", "seed_high", "draw_t"), strict=True):
+            known = next((name for name, other in self.integers.items() if other is arg), None)
+            names.append(known or self._fresh(f"{word}_"))
+            self.integers[names[-1]] = arg
+            self.arguments[names[-1]] = "i64"
+        return f"normal({', '.join([*names, *SITE])}, start + index)"
 
     def _fresh(self, stem: str) -> str:
         name = next(name for i in range(1 << 20) if (name := f"{stem}{i}") not in self.taken)
@@ -246,12 +198,18 @@ class _Printer:
             kept[name] = f"kept_{name}"
             company = self._company(column, kept.get(column.partner or "", column.partner))
             if column.kind == "log":
-                self.arguments["t"] = "i32"
-                company = ", draws(t, start + index)"
+                company = f", draws({self._clock()}, start + index)"
             elif column.kind == "dynamic":
                 company += f", {column.signed}"
             values = f"tl.where(inside & (tl.abs({new}) < float('inf')), {new}, 0.0)"
             self.lines.append(f"kept_{name} = {column.kind}_encode({self._codes(column)}, {values}{company})")
+
+    def _clock(self) -> str:
+        """The counter of the step: an argument, or where it is only on the device, one of the values there."""
+        if self.program.clock is not None:
+            return f"{self._argument(self.program.clock)}.to(tl.int32)"
+        self.arguments["t"] = "i32"
+        return "t"
 
     def _reduce(self) -> None:
         self.arguments["partials"] = "*fp64"
@@ -264,7 +222,10 @@ class _Printer:
     # ------------------------------------------------------------------ around it
 
     def _pointers(self) -> list[str]:
-        return [f"{column.name}{suffix}" for column in self.touched for suffix in ("_at", "_headers")[: column.places]]
+        pointers = [
+            f"{column.name}{suffix}" for column in self.touched for suffix in ("_at", "_headers")[: column.places]
+        ]
+        return [*pointers, *(SITE if self.draws else ())]
 
     def _tile(self, arguments: dict[str, str]) -> list[str]:
         head = [f"def {self.owner}_tile(block, row, start, count, {', '.join([*self._pointers(), *arguments])}):"]
@@ -283,7 +244,8 @@ class _Printer:
 
     def _kernel(self, arguments: dict[str, str]) -> list[str]:
         passed = ", ".join([*self._pointers(), *arguments])
-        unspecialised = '(do_not_specialize=["t"])' if "t" in arguments else ""
+        integers = [word for word in arguments if word == "t" or word in self.integers]
+        unspecialised = f"(do_not_specialize={integers})" if integers else ""
         body = [
             "block = tl.program_id(0)",
             "row = tl.load(blocks + block)",
@@ -299,6 +261,8 @@ class _Printer:
                 if column.coded:
                     headers = "start // 128" if column.kind == "log" else "start // 256"
                     body.append(f"{column.name}_headers = {self._address(place + 1, 'float32')} + {headers}")
+            if column.kind == "site" and self.draws:
+                body += [f"{word} = tl.load(at + {place + i})" for i, word in enumerate(SITE)]
             place += column.places
         body += [
             f"if count % {WORD} == 0:",

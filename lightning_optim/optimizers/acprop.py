@@ -5,10 +5,9 @@ their code eps is added to s, and kept in it, in every step but the first, and t
 `ratio_clip` is ours: nothing else bounds a step, since the denominator has not seen the current gradient.
 """
 
-import math
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, maximum, minimum, sqrt
+from lightning_optim.math import Value, decayed, ema, maximum, minimum, sqrt, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
 from lightning_optim.slot import Slot
@@ -72,11 +71,11 @@ class ACProp(Optimizer):
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2 = h.betas
-        c1, floor = 1 - b1**t, h.eps if t > 1 or h.amsgrad else 0.0
+        c1, floor = 1 - b1**t, h.eps if h.amsgrad else where(t > 1, h.eps, 0.0)
         if h.rectify:
             adapts, r = rectification(b2, t)
-            return {"c1": c1, "floor": floor, "adapts": adapts, "root": 1.0, "r": r * math.sqrt(1 - b2**t)}
-        root = math.sqrt(1 - b2 ** (t - 1)) if t > 1 else 1.0  # one step behind
+            return {"c1": c1, "floor": floor, "adapts": adapts, "root": 1.0, "r": r * sqrt(1 - b2**t)}
+        root = sqrt(where(t > 1, 1 - b2 ** (t - 1), 1.0))  # one step behind
         return {"c1": c1, "floor": floor, "adapts": t > 1, "root": root, "r": 1.0}
 
     @staticmethod
@@ -88,9 +87,7 @@ class ACProp(Optimizer):
         if h.amsgrad:
             s.max_exp_avg_var = v = maximum(s.max_exp_avg_var, v)
         s.exp_avg_var = ema(known, (g - m) * (g - m), b2)
-        if not h.adapts:
-            return p - h.lr / h.c1 * m
         ratio = (m / h.c1 if h.momentum_update else g) / (sqrt(v) / h.root + h.eps)
         if h.ratio_clip:
             ratio = maximum(minimum(ratio, h.ratio_clip), -h.ratio_clip)
-        return p - h.lr * h.r * ratio
+        return where(h.adapts, p - h.lr * h.r * ratio, p - h.lr / h.c1 * m)

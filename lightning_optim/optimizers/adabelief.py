@@ -4,10 +4,9 @@ As in the authors' package: eps is added to s and stored with it, once more to t
 steps are those of RAdam (arXiv:1908.03265), with momentum steps at first, and the decay is decoupled.
 """
 
-import math
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, maximum, sqrt
+from lightning_optim.math import Value, decayed, ema, maximum, sqrt, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
 from lightning_optim.slot import Slot
@@ -65,7 +64,7 @@ class AdaBelief(Optimizer):
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2 = h.betas
-        c1, root = 1 - b1**t, math.sqrt(1 - b2**t)
+        c1, root = 1 - b1**t, sqrt(1 - b2**t)
         if not h.rectify:
             return {"c1": c1, "adapts": True, "root": root, "r": 1.0}
         adapts, r = rectification(b2, t)
@@ -79,6 +78,4 @@ class AdaBelief(Optimizer):
         s.exp_avg_var = v = ema(s.exp_avg_var, (g - m) * (g - m), b2) + h.eps
         if h.amsgrad:
             s.max_exp_avg_var = v = maximum(s.max_exp_avg_var, v)
-        if not h.adapts:
-            return p - h.lr / h.c1 * m
-        return p - h.lr * h.r / h.c1 * m / (sqrt(v) / h.root + h.eps)
+        return where(h.adapts, p - h.lr * h.r / h.c1 * m / (sqrt(v) / h.root + h.eps), p - h.lr / h.c1 * m)

@@ -51,7 +51,7 @@ class Adam(Optimizer):
     decoupled_weight_decay: bool = False
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False)  # v
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod

@@ -6,7 +6,7 @@ gradient is zero; the paper starts the averages at the first gradient and its sq
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, ema, minimum, norm, sqrt
+from lightning_optim.math import Value, ema, minimum, norm, sqrt, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
 
@@ -51,13 +51,13 @@ class Adan(Optimizer):
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
     exp_avg_diff = Slot(root_of="exp_avg_sq")  # d
-    exp_avg_sq = Slot(signed=False)  # n
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.2")  # n
     prev_grad = Slot(exact=True)  # it enters a difference
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2, b3 = h.betas
-        return {"c1": 1 - b1**t, "c2": 1 - b2**t, "c3": 1 - b3**t, "moved": float(t > 1)}
+        return {"c1": 1 - b1**t, "c2": 1 - b2**t, "c3": 1 - b3**t, "moved": where(t > 1, 1.0, 0.0)}
 
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:

@@ -54,7 +54,7 @@ class AdaPNM(Optimizer):
 
     pos_momentum = Slot()  # fed on odd steps
     neg_momentum = Slot()  # fed on even steps
-    exp_avg_sq = Slot(signed=False)  # v
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod

@@ -4,7 +4,6 @@ As in the authors' corrected program (v2): the previous gradient is a copy, wher
 buffer that the next gradient overwrites, and eps is added to the root before the bias correction.
 """
 
-import math
 from typing import Any, ClassVar
 
 from lightning_optim.math import Value, decayed, ema, exp, sqrt
@@ -48,13 +47,13 @@ class DiffGrad(Optimizer):
     weight_decay: float = 0.0
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False)  # v
-    previous_grad = Slot(root_of="exp_avg_sq")  # an error in it changes a step by at most a quarter of itself
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
+    previous_grad = Slot(root_of="exp_avg_sq", past=True)  # an error in it changes a step by a quarter of itself
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2 = h.betas
-        return {"rate": h.lr * math.sqrt(1 - b2**t) / (1 - b1**t)}
+        return {"rate": h.lr * sqrt(1 - b2**t) / (1 - b1**t)}
 
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:

@@ -62,7 +62,7 @@ class LAMB(Optimizer):
     always_adapt: bool = False
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False)  # v
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ The ratio's denominator is the paper's, the sum of both norms, where TensorFlow 
 the sum. Tensors of one axis or none are not scaled unless the model has no others or always_adapt says so.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -74,17 +73,13 @@ class LARS(Optimizer):
         return {"adapted": h.adapt and (h.always_adapt or len(shape) > 1 or most_dims <= 1)}
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
-        return {"per_lr": 1 / h.lr if h.lr else math.inf}
-
-    @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:
         inside, outside = (h.lr, 1.0) if h.lr_inside_buffer else (1.0, h.lr)
         if h.adapted:
             w, n = norm(p), norm(g)
             r = h.trust_coefficient * w / (n + h.weight_decay * w + h.eps)
             r = where(w > 0, where(n > 0, r, 1.0), 1.0)
-            inside = inside * (minimum(r * h.per_lr, 1.0) if h.trust_clip else r)
+            inside = inside * (minimum(r / h.lr, 1.0) if h.trust_clip else r)
         d = inside * (g + h.weight_decay * p)
         if h.momentum:
             s.momentum_buffer = b = h.momentum * s.momentum_buffer + d

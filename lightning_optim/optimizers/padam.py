@@ -5,7 +5,6 @@ power is, which begins like a warm-up; debias="consistent" corrects the mean squ
 corrects nothing, as in the paper. The decoupled decay is that of GadamX (arXiv:2003.01247).
 """
 
-import math
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.math import Value, decayed, ema, maximum, sqrt
@@ -57,13 +56,13 @@ class Padam(Optimizer):
     debias: Literal["official", "consistent", "none"] = "official"
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False)  # v
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2 = h.betas
-        c1, root = 1 - b1**t, math.sqrt(1 - b2**t)
+        c1, root = 1 - b1**t, sqrt(1 - b2**t)
         correction, root = {"official": (root / c1, 1.0), "consistent": (1 / c1, root), "none": (1.0, 1.0)}[h.debias]
         return {"rate": h.lr * correction, "root": root}
 

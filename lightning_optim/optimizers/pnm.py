@@ -7,19 +7,16 @@ momenta.
 import math
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema
+from lightning_optim.math import Value, decayed, ema, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
 
 
-def positive_negative(s: Value, g: Value, odd: bool, b1: Value, b0: Value) -> Value:
+def positive_negative(s: Value, g: Value, odd: Value, b1: Value, b0: Value) -> Value:
     """Feed the momentum whose turn it is, and set it against the other: (1 + b0) fresh - b0 stale."""
-    fresh, stale = (s.pos_momentum, s.neg_momentum) if odd else (s.neg_momentum, s.pos_momentum)
-    fresh = ema(fresh, g, b1 * b1)
-    if odd:
-        s.pos_momentum = fresh
-    else:
-        s.neg_momentum = fresh
+    pos, neg = s.pos_momentum, s.neg_momentum
+    fresh, stale = ema(where(odd, pos, neg), g, b1 * b1), where(odd, neg, pos)
+    s.pos_momentum, s.neg_momentum = where(odd, fresh, pos), where(odd, neg, fresh)
     return (1 + b0) * fresh - b0 * stale
 
 

@@ -5,11 +5,10 @@ added to the root before the bias correction. The authors' program skips the un-
 and their weight decay with them: fallback="skip" with decoupled_weight_decay=True.
 """
 
-import math
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, decayed, ema, sqrt
+from lightning_optim.math import Value, decayed, ema, sqrt, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
 
@@ -18,9 +17,9 @@ def rectification(b2: float, t: int, threshold: float = 5.0) -> tuple[bool, floa
     """Whether the variance of v is tractable at step t, and the factor r_t, which is 1 where it is not."""
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
-    if rho <= threshold:
-        return False, 1.0
-    return True, math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    tractable = rho > threshold
+    r = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    return tractable, sqrt(where(tractable, r, 1.0))
 
 
 def refuse_never_rectified(owner: str, b2: float, threshold: float = 5.0) -> None:
@@ -74,7 +73,7 @@ class RAdam(Optimizer):
     fallback: Literal["momentum", "skip"] = "momentum"
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False)  # v
+    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
@@ -84,7 +83,7 @@ class RAdam(Optimizer):
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
         b1, b2 = h.betas
         rectified, r = rectification(b2, t, h.threshold)
-        return {"c1": 1 - b1**t, "rectified": rectified, "r": r * math.sqrt(1 - b2**t)}
+        return {"c1": 1 - b1**t, "rectified": rectified, "r": r * sqrt(1 - b2**t)}
 
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:
@@ -93,6 +92,5 @@ class RAdam(Optimizer):
         p, g = decayed(p, g, h, h.decoupled_weight_decay)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
-        if h.rectified:
-            return p - h.lr * h.r / h.c1 * m / (sqrt(v) + h.eps)
-        return p - h.lr / h.c1 * m if h.fallback == "momentum" else before
+        unrectified = p - h.lr / h.c1 * m if h.fallback == "momentum" else before
+        return where(h.rectified, p - h.lr * h.r / h.c1 * m / (sqrt(v) + h.eps), unrectified)

@@ -53,7 +53,7 @@ class RMSprop(Optimizer):
     eps_in_sqrt: bool = False
     tf_style: bool = False
 
-    square_avg = Slot(signed=False, init=lambda h: 1.0 if h.tf_style else 0.0)  # v
+    square_avg = Slot(signed=False, mean_square_by="alpha", init=lambda h: 1.0 if h.tf_style else 0.0)  # v
     grad_avg = Slot(exact=True)  # its square is subtracted from v
     momentum_buffer = Slot()  # b
 

@@ -8,7 +8,7 @@ gradient.
 from typing import Any, ClassVar
 
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, decayed
+from lightning_optim.math import Value, decayed, where
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
 
@@ -61,7 +61,7 @@ class SGDW(Optimizer):
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:
-        return {"share": 1.0 if t == 1 else 1 - h.dampening}
+        return {"share": where(t > 1, 1 - h.dampening, 1.0)}
 
     @staticmethod
     def update(p: Value, g: Value, s: Value, h: Value) -> Value:

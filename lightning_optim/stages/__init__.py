@@ -2,6 +2,7 @@
 
 from lightning_optim.stages.average import Average
 from lightning_optim.stages.lookahead import Lookahead
+from lightning_optim.stages.noise import Noise
 from lightning_optim.stages.stage import Stage
 
-__all__ = ["Average", "Lookahead", "Stage"]
+__all__ = ["Average", "Lookahead", "Noise", "Stage"]

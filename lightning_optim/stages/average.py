@@ -6,6 +6,7 @@ its first iterate is copied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning_optim.math import lerp
@@ -24,6 +25,7 @@ class Average(Stage):
     """
 
     name = "average"
+    order = 1  # of what the step, and a sync of Lookahead in it, leave
     average = Slot(exact=True, copies=True)
     raw = Slot(exact=True)  # the weights of training while a model in 16 bits holds the average, else absent
 
@@ -33,6 +35,9 @@ class Average(Stage):
         self.kind, self.decay, self.start, self.every = kind, decay, start, every
         self.steps = 0
         self.count = 0
+
+    def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
+        return ("average",)
 
     def advance(self) -> dict[str, Any] | None:
         self.steps += 1

@@ -1,15 +1,19 @@
 """Lookahead.  Zhang, Lucas, Hinton & Ba 2019, arXiv:1907.08610, Algorithm 1.
 
-Every k steps the slow weights move by alpha of the way to the fast ones, and the fast ones restart there.
+Every k steps the slow weights move by alpha of the way to the fast ones, and the fast ones restart there. What the
+optimizer remembers of the fast weights' way may be forgotten then, or be pulled back in the same way as they are.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from lightning_optim.math import lerp
 from lightning_optim.slot import Slot
 from lightning_optim.stages.stage import Stage
+
+Momentum = Literal["none", "reset", "pullback"]
 
 
 class Lookahead(Stage):
@@ -18,23 +22,46 @@ class Lookahead(Stage):
     Args:
         k: Steps of the fast weights between two syncs.
         alpha: How far the slow weights move to the fast ones, in (0, 1].
+        momentum: What a sync does to first moments: "none" leaves them, "reset" makes them zero, "pullback" keeps slow
+            ones beside them, which begin at zero, and treats both as the weights.
+        moments: The slots of the optimizer that are first moments.
     """
 
     name = "lookahead"
     slow = Slot(exact=True, copies=True)
 
-    def __init__(self, k: int = 5, alpha: float = 0.5) -> None:
-        self.k, self.alpha = k, alpha
+    def __init__(
+        self, k: int = 5, alpha: float = 0.5, momentum: Momentum = "none", moments: Sequence[str] = ()
+    ) -> None:
+        self.k, self.alpha, self.momentum, self.moments = k, alpha, momentum, tuple(moments)
+        if momentum == "pullback":
+            self.slots = {**self.slots, **{f"slow_{name}": Slot(exact=True) for name in moments}}
         self.steps = 0
+
+    def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
+        return ("slow", *(f"slow_{name}" for name in theirs if f"slow_{name}" in self.slots))
 
     def advance(self) -> dict[str, Any] | None:
         self.steps += 1
-        return None if self.steps % self.k else {"alpha": self.alpha}
+        if self.steps % self.k:
+            return None
+        return {"alpha": self.alpha, "momentum": self.momentum, "moments": self.moments}
 
     @staticmethod
     def update(p: Any, s: Any, h: Any) -> Any:
         s.slow = lerp(s.slow, p, h.alpha)
+        for name in h.moments if h.momentum != "none" else ():
+            if name not in s:
+                continue
+            moment = getattr(s, name)
+            if h.momentum == "reset":
+                setattr(s, name, moment * 0.0)
+            else:
+                back = lerp(getattr(s, f"slow_{name}"), moment, h.alpha)
+                setattr(s, f"slow_{name}", back)
+                setattr(s, name, back)
         return s.slow
 
     def __repr__(self) -> str:
-        return f"Lookahead(k={self.k}, alpha={self.alpha}), {self.steps // self.k} syncs"
+        momentum = "" if self.momentum == "none" else f", momentum {self.momentum}"
+        return f"Lookahead(k={self.k}, alpha={self.alpha}{momentum}), {self.steps // self.k} syncs"

@@ -6,32 +6,66 @@ A stage is shaped like an optimizer page: slots, and one function over elements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
+from lightning_optim.philox import Site
 from lightning_optim.slot import Slot
 
 
 class Stage:
-    """Arithmetic on a parameter after its update, with slots of its own in the optimizer's state.
+    """Arithmetic on a gradient before the update or on a parameter after it, with slots in the optimizer's state.
 
     Attributes:
-        name: The word under which its options reach `update`; one stage of a name per optimizer.
+        name: The word under which its options reach `before` and `update`; one stage of a name per optimizer.
         slots: Its slots by name, which are also the keys in the optimizer's state.
+        order: Stages run in this order, and those of one order as they were attached.
+        draws: Whether it draws normal numbers, and so has a `site_of` that says where a parameter's elements are.
+        in_pass: Whether its `before` runs with the update. If not, its owner runs it on the gradients.
+        acts_before: Whether it has a `before`.
+        acts_after: Whether it has an `update`.
     """
 
     name: ClassVar[str]
-    slots: ClassVar[Mapping[str, Slot]] = {}
+    order: ClassVar[int] = 0
+    draws: ClassVar[bool] = False
+    in_pass: bool = True
+    acts_before: ClassVar[bool] = False
+    acts_after: ClassVar[bool] = False
+    slots: Mapping[str, Slot] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.slots = {name: slot for name, slot in vars(cls).items() if isinstance(slot, Slot)}
+        cls.acts_before, cls.acts_after = cls.before is not Stage.before, cls.update is not Stage.update
 
     def advance(self) -> dict[str, Any] | None:
         """Count one real step; the options of this step for `update`, or None where the stage does not act."""
         raise NotImplementedError
 
     @staticmethod
+    def before(g: Any, s: Any, h: Any, of: Any) -> Any:
+        """The gradient that the update gets.
+
+        Args:
+            g: The gradient.
+            s: The slots: of the stage, and those of the optimizer as the step before left them.
+            h: The options of this step.
+            of: The options and scalars of the optimizer for this parameter, with `t`, the number of its step.
+        """
+        return g
+
+    @staticmethod
     def update(p: Any, s: Any, h: Any) -> Any:
         """The parameter after the stage, from the updated parameter, the slots `s` and the options `h` of this step."""
+        return p
+
+    def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
+        """Names of the slots that it keeps for a parameter for which the optimizer keeps the slots `theirs`."""
+        return tuple(self.slots)
+
+    def site_of(self, p: Tensor) -> Site:
+        """Where the elements of a parameter that this process holds are, for a stage that draws."""
         raise NotImplementedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_optim.distributed import logical_shape
 from lightning_optim.slot import Slot
 from lightning_optim.storage.coded import Coded
 from lightning_optim.storage.dynamic import Dynamic
@@ -30,7 +31,7 @@ def dtype(param: torch.dtype, bits: int, slot: Slot) -> torch.dtype:
 
 def is_coded(param: Tensor, bits: int, slot: Slot) -> bool:
     """Whether a slot of this parameter is kept in 8-bit codes."""
-    return bits == 8 and can_be_coded(slot) and _reducible(param.dtype) and param.numel() >= SMALLEST
+    return bits == 8 and can_be_coded(slot) and _reducible(param.dtype) and logical_shape(param).numel() >= SMALLEST
 
 
 def can_be_coded(slot: Slot) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 CURVE = 2.0  # codes are denser near zero by 1 + CURVE than without companding
+WIDEST = 127.0 * (1.0 + CURVE)  # code k stands for k / (WIDEST - CURVE |k|) of the scale
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,10 @@ class Ratio:
         ratio = torch.where(partner > 0, x / partner.sqrt(), 0.0)
         # Eight bits of the scale: a decoded block has it again, however its ratios are rounded in float32.
         scale = ratio.abs().amax(1, keepdim=True).to(torch.bfloat16).to(torch.float32)
-        z = torch.where(scale > 0, ratio / scale, 0.0)
-        code = torch.round(127.0 * z * (1.0 + CURVE) / (1.0 + CURVE * z.abs()))
+        code = torch.round(torch.where(scale > 0, WIDEST * ratio / (scale + CURVE * ratio.abs()), 0.0))
         return (code.clamp(-127.0, 127.0) + 128.0).to(torch.uint8), scale
 
     def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
         assert partner is not None
-        y = (codes.to(torch.float32) - 128.0) / 127.0
-        z = y / (1.0 + CURVE - CURVE * y.abs())
-        return z * headers * partner.sqrt()
+        k = codes.to(torch.float32) - 128.0
+        return k / (WIDEST - CURVE * k.abs()) * headers * partner.sqrt()

@@ -1,37 +1,48 @@
-"""The memory report against bytes counted by hand, its table, and its scalars read back from TensorBoard."""
+"""The memory report against bytes counted by hand, its tables and file, and what TensorBoard has of it."""
 
 from __future__ import annotations
 
+import csv
+import os
 import re
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import create_optimizer
+from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, list_optimizers
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput, OptimizerStateMemory
 from lightning_optim.memory import predicted_memory, state_memory
-from tests.callbacks.toys import Make, Run
+from tests.callbacks.toys import Make, Run, Toy, trainer
 from tests.ranks import run_ranks
+from tests.test_cpu_fsdp import Kind, build
 
 VALUES = 4 * 6 + 6 + 6 * 2 + 2  # of the toy's two layers
 TENSORS = 4
 
 
 class Before(Callback):
-    """What the report would say before the first step."""
+    """What the report would say before the first step, and after the last."""
 
     predicted: list[Any]
+    actual: list[Any]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.predicted = predicted_memory(trainer.optimizers[0])
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.actual = state_memory(trainer.optimizers[0])
 
 
 def ours(spec: Any) -> Make:
@@ -44,6 +55,27 @@ def by_hand(optimizer: torch.optim.Optimizer) -> int:
     kept += [value for group in optimizer.param_groups for key, value in group.items() if key != "params"]
     tensors = [value for value in kept if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def storages(thing: Any) -> Iterator[torch.UntypedStorage]:
+    """All memory behind an object, whatever it is made of. Shares nothing with the report."""
+    if isinstance(thing, torch.Tensor):
+        yield (thing.to_local() if hasattr(thing, "to_local") else thing).untyped_storage()
+    elif isinstance(thing, Mapping):
+        for item in thing.values():
+            yield from storages(item)
+    elif isinstance(thing, list | tuple):
+        for item in thing:
+            yield from storages(item)
+    elif hasattr(thing, "__dict__"):
+        yield from storages(vars(thing))
+
+
+def by_walk(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the memory behind the optimizer's state, each piece once."""
+    kept = [dict(optimizer.state), *({k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups)]
+    found = {storage.data_ptr(): storage.nbytes() for thing in kept for storage in storages(thing)}
+    return sum(size for place, size in found.items() if place)
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -73,10 +105,11 @@ def test_what_is_predicted_is_what_comes(make: Make, expected: int, extra: tuple
     before = Before()
     run = Run(make, *(stages[name] for name in extra), LossInput(), before, max_epochs=1)
     optimizer = run.trainer.optimizers[0]
-    actual = state_memory(optimizer)
+    actual = before.actual
     expected += len(extra) * VALUES * 4
     assert sum(entry.bytes for entry in actual) == expected == by_hand(optimizer)
     assert sorted(before.predicted, key=str) == sorted(actual, key=str)
+    assert {entry.slot for entry in actual if entry.kind == "stage"} == set(extra)
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adan"])
@@ -166,3 +199,298 @@ def test_two_processes_report_their_sum(torchs: bool, tmp_path: Path) -> None:
     assert table.count("Optimizer state of AdamW (2 ranks)") == 1
     assert f"{size} B" in table
     assert f"{2 * size} B" in table
+
+
+# ---------------------------------------------------------------- exactly the bytes that exist
+
+
+def one_step(optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
+    for i in range(steps):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.full_like(p, 0.1 + i)
+        optimizer.step(lambda: 1.0)
+
+
+def tensors() -> list[nn.Parameter]:
+    """Small and large, of a length that fills no block, and without an element."""
+    return [nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,), (70, 71), (4096,), (0, 3))]
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+@pytest.mark.parametrize("name", list_optimizers())
+def test_it_counts_the_memory_that_is_there(name: str, bits: int) -> None:
+    try:
+        optimizer: Any = create_optimizer({"name": name, "state_bits": bits}, tensors())
+    except OptionError:
+        pytest.skip("nothing to keep in fewer bits")
+    predicted = sum(entry.bytes for entry in predicted_memory(optimizer))
+    one_step(optimizer)
+    found = state_memory(optimizer)
+    assert sum(entry.bytes for entry in found) == by_walk(optimizer) == predicted
+    if bits == 8:
+        assert any(entry.dtype.startswith("8 bits") for entry in found)
+
+
+@pytest.mark.parametrize(
+    "name", ["Adam", "AdamW", "Adafactor", "SGD", "RMSprop", "NAdam", "RAdam", "Rprop", "ASGD", "Adagrad"]
+)
+def test_it_counts_the_memory_of_torchs(name: str) -> None:
+    optimizer = getattr(torch.optim, name)(tensors()[:4])
+    one_step(optimizer)
+    assert sum(entry.bytes for entry in state_memory(optimizer)) == by_walk(optimizer)
+
+
+class Nested(torch.optim.SGD):
+    """Keeps containers, a table that all parameters share, a part of a larger tensor and numbers of Python."""
+
+    table = torch.zeros(256)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            if not self.state[p]:
+                half = torch.zeros(2 * p.numel())[: p.numel()]
+                self.state[p] = {"code": self.table, "step": 0, "parts": [half, {"more": torch.zeros(3)}]}
+
+
+def test_shared_and_nested_memory_counts_once() -> None:
+    optimizer = Nested(tensors()[:4], lr=0.1)
+    one_step(optimizer)
+    sizes = [12, 5, 4970, 4096]
+    expected = 256 * 4 + sum(2 * 4 * n + 3 * 4 for n in sizes)
+    assert sum(entry.bytes for entry in state_memory(optimizer)) == by_walk(optimizer) == expected
+
+
+def transformer(width: int, layers: int, words: int) -> nn.Module:
+    """Embeddings and blocks, as in a small language model."""
+    block = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
+    blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+    return nn.ModuleDict({"embedding": nn.Embedding(words, width), "blocks": blocks, "norm": nn.LayerNorm(width)})
+
+
+LIMITS = [("adamw", 32, 8.0), ("adamw", 8, 2.1), ("adan", 32, 16.0), ("adan", 8, 7.2)]  # bytes for each parameter
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "words", "at_least"),
+    [(256, 10, 10_000, 10_000_000), pytest.param(768, 9, 50_000, 100_000_000, marks=pytest.mark.full)],
+)
+def test_bytes_for_each_parameter_of_a_transformer(width: int, layers: int, words: int, at_least: int) -> None:
+    """With the embedding in 8 bits too. The model is made once and each optimizer let go before the next."""
+    model = transformer(width, layers, words)
+    count = sum(p.numel() for p in model.parameters())
+    assert at_least <= count < 1.1 * at_least
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    for name, bits, limit in LIMITS:
+        spec = {"name": name, "lr": 1e-4, "state_bits": bits, "full_precision": ["bias", "norm"]}
+        optimizer = create_optimizer(spec, model)
+        predicted = sum(entry.bytes for entry in predicted_memory(optimizer))
+        optimizer.step()
+        size = sum(entry.bytes for entry in state_memory(optimizer))
+        assert size == by_walk(optimizer) == predicted
+        per_parameter = (size - 4 * len(optimizer.state)) / count  # without the step counters
+        assert per_parameter <= limit if bits == 8 else per_parameter == limit
+        del optimizer
+
+
+# ---------------------------------------------------------------- layers, picture and file
+
+
+def wide() -> nn.Sequential:
+    """Twelve layers with biases, the last the largest, and one that is frozen."""
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(11)), nn.Linear(4, 4), nn.Linear(4, 2000), nn.Linear(2000, 2))
+    net[0].requires_grad_(False)
+    return net
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_layers_file_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    path = tmp_path / "new" / "memory.csv"
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    make = ours({"name": "adamw", "state_bits": 8, "lr": 0.01})
+    run = Run(
+        make, IterateAveraging("ema"), OptimizerStateMemory(csv=str(path)), logger=logger, log_every_n_steps=1, net=wide
+    )
+    optimizer = run.trainer.optimizers[0]
+    printed = capsys.readouterr().out
+    assert "Largest in state" in printed
+    assert len(re.findall(r"│ net\.\d+ ", printed)) == 10
+    assert printed.index("net.12 ") < printed.index("net.13 ") < printed.index("net.1 ")
+    size = by_walk(optimizer)
+    assert re.search(
+        rf"State of AdamW after the first step: {size / 1e3:.2f} kB \({size / 1e3:.2f} kB predicted\)", printed
+    )
+    for word in ("parameters", "gradients", "state", "averages and the like"):
+        assert f"│ {word}" in printed
+
+    rows = rows_of(path)
+    actual = [row for row in rows if row["when"] == "actual"]
+    assert sum(int(row["bytes"]) for row in actual if row["kind"] in ("state", "stage")) == size
+    predicted = [row for row in rows if row["when"] == "predicted"]
+    assert [{**row, "when": ""} for row in actual] == [{**row, "when": ""} for row in predicted]
+    weight = {row["slot"]: row for row in actual if row["parameter"] == "net.12.weight"}
+    assert weight["exp_avg"]["type"] == "8 bits (ratio)"
+    assert int(weight["exp_avg_sq"]["bytes"]) == 8192 + 2 * 4 * 32  # 8000 values in blocks of 256, two numbers for each
+    assert int(weight["exp_avg_sq"]["bytes_in_32_bits"]) == 32_000
+    assert weight["average"]["kind"] == "stage"
+    assert weight["parameter"]["bytes"] == weight["gradient"]["bytes"] == "32000"
+    assert weight["gradient"]["layer"] == "net.12"
+    assert [row["kind"] for row in actual if row["layer"] == "net.0"] == ["parameter"] * 2  # it is frozen
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    images = events.Images("optimizer_state/bars")
+    assert [image.step for image in images] == [1]  # nothing changed after it
+    assert len(set(Image.open(BytesIO(images[0].encoded_image_string)).convert("RGB").getdata())) > 10
+    scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
+    assert scalars["optimizer_state/bytes_predicted"] == scalars["optimizer_state/bytes"] == size
+    assert scalars["optimizer_state/kind/gradient"] == 4 * sum(p.numel() for p in optimizer.param_groups[0]["params"])
+    assert sum("/layer/" in tag for tag in scalars) == 10
+
+
+def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    Run(ours("adan"), OptimizerStateMemory(table=False), logger=logger, log_every_n_steps=1, max_epochs=1)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["images"] == []
+    assert "optimizer_state/bytes" in events.Tags()["scalars"]
+
+
+class Pair(Toy):
+    """Two optimizers, one of ours and one of torch's, by hand."""
+
+    def __init__(self) -> None:
+        super().__init__(ours("adan"))
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        first, second = self.net[0], self.net[2]  # type: ignore[index]
+        return [create_optimizer("adan", first), torch.optim.Adam(second.parameters())]
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        self.manual_backward(self.loss(batch))
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_several_optimizers_by_hand(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    report = OptimizerStateMemory(csv=str(tmp_path / "memory.csv"))
+    run = Run(ours("adan"), report, module=Pair(), logger=logger, log_every_n_steps=1)
+    scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
+    sizes = [by_walk(optimizer) for optimizer in run.trainer.optimizers]
+    assert [scalars[f"optimizer_state/{i}/bytes"] for i in (0, 1)] == sizes == [4 * 30 * 4 + 8, 2 * 14 * 4 + 8]
+    assert {row["optimizer"] for row in rows_of(tmp_path / "memory.csv")} == {"0", "1"}
+
+
+def test_fast_dev_run_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Run(ours("adan"), OptimizerStateMemory(), fast_dev_run=True)
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+    straight = Run(ours("adan"), OptimizerStateMemory(), saving)
+    again = OptimizerStateMemory(csv=str(tmp_path / "memory.csv"))
+    saving = ModelCheckpoint(tmp_path / "again", "{step}", every_n_train_steps=4, save_top_k=-1)
+    rest = Run(ours("adan"), again, saving, ckpt_path=tmp_path / "step=4.ckpt")
+    assert rest.module.losses == straight.module.losses[4:]
+    assert capsys.readouterr().out.count("after the first step") == 3
+    sizes = {"predicted": 0, "actual": 0}
+    for row in rows_of(tmp_path / "memory.csv"):
+        sizes[row["when"]] += int(row["bytes"]) if row["kind"] == "state" else 0
+    assert sizes["predicted"] == sizes["actual"] == by_walk(rest.trainer.optimizers[0])
+
+
+def sharded(kind: Kind, name: str, folder: str) -> tuple[int, str]:
+    """The bytes of this rank's state by the walk, and what it printed."""
+    module, strategy = build(kind)
+
+    def configure() -> Any:
+        if name == "torch":
+            return torch.optim.AdamW(module.parameters(), lr=0.01)
+        return OptimizerStrategy(name, lr=0.01).configure(module)
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    fit = trainer(
+        IterateAveraging("ema"),
+        OptimizerStateMemory(csv=f"{folder}/memory.csv"),
+        strategy=strategy,
+        devices=int(os.environ["WORLD_SIZE"]),
+        logger=TensorBoardLogger(folder, name="", version=""),
+        log_every_n_steps=1,
+        max_epochs=1,
+    )
+    with redirect_stdout(StringIO()) as printed:
+        fit.fit(module, DataLoader(TensorDataset(x, x[:, :1]), batch_size=8))
+    return by_walk(fit.optimizers[0]), printed.getvalue()
+
+
+@pytest.mark.parametrize("name", ["torch", "adan"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp1 full", "fsdp2 full"])
+def test_every_rank_is_counted(kind: Kind, name: str, tmp_path: Path) -> None:
+    (first, printed), (second, silence) = run_ranks(sharded, kind, name, str(tmp_path))
+    assert silence == ""
+    assert "(2 ranks)" in printed
+    rows = [row for row in rows_of(tmp_path / "memory.csv") if row["when"] == "actual"]
+    for rank, size in (("0", first), ("1", second)):
+        mine = [row for row in rows if row["rank"] == rank]
+        assert sum(int(row["bytes"]) for row in mine if row["kind"] in ("state", "stage")) == size
+        averages = sum(int(row["bytes"]) for row in mine if row["kind"] == "stage")
+        parameters = sum(int(row["bytes"]) for row in mine if row["kind"] == "parameter")
+        assert averages == parameters > 0
+        assert sum(int(row["bytes"]) for row in mine if row["kind"] == "gradient") == parameters
+        assert {row["layer"] for row in mine} <= {"net.0", "net.2"}
+    scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
+    assert scalars["optimizer_state/bytes"] == first
+    assert scalars["optimizer_state/bytes_all_ranks"] == first + second
+    assert scalars["optimizer_state/bytes_largest_rank"] == max(first, second)
+    assert scalars["optimizer_state/bytes_smallest_rank"] == min(first, second)
+    whole = 161 * 4  # of the module: 8 x 16 + 16 + 16 + 1 values
+    total = sum(int(row["bytes"]) for row in rows if row["kind"] == "parameter")
+    assert total == (2 * whole if kind == "ddp" else whole)
+
+
+def test_it_is_set_from_yaml(tmp_path: Path) -> None:
+    from lightning_optim.cli import main
+
+    path = tmp_path / "fit.yaml"
+    path.write_text(f"""
+model:
+  class_path: tests.test_strategy.Configured
+  init_args: {{optimizer: {{name: adan, state_bits: 16}}}}
+data: tests.test_cli.Data
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_epochs: 1
+  default_root_dir: {tmp_path}
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: lightning_optim.callbacks.OptimizerStateMemory
+      init_args: {{table: false, csv: {tmp_path}/memory.csv}}
+""")
+    main(["fit", "--config", str(path)])
+    assert {row["type"] for row in rows_of(tmp_path / "memory.csv") if row["slot"] == "exp_avg"} >= {"bfloat16"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_peak_of_a_device(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    Run(ours("adan"), OptimizerStateMemory(), logger=logger, log_every_n_steps=1, accelerator="gpu")
+    scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
+    assert scalars["optimizer_state/cuda_peak"] == torch.cuda.max_memory_allocated()
+    assert scalars["optimizer_state/cuda_peak"] > scalars["optimizer_state/bytes"]

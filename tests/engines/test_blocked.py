@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_optim.distributed import Placement
 from lightning_optim.engines import blocked, reference
-from lightning_optim.engines.job import Job, Row, Step
+from lightning_optim.engines.job import Job, Row, Rows, Step
 from lightning_optim.math import maximum, minimum, norm, sign, sqrt, total, where
 from lightning_optim.trace import trace
 
@@ -81,7 +81,7 @@ def test_equals_the_reference(formula: Formula, dtype: torch.dtype) -> None:
     ends = []
     for engine in (reference, blocked):
         kept = rows(dtype)
-        engine.run(Step([Job(trace(formula, h), h, rows=kept)], {}, Placement()))
+        engine.run(Step([Job(trace(formula, h), h, rows=Rows(kept))], {}, Placement()))
         ends.append([value for row in kept for value in (row.param, row.state["a"], row.state["b"])])
     tolerance = 1e-6 if formula is sums else 0.0  # sums of blocks are added in another order
     for right, value in zip(*ends, strict=True):
@@ -96,7 +96,7 @@ def test_blocks_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocked, "PACKED", size // 2)
         blocked._scratch.cache_clear()
         kept, h = rows(torch.float32), {"lr": 0.1}
-        blocked.run(Step([Job(trace(late, h), h, rows=kept)], {}, Placement()))
+        blocked.run(Step([Job(trace(late, h), h, rows=Rows(kept))], {}, Placement()))
         ends.append(torch.cat([row.param.reshape(-1) for row in kept]))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])

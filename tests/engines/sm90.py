@@ -1,6 +1,6 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.engines.compiled adamw lamb:32`, the latter with state in 32 bits only), where
+To be run by itself (`python -m tests.engines.sm90 adamw lamb:32`, the latter with state in 32 bits only), where
 Triton compiles and does not interpret.
 """
 
@@ -21,7 +21,8 @@ from triton.backends.compiler import GPUTarget
 
 from lightning_optim.engines import triton as engine
 from lightning_optim.engines.job import make_row
-from lightning_optim.engines.triton_text import TILE, Text
+from lightning_optim.engines.passes import Text
+from lightning_optim.engines.triton_text import TILE
 from tests.problems import apply, build, gradients, make_params
 
 SHAPES = ((64, 64),)  # kept in codes at 8 bits

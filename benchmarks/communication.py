@@ -1,0 +1,156 @@
+"""The bytes that DDP sends in a step under each word of `Communication`: `python benchmarks/communication.py`.
+
+A count, not a timing: two processes train a small transformer, and every tensor that is handed to an all-reduce is
+counted with its bytes, on one rank. How many of them cross a wire depends on the algorithm of the all-reduce; a ring
+over W ranks sends 2 (W - 1) / W of them from each.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optim import AdamW
+from lightning_optim.callbacks import Communication
+
+RANKS = 2
+START = 2  # steps before PowerSGD and post-local SGD begin; what is counted comes after them
+SETTINGS: list[dict[str, Any]] = [
+    {"kind": "fp32"},
+    {"kind": "bf16"},
+    {"kind": "fp16"},
+    {"kind": "powersgd", "rank": 1},
+    {"kind": "powersgd", "rank": 4},
+    {"kind": "powersgd", "rank": 16},
+    {"kind": "post_local_sgd", "period": 4},
+    {"kind": "post_local_sgd", "period": 16},
+]
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The bytes of each tensor that this process gives to `all_reduce` among several ranks meanwhile."""
+    found: list[int] = []
+    real = dist.all_reduce
+
+    def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
+        if dist.get_world_size(group) > 1 and tensor.numel():
+            found.append(tensor.numel() * tensor.element_size())
+        return real(tensor, op, group, async_op)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield found
+    finally:
+        dist.all_reduce = real
+
+
+class Plain(Callback):
+    """torch's hook that does what DDP does without one; DDP's own call does not pass through Python."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: Any = trainer.strategy.model
+        model.register_comm_hook(None, allreduce_hook)
+
+
+class Transformer(LightningModule):
+    """Two layers of a decoder over 1000 tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        self.net = nn.Sequential(nn.Embedding(1000, width), layer, copy.deepcopy(layer), nn.Linear(width, 1000))
+        self.calls: list[int] = []
+        self.steps: list[tuple[int, int]] = []
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        (tokens,) = batch
+        return nn.functional.cross_entropy(self.net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps.append((len(self.calls), sum(self.calls)))
+        self.calls.clear()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return AdamW(self.parameters(), lr=1e-3)
+
+
+def count(setting: dict[str, Any], width: int = 256) -> dict[str, Any]:
+    """Messages and bytes of a step on this rank, in the mean over the steps after `START`; and the weights' number."""
+    callback: Callback = Plain()
+    if setting["kind"] != "fp32":
+        begins = {"start": START} if setting["kind"] in ("powersgd", "post_local_sgd") else {}
+        callback = Communication(**setting, **begins)
+    period = setting.get("period", 1)
+    steps = START + 2 * period
+    module = Transformer(width)
+    tokens = torch.randint(0, 1000, (steps * 2, 9), generator=torch.Generator().manual_seed(int(os.environ["RANK"])))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=RANKS,
+        strategy="ddp",
+        max_steps=steps,
+        callbacks=[callback],
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with counted() as module.calls:
+        trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=2))
+    after = module.steps[START:]
+    messages, sent = (sum(one[i] for one in after) / len(after) for i in (0, 1))
+    parameters = sum(p.numel() for p in module.parameters())
+    return {**setting, "messages": messages, "bytes": sent, "parameters": parameters}
+
+
+def _work(rank: int, port: int, results: Any) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "NODE_RANK": 0, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    found = [count(setting) for setting in SETTINGS]
+    if rank == 0:
+        results.put(found)
+
+
+def main() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    torch.multiprocessing.spawn(_work, args=(port, results), nprocs=RANKS)
+    rows = results.get()
+    table = Table("communication", "messages", "bytes", "of fp32", title="What one rank sends in a step")
+    for row in rows:
+        share = row["bytes"] / rows[0]["bytes"]
+        options = " ".join(f"{k}={v}" for k, v in row.items() if k in ("rank", "period"))
+        table.add_row(f"{row['kind']} {options}", f"{row['messages']:g}", f"{row['bytes']:,.0f}", f"{share:.3f}")
+    Console().print(table)
+    about = {"torch": torch.__version__, "machine": platform.machine(), "ranks": RANKS, "start": START}
+    path = Path(__file__).parent / "results" / "communication.json"
+    path.write_text(json.dumps({"about": about, "steps": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What a step of an optimizer sends at 8, 64 and 512 ranks.
+
+`python benchmarks/scale.py` prints the tables of docs/scale.md. It is arithmetic, not a measurement: the sizes of the
+messages are stated here by hand, and `tests/distributed/test_scale.py` holds them against what two processes send.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+Shape = tuple[int, ...]
+
+NUMBER = 8  # bytes: sums and means travel in float64
+RANKS = (8, 64, 512)
+LATENCY = 10e-6  # seconds for one hop between nodes, an assumption
+
+
+def transformer(layers: int = 32, width: int = 4096, hidden: int = 11008, tokens: int = 32000) -> list[Shape]:
+    """The tensors of a decoder of 7 billion parameters."""
+    layer: list[Shape] = [(width, width)] * 4 + [(hidden, width)] * 2 + [(width, hidden)] + [(width,)] * 2
+    return [(tokens, width), *layer * layers, (width,), (tokens, width)]
+
+
+def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
+    """The all-reduces of a step under FSDP2, each with its bytes, for tensors that are divided along their first axis.
+
+    Under DDP gradients are equal on all ranks, and all of them but the loss fall away.
+    """
+    one_each = NUMBER * len(shapes)
+    matrices = [shape for shape in shapes if len(shape) > 1]
+    if name == "lamb":  # a rate of their own is for matrices only
+        of_matrices = NUMBER * len(matrices)
+        return {"norm of all gradients": one_each, "norms of weights": of_matrices, "norms of updates": of_matrices}
+    if name == "adafactor":
+        vectors = len(shapes) - len(matrices)
+        return {
+            "sizes of weights": one_each,
+            "means over rows": NUMBER * sum(math.prod(shape[1:]) for shape in matrices),
+            "sizes of vectors' updates": NUMBER * vectors,
+            "means of those means": NUMBER * len(matrices),
+            "sizes of matrices' updates": NUMBER * len(matrices),
+        }
+    if name == "koala_v":
+        sums = {f"norms of {what}": one_each for what in ("gradients", "weights", "gradients with decay")}
+        return {"loss and its square": 2 * NUMBER, **sums}
+    raise ValueError(f"{name!r} is not one of lamb, adafactor, koala_v.")
+
+
+def per_rank(size: float, ranks: int) -> float:
+    """Bytes that each rank of a ring sends for an all-reduce of `size` bytes."""
+    return 2 * (ranks - 1) / ranks * size
+
+
+def hops(ranks: int) -> int:
+    """Messages one after the other in an all-reduce over a tree: up and down."""
+    return 2 * math.ceil(math.log2(ranks))
+
+
+def tables() -> Iterator[str]:
+    """The lines of the tables, as they stand in docs/scale.md."""
+    shapes = transformer()
+    parameters = sum(math.prod(shape) for shape in shapes)
+    yield f"{parameters:,} parameters in {len(shapes)} tensors."
+    yield ""
+    yield "| optimizer | message of a step under FSDP2 | bytes |"
+    yield "| --- | --- | --- |"
+    for name in ("lamb", "adafactor", "koala_v"):
+        for what, size in messages(name, shapes).items():
+            yield f"| `{name}` | {what} | {size:,} |"
+    yield ""
+    yield "| ranks | optimizer | messages | bytes sent by a rank | of what FSDP2 sends itself | time of hops |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for ranks in RANKS:
+        # bfloat16 weights are gathered for the forward and the backward pass, float32 gradients are reduced.
+        own = (ranks - 1) / ranks * parameters * (2 + 2 + 4)
+        for name in ("lamb", "adafactor", "koala_v"):
+            sizes = messages(name, shapes).values()
+            sent = sum(per_rank(size, ranks) for size in sizes)
+            time = len(sizes) * hops(ranks) * LATENCY * 1e3
+            yield f"| {ranks} | `{name}` | {len(sizes)} | {sent:,.0f} | {sent / own:.1e} | {time:.1f} ms |"
+
+
+if __name__ == "__main__":
+    print("\n".join(tables()))

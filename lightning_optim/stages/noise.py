@@ -1,0 +1,155 @@
+"""Noise on gradients.  Neelakantan et al. 2015, arXiv:1511.06807, equation 1.
+
+sigma_t^2 = eta / (1 + t)^gamma with t = 0, 1, ... The shaped kinds multiply it by an estimate of the size that the
+gradient of each element has from batch to batch; then eta is a share of the noise that is there already.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optim.distributed import piece_of
+from lightning_optim.math import ema, maximum, normal, sqrt
+from lightning_optim.philox import Site
+from lightning_optim.slot import Slot
+from lightning_optim.stages.stage import Stage
+
+Kind = Literal["isotropic", "second_moment", "moments"]
+
+# What wrappers add to names.
+WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+
+class Noise(Stage):
+    """Add normal numbers to the gradient before the update.
+
+    Args:
+        sites: Which elements of which tensor each parameter holds here.
+        kind: "isotropic" is the same for all elements; "second_moment" is in units of the root of the optimizer's own
+            second moment; "moments" in units of the standard deviation, from two slots of its own.
+        eta: The variance at the first step, in the square of these units.
+        gamma: How fast the variance falls.
+        seed: 64 bits that choose the noise.
+        decay: Decay of the two slots of "moments".
+        start: Real steps that pass without noise.
+        in_pass: Whether `before` runs in the pass of the update. If not, who owns the stage runs it on the gradients.
+        second_moment: For that kind, the slot of the optimizer, the option that is its decay, and where in that the
+            decay stands, if it is a tuple.
+    """
+
+    name = "gradient_noise"
+    draws = True
+    grad_mean = Slot(exact=True)
+    grad_square = Slot(signed=False, exact=True)
+
+    def __init__(
+        self,
+        sites: Mapping[Tensor, Site],
+        kind: Kind = "isotropic",
+        eta: float = 0.01,
+        gamma: float = 0.55,
+        seed: int = 0,
+        decay: float = 0.99,
+        start: int = 0,
+        in_pass: bool = True,
+        second_moment: tuple[str, str, str] = ("exp_avg_sq", "betas", "1"),
+    ) -> None:
+        self.sites, self.kind, self.eta, self.gamma, self.seed = sites, kind, eta, gamma, seed
+        self.decay, self.start, self.in_pass, self.second_moment = decay, start, in_pass, second_moment
+        self.slots = type(self).slots if kind == "moments" else {}
+        self.steps = 0
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise of the next step, in the units of the kind."""
+        t = self.steps
+        return 0.0 if t < self.start else float((self.eta / (1 + t) ** self.gamma) ** 0.5)
+
+    def options(self) -> dict[str, Any]:
+        """What `before` is told in the next step."""
+        return {
+            "kind": self.kind,
+            "sigma": self.sigma,
+            "seed_low": float(self.seed & 0xFFFFFFFF),
+            "seed_high": float(self.seed >> 32 & 0xFFFFFFFF),
+            "t": float(self.steps),
+            "decay": self.decay,
+            "debias": 1 - self.decay ** (self.steps + 1),
+            "second_moment": self.second_moment,
+        }
+
+    def advance(self) -> dict[str, Any] | None:
+        found = self.options() if self.in_pass else None
+        self.steps += 1
+        return found
+
+    @staticmethod
+    def before(g: Any, s: Any, h: Any, of: Any) -> Any:
+        size: Any = 1.0
+        if h.kind == "moments":
+            s.grad_mean = ema(s.grad_mean, g, h.decay)
+            s.grad_square = ema(s.grad_square, g * g, h.decay)
+            mean = s.grad_mean / h.debias
+            size = sqrt(maximum(s.grad_square / h.debias - mean * mean, 0.0))
+        elif h.kind == "second_moment":
+            slot, option, place = h.second_moment
+            decay = getattr(of, option)
+            decay = decay[int(place)] if place else decay
+            # Of the step before: at the first one there is none, and so no noise, whatever it is divided by.
+            size = sqrt(getattr(s, slot)) * (1 / sqrt(maximum(1 - decay ** (of.t - 1), 1e-12)))
+        if not h.sigma:
+            return g
+        return g + h.sigma * (size * normal(h.seed_low, h.seed_high, h.t))
+
+    def site_of(self, p: Tensor) -> Site:
+        return self.sites[p]
+
+    def __repr__(self) -> str:
+        return f"Noise {self.kind} (eta={self.eta}, gamma={self.gamma}), {self.steps} steps, sigma {self.sigma:.3g}"
+
+
+def sites_of(named: Iterable[tuple[str, Tensor]], optimizer: Optimizer) -> dict[Tensor, Site]:
+    """Which elements of which tensor the parameters of an optimizer hold here.
+
+    A tensor is told by its name, without what wrappers add to it, so that every strategy draws the same for it. One that
+    has no name is told by its number in the optimizer.
+
+    Args:
+        named: The parameters of the module by name.
+        optimizer: The optimizer.
+
+    Raises:
+        OptionError: where a wrapper has dissolved tensors (FSDP1 with `use_orig_params=False`).
+    """
+    words: dict[Tensor, int] = {}
+    taken: set[int] = set()
+    for name, p in named:
+        word = zlib.crc32(clean(name).encode())
+        while word in taken:  # of 10^4 names, two agree in one model of a hundred
+            word = (word + 1) & 0xFFFFFFFF
+        taken.add(word)
+        words.setdefault(p, word)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    found = {}
+    for i, p in enumerate(params):
+        first, run, stride = piece_of(p).runs()
+        parts = 2 if p.is_complex() else 1
+        word = words.get(p, zlib.crc32(f"parameter {i}".encode()))
+        found[p] = Site(word, first * parts, run * parts, stride * parts)
+    return found
+
+
+def clean(name: str) -> str:
+    """The name that a parameter has in the module that nobody wrapped.
+
+    Example:
+        >>> clean("module.net._fsdp_wrapped_module.0._orig_mod.weight")
+        'net.0.weight'
+    """
+    for word in WRAPPERS:
+        name = name.replace(word, "")
+    return name.removeprefix("module.")

@@ -1,0 +1,59 @@
+"""Warm-ups that need no tuning: factors on the learning rate of step t = 1, 2, ... from the optimizer's own beta2.
+
+RAdam's rectification (Liu et al. 2019, arXiv:1908.03265) and the two rules of Ma & Yarats 2019 (arXiv:1910.04209),
+which do the same with less. All three reach 1 after a few times 1 / (1 - beta2) steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+from lightning_optim.optimizers.radam import rectification
+
+THRESHOLD = 4.0  # length of the moving average above which r_t exists
+
+
+def untuned_linear(t: int, beta2: float) -> float:
+    """min(1, t (1 - beta2) / 2): a straight line over 2 / (1 - beta2) steps.
+
+    Example:
+        >>> untuned_linear(1, 0.99), untuned_linear(500, 0.99)
+        (0.005..., 1.0)
+    """
+    return min(1.0, t * (1 - beta2) / 2)
+
+
+def untuned_exponential(t: int, beta2: float) -> float:
+    """1 - exp(-(1 - beta2) t)."""
+    return -math.expm1(-(1 - beta2) * t)
+
+
+def rectified(t: int, beta2: float) -> float:
+    """RAdam's r_t, from the first step at which it exists.
+
+    RAdam takes steps of another kind before that. A factor cannot, and must not be 0, so time is shifted: the first
+    factor is that of step 5 of RAdam, for usual values of beta2.
+    """
+    return rectification(beta2, t + _first_rectified(beta2) - 1, THRESHOLD)[1]
+
+
+def can_rectify(beta2: float) -> bool:
+    """Whether the moving average ever gets longer than the threshold: for beta2 above 0.6."""
+    return 2 / (1 - beta2) - 1 > THRESHOLD
+
+
+@functools.cache
+def _first_rectified(beta2: float) -> int:
+    t = 1
+    while not rectification(beta2, t, THRESHOLD)[0]:
+        t += 1
+    return t
+
+
+WARMUPS: dict[str, Callable[[int, float], float]] = {
+    "linear": untuned_linear,
+    "exponential": untuned_exponential,
+    "rectified": rectified,
+}

@@ -1,0 +1,846 @@
+"""Warm-ups and decays against closed forms, plain loops and schedulers; what is logged is what is applied."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+import lightning_optim
+from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, second_moment
+from lightning_optim.callbacks import IterateAveraging, LookaheadSync, WarmupFreeSchedule
+from lightning_optim.cli import main
+from lightning_optim.warmup import WARMUPS
+from tests.callbacks.toys import BATCHES, Make, Run, Toy, batches, samples, trainer, vector
+from tests.ranks import run_ranks
+from tests.test_cpu_fsdp import build
+
+ROUNDING = 1e-13  # of sums in another order, in float64
+LR = 0.05
+
+
+def adan(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return lightning_optim.Adan(params, lr=LR, betas=(0.9, 0.8, 0.7))
+
+
+def adamw(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.7))
+
+
+def rmsprop(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(params, lr=LR, alpha=0.7)
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=LR, momentum=0.9)
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def warm(rule: str, t: int, b: float) -> float:
+    """The factor of step t = 1, 2, ..., written from the papers' formulas."""
+    if rule == "none":
+        return 1.0
+    if rule == "linear":
+        return min(1.0, 0.5 * (1 - b) * t)
+    if rule == "exponential":
+        return float(1 - np.exp(-(1 - b) * t))
+
+    def rho(s: int) -> float:
+        return 2 / (1 - b) - 1 - 2 * s * b**s / (1 - b**s)
+
+    first = next(s for s in range(1, 100) if rho(s) > 4)
+    x, top = rho(t + first - 1), 2 / (1 - b) - 1
+    return math.sqrt((x - 4) * (x - 2) * top / ((top - 4) * (top - 2) * x))
+
+
+def fall(decay: str, t: int, total: int, e: float = 0.0) -> float:
+    """The factor after t steps."""
+    u = t / total
+    return {
+        "constant": 1.0,
+        "cosine": e + (1 - e) * 0.5 * (1 + math.cos(math.pi * u)),
+        "linear": 1 - (1 - e) * u,
+        "inverse_sqrt": max(e, math.sqrt(0.01 * total / (t + 0.01 * total))),
+        "flat_linear": 1.0 if u < 0.8 else 1 - (1 - e) * (u - 0.8) / 0.2,
+    }[decay]
+
+
+def rates(rule: str, decay: str, steps: int, total: int, b: float = 0.7, e: float = 0.0) -> list[float]:
+    return [LR * warm(rule, t + 1, b) * fall(decay, t, total, e) for t in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "beta2", "values"),
+    [  # computed elsewhere; RAdam's r_5, r_6, r_10, r_100 and r_1000 are the factors of steps 1, 2, 6, 96 and 996
+        ("rectified", 0.9, {1: 0.156110763275, 2: 0.255176806547, 6: 0.492688071040, 96: 0.999806454677, 996: 1.0}),
+        ("rectified", 0.98, {1: 0.076552705235, 2: 0.115523211636, 6: 0.219739578619, 96: 0.819672788369}),
+        ("rectified", 0.999, {1: 0.017311503166, 6: 0.048998013447, 96: 0.215335436538, 996: 0.645325652338}),
+        ("linear", 0.999, {1: 0.0005, 10: 0.005, 100: 0.05, 1000: 0.5, 2000: 1.0, 9999: 1.0}),
+        ("exponential", 0.999, {1: 0.000999500167, 10: 0.009950166251, 100: 0.095162581964, 1000: 0.632120558829}),
+    ],
+)
+def test_warmups_have_their_published_values(rule: str, beta2: float, values: dict[int, float]) -> None:
+    for t, value in values.items():
+        assert WARMUPS[rule](t, beta2) == pytest.approx(value, abs=1e-11)  # the values have 12 digits
+        assert warm(rule, t, beta2) == pytest.approx(value, abs=1e-11)
+
+
+def test_all_warmups_are_about_as_long() -> None:
+    """The steps that they cost are 1 / (1 - beta2) - 1/2 for both rules, and a few per cent more for RAdam."""
+    lost = {rule: sum(1 - WARMUPS[rule](t, 0.99) for t in range(1, 5000)) for rule in WARMUPS}
+    assert lost["linear"] == pytest.approx(99.5, abs=1e-9)
+    assert lost["exponential"] == pytest.approx(99.5, abs=0.01)
+    assert 1.0 < lost["rectified"] / 99.5 < 1.12
+
+
+# ---------------------------------------------------------------- what is applied
+
+
+class Applied(Callback):
+    """The learning rate of each group of each optimizer at the moment of each of its steps."""
+
+    def __init__(self) -> None:
+        self.rates: dict[int, list[list[float]]] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        found = self.rates.setdefault(trainer.optimizers.index(optimizer), [])
+        found.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    @property
+    def first(self) -> list[float]:
+        """Those of the first group of the first optimizer."""
+        return [found[0] for found in self.rates[0]]
+
+
+def plain_loop(make: Make, lrs: list[float]) -> Tensor:
+    """The weights after steps at these learning rates, in float64."""
+    seed_everything(0, verbose=False)
+    module = Toy(make).double()
+    optimizer = make(list(module.parameters()))
+    data = list(batches())
+    for step, lr in enumerate(lrs):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        torch.autograd.backward(module.loss([part.double() for part in data[step % BATCHES]]))
+        optimizer.step()
+    return vector(module)
+
+
+@pytest.mark.parametrize("make", [adan, adamw, rmsprop])
+@pytest.mark.parametrize(
+    ("rule", "decay", "final"),
+    [
+        ("linear", "constant", None),
+        ("exponential", "cosine", 0.1),
+        ("rectified", "linear", None),
+        ("linear", "flat_linear", 0.2),
+        ("none", "inverse_sqrt", None),
+    ],
+)
+def test_training_is_the_plain_loop_at_these_rates(make: Make, rule: Any, decay: Any, final: float | None) -> None:
+    applied = Applied()
+    run = Run(make, WarmupFreeSchedule(rule, decay, final), applied, precision="64-true")
+    expected = rates(rule, decay, 12, 12, e=final or 0.0)
+    assert applied.first == pytest.approx(expected, rel=1e-12)
+    assert (vector(run.module) - plain_loop(make, expected)).abs().max() <= ROUNDING
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == LR  # as it was
+
+
+def test_every_group_has_its_own_beta2() -> None:
+    def grouped(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups: list[Any] = [{"params": params[:2], "betas": (0.9, 0.7)}, {"params": params[2:], "betas": (0.9, 0.99)}]
+        return torch.optim.Adam(groups, lr=LR)
+
+    applied = Applied()
+    Run(grouped, WarmupFreeSchedule("exponential"), applied)
+    expected = [[LR * warm("exponential", t, b) for b in (0.7, 0.99)] for t in range(1, 13)]
+    assert applied.rates[0] == [pytest.approx(both, rel=1e-12) for both in expected]
+
+
+def test_options_of_the_decays() -> None:
+    for options, expected in (
+        ({"decay": "inverse_sqrt", "timescale": 3}, [math.sqrt(3 / (t + 3)) for t in range(12)]),
+        ({"decay": "inverse_sqrt", "timescale": 0.25}, [math.sqrt(3 / (t + 3)) for t in range(12)]),
+        ({"decay": "flat_linear", "decay_fraction": 0.5}, [1.0] * 6 + [1 - u / 6 for u in range(6)]),
+        ({"decay": "linear", "total_steps": 6}, [max(0.0, 1 - t / 6) for t in range(12)]),
+    ):
+        applied = Applied()
+        Run(sgd, WarmupFreeSchedule("none", **options), applied)  # type: ignore[arg-type]
+        assert applied.first == pytest.approx([LR * x for x in expected], abs=1e-15)
+
+
+@pytest.mark.parametrize("decay", ["inverse_sqrt", "flat_linear"])
+def test_the_optimizers_own_schedule_is_the_same_arithmetic(decay: Any) -> None:
+    class Scheduled(Toy):
+        def configure_optimizers(self) -> Any:
+            return OptimizerStrategy("adamw", lr=LR, no_decay=[], schedule=decay).configure(self)
+
+    applied, mine = Applied(), Applied()
+    Run(adamw, applied, module=Scheduled(adamw))
+    Run(adamw, WarmupFreeSchedule("none", decay), mine)
+    assert applied.first == mine.first == pytest.approx(rates("none", decay, 12, 12), rel=1e-12)
+
+
+def test_a_learning_rate_that_is_a_tensor_is_filled() -> None:
+    given = torch.tensor(LR, dtype=torch.float64)
+    applied = Applied()
+    run = Run(lambda p: torch.optim.Adam(p, lr=given, betas=(0.9, 0.7)), WarmupFreeSchedule("linear"), applied)
+    assert applied.first == pytest.approx(rates("linear", "constant", 12, 12), rel=1e-12)
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] is given
+    assert float(given) == LR
+
+
+# ---------------------------------------------------------------- how long training is
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 2}, 8),
+        ({"max_steps": 5, "max_epochs": None}, 5),
+        ({"accumulate_grad_batches": 2}, 6),
+        ({"accumulate_grad_batches": 3}, 6),  # an epoch ends with a step over one batch
+        ({"limit_train_batches": 3, "accumulate_grad_batches": 2}, 6),
+        ({"fast_dev_run": True}, 1),
+        ({"fast_dev_run": 3}, 3),
+    ],
+)
+def test_a_decay_ends_with_the_training(options: dict[str, Any], steps: int) -> None:
+    applied = Applied()
+    Run(adan, WarmupFreeSchedule("none", "linear"), applied, **options)
+    assert applied.first == pytest.approx([LR * (1 - t / steps) for t in range(steps)], rel=1e-12)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_accumulation_that_changes_between_epochs(first: bool) -> None:
+    changes, applied = GradientAccumulationScheduler({0: 1, 1: 4}), Applied()
+    both: list[Callback] = [WarmupFreeSchedule("none", "linear"), changes]
+    Run(adan, *(both if first else both[::-1]), applied)
+    assert applied.first == pytest.approx([LR * (1 - t / 6) for t in range(6)], rel=1e-12)  # 4 + 1 + 1
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(samples())
+
+
+@pytest.mark.parametrize(
+    ("options", "stream"),
+    [
+        ({"max_time": {"seconds": 60}, "max_epochs": None}, False),
+        ({"max_epochs": -1}, False),
+        ({"max_epochs": 2}, True),  # of epochs without a length
+    ],
+)
+def test_a_length_that_nobody_knows(options: dict[str, Any], stream: bool) -> None:
+    train: Any = DataLoader(Stream(), batch_size=8) if stream else None
+    module = Toy(adan)
+    for decay in ("linear", "cosine", "flat_linear", "inverse_sqrt"):
+        words = f"decay='{decay}' needs to know how long training is.*max_time is no number of steps.*total_steps"
+        with pytest.raises(OptionError, match=words):
+            Run(adan, WarmupFreeSchedule("linear", decay), train=train, module=module, **options)
+    assert module.losses == []
+    if stream:
+        scheduled = {"name": "adan", "schedule": "cosine"}
+
+        class Scheduled(Toy):
+            def configure_optimizers(self) -> Any:
+                return OptimizerStrategy.parse(scheduled).configure(self)
+
+        with pytest.raises(OptionError, match="schedule 'cosine' needs to know how long training is"):
+            Run(adan, module=Scheduled(adan), train=train, **options)
+    applied = Applied()
+    Run(adan, WarmupFreeSchedule("linear", "linear", total_steps=9), applied, train=train, max_steps=4)
+    assert applied.first == pytest.approx(rates("linear", "linear", 4, 9), rel=1e-12)
+    for needless in (WarmupFreeSchedule("linear"), WarmupFreeSchedule("none", "inverse_sqrt", timescale=5)):
+        Run(adan, needless, train=train, **{**options, "max_steps": 3})
+
+
+# ---------------------------------------------------------------- with a scheduler
+
+
+def stepped(make: Callable[[Any], Any], **config: Any) -> type[Toy]:
+    """A module that returns a scheduler."""
+
+    class Scheduled(Toy):
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("loss", 1.0)  # never better: a plateau
+
+        def configure_optimizers(self) -> Any:
+            optimizer = self.make(list(self.parameters()))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), **config}}
+
+    return Scheduled
+
+
+SCHEDULED = {
+    "lambda": stepped(lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t), interval="step"),
+    "step": stepped(lambda o: lr_scheduler.StepLR(o, 3, 0.5), interval="step"),
+    "epochs": stepped(lambda o: lr_scheduler.ExponentialLR(o, 0.5)),
+    "cosine": stepped(lambda o: lr_scheduler.CosineAnnealingLR(o, 12, eta_min=0.01), interval="step"),
+    "one cycle": stepped(lambda o: lr_scheduler.OneCycleLR(o, 0.2, 12), interval="step"),
+    "sequence": stepped(
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)], [4]
+        ),
+        interval="step",
+    ),
+    "chain": stepped(
+        lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(o, 5), lr_scheduler.ExponentialLR(o, 0.9)]),
+        interval="step",
+    ),
+    "plateau": stepped(lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0), monitor="loss"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize("make", [adan, adamw])
+def test_the_warmup_multiplies_what_a_scheduler_sets(name: str, make: Make) -> None:
+    """Whether it computes the next rate from the last one or from the first."""
+    alone, warmed = Applied(), Applied()
+    Run(make, alone, module=SCHEDULED[name](make))
+    run = Run(make, WarmupFreeSchedule("linear"), warmed, module=SCHEDULED[name](make))
+    assert len(set(alone.first)) > 1
+    assert warmed.first == [lr * warm("linear", t, 0.7) for t, lr in enumerate(alone.first, start=1)]
+    [config] = run.trainer.lr_scheduler_configs
+    assert type(config.scheduler).__module__ == "torch.optim.lr_scheduler"  # the class is its own again
+    assert type(config.scheduler) is getattr(lr_scheduler, type(config.scheduler).__name__)
+
+
+def test_two_decays_are_refused() -> None:
+    words = r"decay='cosine' meets a scheduler \(StepLR\).*leave the one or the other out. With decay='constant'"
+    module = SCHEDULED["step"](adan)
+    with pytest.raises(OptionError, match=words):
+        Run(adan, WarmupFreeSchedule("linear", "cosine"), module=module)
+    assert module.losses == []
+
+
+class Meddler(Callback):
+    """Sets a learning rate by itself."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == 2:
+            trainer.optimizers[0].param_groups[0]["lr"] = 0.5
+
+
+class Unfreezer(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("other", "steps"), [(Meddler, 2), (Unfreezer, 4), (lambda: StochasticWeightAveraging(0.1, 1), 4)]
+)
+def test_whoever_else_changes_learning_rates_is_refused(other: Callable[[], Callback], steps: int, first: bool) -> None:
+    both = [WarmupFreeSchedule("linear"), other()]
+    module = Toy(adamw)
+    words = r"learning rates of AdamW are \[.*WarmupFreeSchedule had set \[.*leave the one or the other out"
+    with pytest.raises(OptionError, match=words):
+        Run(adamw, *(both if first else both[::-1]), module=module)
+    assert len(module.losses) == steps
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_with_callbacks_that_change_weights(first: bool) -> None:
+    others: list[Callback] = [LookaheadSync(3), IterateAveraging("ema")]
+    warmup: list[Callback] = [WarmupFreeSchedule("linear", "cosine")]
+    applied = Applied()
+    run = Run(adan, *(warmup + others if first else others + warmup), applied, precision="64-true")
+    assert applied.first == pytest.approx(rates("linear", "cosine", 12, 12), rel=1e-12)
+
+    class Given(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["lr"] = rates("linear", "cosine", 12, 12)[trainer.global_step]
+
+    by_hand = Run(adan, Given(), LookaheadSync(3), IterateAveraging("ema"), precision="64-true")
+    assert (vector(run.module) - vector(by_hand.module)).abs().max() <= ROUNDING
+
+
+# ---------------------------------------------------------------- what is logged
+
+
+def logged(folder: Path) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def stored(values: list[float]) -> dict[int, float]:
+    """What TensorBoard keeps of numbers, one for each step."""
+    return {step: float(np.float32(value)) for step, value in enumerate(values)}
+
+
+@pytest.mark.parametrize("module", [None, "step"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_logged_is_applied(first: bool, accumulate: int, module: str | None, tmp_path: Path) -> None:
+    both: list[Callback] = [WarmupFreeSchedule("linear"), LearningRateMonitor()]
+    applied = Applied()
+    Run(
+        adan,
+        *(both if first else both[::-1]),
+        applied,
+        module=None if module is None else SCHEDULED[module](adan),
+        logger=TensorBoardLogger(str(tmp_path), name="", version=""),
+        log_every_n_steps=1,
+        accumulate_grad_batches=accumulate,
+    )
+    steps = 12 // accumulate
+    expected = stored(applied.first)
+    found = logged(tmp_path)
+    assert len(set(applied.first)) > 2
+    assert found["lr-Adan"] == found["warmup_free_schedule/lr"] == expected
+    factors = [warm("linear", t, 0.7) for t in range(1, steps + 1)]
+    assert found["warmup_free_schedule/factor"] == stored(factors)
+
+
+def test_what_is_logged_of_groups_and_how_often(tmp_path: Path) -> None:
+    def grouped(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups: list[Any] = [{"params": params[:2], "name": "body"}, {"params": params[2:], "lr": 0.1}]
+        return torch.optim.Adam(groups, lr=LR, betas=(0.9, 0.7))
+
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    Run(grouped, WarmupFreeSchedule("linear"), logger=logger, log_every_n_steps=4)
+    found = logged(tmp_path)
+    for tag, lr in (("lr/body", LR), ("lr/1", 0.1), ("factor/body", 1.0), ("factor/1", 1.0)):
+        expected = {t: pytest.approx(lr * warm("linear", t + 1, 0.7), rel=1e-6) for t in (3, 7, 11)}
+        assert found[f"warmup_free_schedule/{tag}"] == expected
+
+
+# ---------------------------------------------------------------- real updates
+
+
+class Faulty(Toy):
+    """Has batches without a loss, and gradients that overflow."""
+
+    def __init__(self, make: Make, without: tuple[int, ...] = (), infinite: tuple[int, ...] = ()) -> None:
+        super().__init__(make)
+        self.without, self.infinite = without, infinite
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        step = len(self.losses)
+        loss = super().training_step(batch, index)
+        if step in self.without:
+            return None
+        return loss * math.inf if step in self.infinite else loss
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("make", [adan, adamw])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_only_real_updates_count(make: Make, scheduled: bool) -> None:
+    class Both(Faulty):
+        def configure_optimizers(self) -> Any:
+            optimizer = self.make(list(self.parameters()))
+            if not scheduled:
+                return optimizer
+            return [optimizer], [{"scheduler": lr_scheduler.StepLR(optimizer, 1, 0.5), "interval": "step"}]
+
+    applied = Applied()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=100)
+    module = Both(make, without=(1, 6), infinite=(3, 4))
+    run = Run(
+        make,
+        WarmupFreeSchedule("linear", "constant"),
+        applied,
+        module=module,
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+    )
+    assert run.trainer.global_step == 12
+    assert scaler.get_scale() == 0.5  # halved twice: two steps were skipped
+    updates = [0, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 7]  # before each batch
+    by_scheduler = [0.5**t if scheduled else 1.0 for t in range(12)]  # Lightning lets that count every batch
+    expected = [LR * s * warm("linear", t + 1, 0.7) for s, t in zip(by_scheduler, updates, strict=True)]
+    assert applied.first == expected
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_batches_without_a_loss_do_not_count_in_single_precision() -> None:
+    applied = Applied()
+    Run(adan, WarmupFreeSchedule("linear"), applied, module=Faulty(adan, without=(0, 1, 5)))
+    updates = [0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 8]
+    assert applied.first == pytest.approx([LR * warm("linear", t + 1, 0.7) for t in updates], rel=1e-12)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+class Rest:
+    """A loader that goes on where a run of some steps left it."""
+
+    def __init__(self, done: int) -> None:
+        self.done, self.skip = done, 0
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self) -> Any:
+        found, self.skip = list(batches())[self.skip :], 0
+        return iter(found)
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skip = self.done % BATCHES
+
+
+@pytest.mark.parametrize("step", [4, 5])  # the end of an epoch, and the middle of one
+@pytest.mark.parametrize("name", [None, "step", "cosine"])
+@pytest.mark.parametrize("make", [adan, adamw])
+def test_a_resumed_run_is_the_same_run(make: Make, name: str | None, step: int, tmp_path: Path) -> None:
+    def run(folder: Path, ckpt_path: Path | None = None) -> tuple[Run, Applied]:
+        applied = Applied()
+        saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=step, save_top_k=-1)
+        module = Toy(make) if name is None else SCHEDULED[name](make)
+        schedule = WarmupFreeSchedule("rectified", "flat_linear" if name is None else "constant")
+        train: Any = Rest(step)
+        return Run(make, schedule, applied, saving, module=module, train=train, ckpt_path=ckpt_path), applied
+
+    whole, before = run(tmp_path)
+    path = tmp_path / f"step={step}.ckpt"
+    rest, after = run(tmp_path / "again", path)
+    assert after.first == before.first[step:]
+    assert [w.tolist() for w in rest.walk.weights[-7:]] == [w.tolist() for w in whole.walk.weights[-7:]]
+    saved = torch.load(path, weights_only=True)
+    assert saved["callbacks"]["WarmupFreeSchedule"] == {"steps": [step]}
+    if name is None:
+        assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == LR  # without the factor
+
+
+@pytest.mark.parametrize("make", [adan, adamw, sgd])
+def test_a_run_that_it_joins_and_one_that_it_leaves(make: Make, tmp_path: Path) -> None:
+    """A run begun without it decays from where it is, and a run that goes on without it has the plain rate."""
+    Run(make, ModelCheckpoint(tmp_path, "{step}"), max_epochs=1)
+    applied = Applied()
+    both = [WarmupFreeSchedule("none", "linear"), ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)]
+    Run(make, *both, applied, max_epochs=2, ckpt_path=tmp_path / "step=4.ckpt")
+    assert applied.first == pytest.approx([LR * (1 - t / 8) for t in range(4, 8)], rel=1e-12)
+    left = Applied()
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint need to be provided"):
+        Run(make, left, max_epochs=3, ckpt_path=tmp_path / "step=8.ckpt")
+    assert left.first == [LR] * 4
+
+
+def test_a_state_dict_taken_during_the_fit_loads_there() -> None:
+    class Reloading(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            [optimizer] = trainer.optimizers
+            state = optimizer.state_dict()
+            assert state["param_groups"][0]["lr"] == LR
+            optimizer.load_state_dict(state)
+
+    for make in (adan, adamw):
+        applied = Applied()
+        Run(make, WarmupFreeSchedule("linear"), Reloading(), applied)
+        assert applied.first == pytest.approx(rates("linear", "constant", 12, 12), rel=1e-12)
+
+
+def test_a_second_fit_begins_anew() -> None:
+    schedule, firsts = WarmupFreeSchedule("linear", "cosine"), []
+    for _ in range(2):
+        applied = Applied()
+        Run(adan, schedule, applied)
+        firsts.append(applied.first)
+    assert firsts[0] == firsts[1]
+
+
+def test_an_error_leaves_the_optimizer_as_it_was() -> None:
+    class Failing(Toy):
+        def training_step(self, batch: Any, index: int) -> Any:
+            if index == 2:
+                raise RuntimeError("stop here")
+            return super().training_step(batch, index)
+
+    module = Failing(adamw)
+    found = trainer(WarmupFreeSchedule("linear"))
+    with pytest.raises(RuntimeError, match="stop here"):
+        found.fit(module, batches(), batches())
+    [optimizer] = found.optimizers
+    assert optimizer.param_groups[0]["lr"] == LR
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == LR
+
+
+# ---------------------------------------------------------------- manual optimization
+
+
+class Manual(Toy):
+    """Two optimizers; the first steps twice in every batch, the second in every other one, with a scheduler."""
+
+    def __init__(self) -> None:
+        super().__init__(adan)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        first, second = self.optimizers()  # type: ignore[attr-defined]
+        for optimizer in [first, first, second] if index % 2 == 0 else [first, first]:
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+            if optimizer is second:
+                self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> Any:
+        first = lightning_optim.Adan(self.net[0].parameters(), lr=LR, betas=(0.9, 0.8, 0.7))  # type: ignore[index]
+        second = torch.optim.Adam(self.net[2].parameters(), lr=LR, betas=(0.9, 0.9))  # type: ignore[index]
+        return [first, second], [lr_scheduler.ExponentialLR(second, 0.5)]
+
+
+def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
+    applied = Applied()
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    Run(adan, WarmupFreeSchedule("linear"), applied, module=Manual(), logger=logger, log_every_n_steps=1)
+    assert [x for [x] in applied.rates[0]] == pytest.approx([LR * warm("linear", t, 0.7) for t in range(1, 25)])
+    second = [LR * 0.5 ** (t - 1) * warm("linear", t, 0.9) for t in range(1, 7)]
+    assert [x for [x] in applied.rates[1]] == pytest.approx(second, rel=1e-12)
+    found = logged(tmp_path)
+    assert found["warmup_free_schedule/lr/0"] == {t: np.float32(applied.rates[0][2 * t][0]) for t in range(12)}
+    assert found["warmup_free_schedule/factor/1"][11] == np.float32(warm("linear", 7, 0.9))
+
+
+def test_manual_optimization_needs_a_length() -> None:
+    class Simple(Toy):
+        def __init__(self) -> None:
+            super().__init__(adan)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    words = "in manual optimization the Trainer does not know how many steps.*Set total_steps"
+    with pytest.raises(OptionError, match=words):
+        Run(adan, WarmupFreeSchedule("none", "linear"), module=Simple())
+    applied = Applied()
+    Run(adan, WarmupFreeSchedule("none", "linear", total_steps=12), applied, module=Simple())
+    assert applied.first == pytest.approx(rates("none", "linear", 12, 12), rel=1e-12)
+
+
+# ---------------------------------------------------------------- whose beta2, and what is refused
+
+
+@pytest.mark.parametrize(
+    ("spec", "beta2"),
+    [
+        ({"name": "adam", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "adamw", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "adamax", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "adan", "betas": (0.8, 0.85, 0.95)}, 0.95),
+        ({"name": "adapnm", "betas": (0.8, 0.95, 1.0)}, 0.95),
+        ({"name": "adabelief", "betas": (0.8, 0.95), "rectify": False}, 0.95),
+        ({"name": "acprop", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "diffgrad", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "padam", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "lamb", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "generalized_signsgd", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "rmsprop", "alpha": 0.95}, 0.95),
+        ({"name": "scalar_rmsprop", "alpha": 0.95}, 0.95),
+        ({"name": "moment_estimation_sgd", "beta": 0.95}, 0.95),
+        *((name, None) for name in ("sgdw", "pnm", "lion", "lars", "koala_v", "koala_m", "adafactor")),
+    ],
+)
+def test_the_second_moment_of_our_optimizers(spec: Any, beta2: float | None) -> None:
+    optimizer = create_optimizer(spec, [nn.Parameter(torch.ones(2))])
+    assert second_moment.decay(optimizer, optimizer.param_groups[0]) == beta2
+    if beta2 is None:
+        words = f"warmup='linear' follows the decay of the second moment, and {type(optimizer).__name__} has none"
+        module = Toy(lambda params: create_optimizer(spec, params))
+        with pytest.raises(OptionError, match=words):
+            Run(adan, WarmupFreeSchedule("linear"), module=module)
+        assert module.losses == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "beta2"),
+    [
+        *((cls, {"betas": (0.8, 0.95)}, 0.95) for cls in (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax)),
+        *((cls, {"betas": (0.8, 0.95)}, 0.95) for cls in (torch.optim.NAdam, torch.optim.RAdam)),
+        (torch.optim.RMSprop, {"alpha": 0.95}, 0.95),
+        (torch.optim.Adadelta, {"rho": 0.95}, 0.95),
+        (torch.optim.ASGD, {}, None),  # its alpha is a power
+        (torch.optim.SGD, {"lr": 0.1}, None),
+        (torch.optim.Adagrad, {}, None),
+        (torch.optim.Rprop, {}, None),
+    ],
+)
+def test_the_second_moment_of_torchs_optimizers(cls: Any, options: dict[str, Any], beta2: float | None) -> None:
+    optimizer = cls([nn.Parameter(torch.ones(2))], **options)
+    assert second_moment.decay(optimizer, optimizer.param_groups[0]) == beta2
+
+
+def test_three_betas_of_an_unknown_class_are_not_guessed_at() -> None:
+    class Mine(torch.optim.SGD):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, lr=LR)
+            for group in self.param_groups:
+                group["betas"] = (0.9, 0.8, 0.7)
+
+    with pytest.raises(OptionError, match=r"Mine has none that is known. Set warmup='none', or say beta2=..."):
+        Run(Mine, WarmupFreeSchedule("linear"))
+    applied = Applied()
+    Run(Mine, WarmupFreeSchedule("linear", beta2=0.7), applied)
+    assert applied.first == pytest.approx(rates("linear", "constant", 12, 12), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("spec", "warmup", "words"),
+    [
+        ("radam", "linear", "RAdam rectifies its steps itself.*Set warmup='none'"),
+        ("adabelief", "rectified", "AdaBelief rectifies its steps itself"),
+        ({"name": "adam", "amsgrad": True}, "rectified", "Adam divides by a maximum. Set warmup='linear' or 'exp"),
+        ("adapnm", "rectified", "AdaPNM divides by a maximum"),
+        ("adamax", "rectified", "AdaMax divides by a maximum"),
+        ({"name": "adam", "betas": (0.5, 0.5)}, "rectified", "needs a beta2 above 0.6, and Adam has 0.5"),
+    ],
+)
+def test_warmups_that_do_not_fit_the_optimizer(spec: Any, warmup: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Run(lambda params: create_optimizer(spec, params), WarmupFreeSchedule(warmup))
+    Run(lambda params: create_optimizer(spec, params), WarmupFreeSchedule("none", "linear"), fast_dev_run=True)
+
+
+def test_an_optimizer_without_a_learning_rate() -> None:
+    def own_steps(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return create_optimizer({"name": "adafactor", "mode": "paper", "warmup_init": True}, params)
+
+    def nothing(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = sgd(params)
+        optimizer.param_groups[0]["lr"] = None
+        return optimizer
+
+    for make, words in (
+        (own_steps, r"Adafactor .*group 0 \(lr=0.01, warmup_init=True"),
+        (nothing, r"SGD .*group 0 \(lr=None"),
+    ):
+        module = Toy(make)
+        with pytest.raises(OptionError, match=words):
+            Run(make, WarmupFreeSchedule("none", "linear"), module=module)
+        assert module.losses == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"warmup": "rectify"}, "warmup='rectify' must be one of linear, exponential, rectified, none"),
+        ({"decay": "exp"}, "decay='exp' must be one of constant, linear, cosine, inverse_sqrt, flat_linear"),
+        ({"warmup": "none"}, "warmup='none' with decay='constant' does nothing"),
+        ({"decay": "linear", "final": -0.1}, "final=-0.1 must be at least 0"),
+        ({"final": 0.1}, "final=0.1 does nothing with decay='constant'"),
+        ({"decay": "cosine", "decay_fraction": 0.2}, "decay_fraction=0.2 does nothing with decay='cosine'"),
+        ({"decay": "flat_linear", "decay_fraction": 0.0}, r"decay_fraction=0.0 must be in \(0, 1\]"),
+        ({"decay": "linear", "timescale": 5}, "timescale=5 does nothing with decay='linear'"),
+        ({"decay": "inverse_sqrt", "timescale": 2.5}, "timescale=2.5 must be a number of steps, or a fraction"),
+        ({"beta2": 1.0}, r"beta2=1.0 must be in \[0, 1\)"),
+        ({"warmup": "none", "decay": "linear", "beta2": 0.9}, "beta2=0.9 does nothing with warmup='none'"),
+        ({"total_steps": 5}, "total_steps=5 does nothing with decay='constant', which needs no length"),
+        ({"decay": "linear", "total_steps": 0}, "total_steps=0 must be an integer of at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=f"WarmupFreeSchedule: {words}"):
+        WarmupFreeSchedule(**options)
+
+
+# ---------------------------------------------------------------- config and ranks
+
+
+def test_from_a_config(tmp_path: Path) -> None:
+    callback = {"warmup": "none", "decay": "inverse_sqrt", "timescale": 3, "final": 0.1}
+    paths = {
+        "lightning_optim.callbacks.WarmupFreeSchedule": callback,
+        "tests.callbacks.test_warmup_free_schedule.Note": {},
+    }
+    config = {
+        "model": {"class_path": "tests.test_strategy.Configured"},
+        "data": {"class_path": "tests.test_cli.Data"},
+        "trainer": {
+            **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False},
+            **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(tmp_path)},
+            "callbacks": [{"class_path": path, "init_args": options} for path, options in paths.items()],
+        },
+    }
+    (tmp_path / "in.yaml").write_text(yaml.safe_dump(config))
+    Note.kept.clear()
+    main(["fit", "--config", str(tmp_path / "in.yaml")])
+    assert Note.kept == pytest.approx([1e-3 * math.sqrt(3 / (t + 3)) for t in range(4)], rel=1e-12)
+
+
+class Note(Callback):
+    kept: list[float] = []  # noqa: RUF012
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.kept.append(optimizer.param_groups[0]["lr"])
+
+
+def on_ranks(kind: str) -> tuple[list[float], list[float]]:
+    ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    sampler: Any = DistributedSampler(samples(), ranks, rank, shuffle=False)
+    loader: DataLoader[Any] = DataLoader(samples(), batch_size=4, sampler=sampler)
+    applied = Applied()
+    run = Run(adan, WarmupFreeSchedule("linear", "cosine"), applied, train=loader, strategy=kind, devices=ranks)
+    return applied.first, vector(run.module).tolist()
+
+
+def test_two_ranks() -> None:
+    (first, ones), (second, others) = run_ranks(on_ranks, "ddp")
+    assert first == second == pytest.approx(rates("linear", "cosine", 12, 12), rel=1e-12)
+    assert ones == others
+
+
+def sharded_data() -> TensorDataset:
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(x, x[:, :1])
+
+
+def sharded(kind: Any, folder: str, steps: int, ckpt_path: str | None = None) -> tuple[list[float], list[float]]:
+    module, strategy = build(kind)
+    module.configure_optimizers = lambda: adan(list(module.parameters()))  # type: ignore[method-assign]
+    applied = Applied()
+    fit = trainer(
+        WarmupFreeSchedule("linear", "linear", total_steps=8),
+        applied,
+        devices=int(os.environ["WORLD_SIZE"]),
+        strategy=strategy,
+        max_epochs=steps // 4,
+    )
+    fit.fit(module, DataLoader(sharded_data(), batch_size=8), ckpt_path=ckpt_path)
+    fit.save_checkpoint(f"{folder}/{steps}.ckpt")
+    return applied.first, module.losses
+
+
+@pytest.mark.parametrize("kind", ["fsdp1 full", "fsdp2 full"])
+def test_sharded_and_resumed(kind: str, tmp_path: Path) -> None:
+    """A strategy that steps once at rate 0 to have some state, and one with flat parameters."""
+    folder = str(tmp_path)
+    whole, losses = run_ranks(sharded, kind, folder, 8)[0]
+    assert whole == pytest.approx(rates("linear", "linear", 8, 8), rel=1e-12)
+    run_ranks(sharded, kind, folder, 4)
+    rest, after = run_ranks(sharded, kind, folder, 8, f"{folder}/4.ckpt")[0]
+    assert rest == whole[4:]
+    assert after == losses[4:]

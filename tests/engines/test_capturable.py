@@ -1,0 +1,204 @@
+"""A step that is captured and replayed goes on like steps that are taken.
+
+A CUDA graph repeats what reached the device, and nothing of what the host did. `Tape` does the same on a CPU: it keeps
+the calls of torch and the launches of a step, refuses any look at a value, and repeats them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_optim import SGDW, AdamW
+from lightning_optim.engines import triton as engine
+from lightning_optim.errors import OptionError
+from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.stages import Average
+from tests.engines.test_triton import CODED, differences
+from tests.problems import NAMES, build, make_params
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("torch_functions")
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is for machines without GPU"
+)
+
+REFUSED = ("adafactor", "koala_m", "koala_v", "moment_estimation_sgd", "scalar_rmsprop")
+SHAPES = ((64, 70), (7,), (0,))
+
+
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What a step did, to be repeated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Any] = []
+        self.launching = False
+        self.launch = engine.launch
+        monkeypatch.setattr(engine, "launch", self._launched)
+        for word in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__"):
+            monkeypatch.setattr(Tensor, word, self._refused(word, getattr(Tensor, word)))
+        self.recording = False
+
+    def _refused(self, word: str, usual: Any) -> Any:
+        def look(tensor: Tensor, *args: Any) -> Any:
+            assert self.launching or not self.recording, f"the host looks at a value, by {word}"
+            return usual(tensor, *args)
+
+        return look
+
+    def _launched(self, function: Any, count: int, *args: Any, **options: Any) -> None:
+        if self.recording:
+            self.calls.append(lambda: self.launch(function, count, *args, **options))
+        self.launching = True
+        self.launch(function, count, *args, **options)
+        self.launching = False
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        self.recording = True
+        with self:
+            yield
+        self.recording = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.launching:
+            self.calls.append(lambda: _repeat(func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for call in self.calls:
+            call()
+
+
+def _repeat(func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Call again, and put what comes where the first result was."""
+    again = func(*args, **kwargs)
+    for old, new in zip(_tensors(result), _tensors(again), strict=True):
+        if old.data_ptr() != new.data_ptr():
+            old.copy_(new)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    found = list(result) if isinstance(result, list | tuple) else [result]
+    return [x for x in found if isinstance(x, Tensor)]
+
+
+def give(params: list[Tensor], step: int) -> None:
+    """Gradients where those of the step before were."""
+    generator = torch.Generator().manual_seed(step)
+    for p in params:
+        grad = torch.randn(p.shape, generator=generator) * (1 + step % 3)
+        p.grad = grad if p.grad is None else p.grad.copy_(grad)
+
+
+def rate(step: int) -> float:
+    return 0.01 * (1 + step % 4)
+
+
+def expected(name: str, steps: int, **options: Any) -> list[Any]:
+    params = make_params(SHAPES, torch.float32)
+    optimizer = build(name, params, engine="triton", weight_decay=0.1, **options)
+    for step in range(steps):
+        give(params, step)
+        optimizer.param_groups[0]["lr"] = rate(step)
+        optimizer.step()
+    return [optimizer, params]
+
+
+def replayed(name: str, steps: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
+    """Two steps as usual, one that is recorded, and the rest from the record."""
+    params = make_params(SHAPES, torch.float32)
+    optimizer = build(name, params, engine="triton", weight_decay=0.1, capturable=True, **options)
+    lr = optimizer.param_groups[0]["lr"] = torch.tensor(0.0, dtype=torch.float64)
+    tape = Tape(monkeypatch)
+    for step in range(steps):
+        give(params, step)
+        lr.fill_(rate(step))
+        if step == 2:
+            with tape.record():
+                optimizer.step()
+        elif step > 2:
+            tape.replay()
+        else:
+            optimizer.step()
+    return [optimizer, params]
+
+
+@interpreted
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED])
+def test_a_replayed_step_goes_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, through the sixth step, where RAdam begins to rectify, and with another learning rate each time."""
+    assert differences(*expected(name, 9), *replayed(name, 9, monkeypatch)) == []
+
+
+@interpreted
+@pytest.mark.parametrize("name", [name for name in CODED if name not in REFUSED][::3])
+@pytest.mark.parametrize("state_format", ["log", "dynamic"])
+def test_codes_are_drawn_anew(name: str, state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"state_bits": 8, "state_format": state_format}
+    assert differences(*expected(name, 5, **options), *replayed(name, 5, monkeypatch, **options)) == []
+
+
+@interpreted
+def test_counters_live_on_the_device_and_are_saved() -> None:
+    optimizer, params = expected("adamw", 2, capturable=True)
+    steps = [optimizer.state[p]["step"] for p in params]
+    assert all(step.device == p.device and step == 2 for step, p in zip(steps, params, strict=True))
+    twin = build("adamw", make_params(SHAPES, torch.float32), capturable=True)
+    twin.load_state_dict(optimizer.state_dict())
+    assert all(state["step"] == 2 for state in twin.state.values())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_needs_the_host_is_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="capturable=True cannot be served, for "):
+        OPTIMIZERS[name](make_params(), capturable=True)
+
+
+def test_stages_are_counted_on_the_host() -> None:
+    optimizer = SGDW(make_params(), capturable=True)
+    with pytest.raises(OptionError, match="do not go together"):
+        optimizer.append(Average())
+    assert not optimizer.stages
+
+
+def test_a_cpu_has_no_graphs() -> None:
+    params = make_params(((3,),), torch.float32)
+    optimizer = AdamW(params, capturable=True, engine="blocked")
+    params[0].grad = torch.ones(3)
+    with pytest.raises(OptionError, match="capturable=True needs the engine triton, and blocked runs here"):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler, on `loss`
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_training_step_calls_it(whole: bool) -> None:
+    """Forward and backward are traced by the compiler, the step is not; nothing is compiled anew for it."""
+
+    def train(optimizer: Optimizer, layer: Any, x: Tensor) -> Any:
+        optimizer.zero_grad()
+        loss = layer(x).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses: list[list[float]] = []
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        model = torch.compile(layer, backend="eager") if compile_it and not whole else layer
+        optimizer = AdamW(layer.parameters(), lr=0.1)
+        step = torch.compile(train, backend="eager") if compile_it and whole else train
+        losses.append([float(step(optimizer, model, x).detach()) for _ in range(4)])
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]

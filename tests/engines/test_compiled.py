@@ -1,0 +1,250 @@
+"""The compiled engine ends where the reference does, for every optimizer, type and storage."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_optim import engines
+from lightning_optim.distributed import Placement
+from lightning_optim.engines import compiled
+from lightning_optim.engines.job import Job, Row, Rows, Step
+from lightning_optim.errors import OptionError
+from lightning_optim.math import FUNCTIONS, Function, exp
+from lightning_optim.stages import Average, Lookahead
+from lightning_optim.storage import Coded
+from lightning_optim.trace import trace
+from tests.engines.test_triton import CODED, SERVED, SHAPES, differences, make, run
+from tests.problems import build, make_params
+
+needs_compiler = pytest.mark.skipif(bool(compiled.without_compiler()), reason="no C++ compiler")
+# Their exponentials and powers are our own: a few units in the last place from torch's.
+CLOSE = ("diffgrad", "padam")
+
+
+@pytest.fixture
+def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch round roots correctly, as processors do; its own are often a unit in the last place off.
+
+    A root in float64 rounded to float32 is the correct one. With that, everything else must agree bit for bit.
+    """
+    root = torch.sqrt
+
+    def exact(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        found = root(x.double()).to(x.dtype)
+        return found if out is None else out.copy_(found)
+
+    monkeypatch.setitem(FUNCTIONS, "sqrt", Function(exact, math.sqrt))
+    monkeypatch.setattr(torch.Tensor, "sqrt", exact)
+
+
+def ends(name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, steps: int = 3, **options: Any) -> list[Any]:
+    """Optimizer and parameters after a run by the reference, and by the compiled engine."""
+    found: list[Any] = []
+    for engine in ("reference", "compiled"):
+        params = make(shapes, dtype, turned=True)
+        optimizer = build(name, params, weight_decay=0.1, engine=engine, **options)
+        run(optimizer, params, steps)
+        found += [optimizer, params]
+    return found
+
+
+def assert_near(tolerance: float, one: Any, params: Sequence[Tensor], other: Any, others: Sequence[Tensor]) -> None:
+    """Parameters and slots that are tensors agree to a share of their largest value."""
+    for p, q in zip(params, others, strict=True):
+        pairs = [(p, q), *((x, other.state[q][name]) for name, x in one.state[p].items())]
+        for x, y in [(x, y) for x, y in pairs if isinstance(x, Tensor) and x.numel()]:
+            torch.testing.assert_close(y, x, rtol=0, atol=tolerance * max(float(x.detach().abs().max()), 1e-30))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("exact_roots")
+@pytest.mark.parametrize("name", [name for name in SERVED if name not in CLOSE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
+    """Bit for bit, for tensors of all sizes, one of them not contiguous."""
+    assert differences(*ends(name, SHAPES, dtype)) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", SERVED)
+def test_is_near_the_reference_in_float64(name: str) -> None:
+    assert_near(1e-14, *ends(name, SHAPES, torch.float64))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CLOSE)
+def test_own_functions_are_near(name: str) -> None:
+    """Eight units in the last place of float32."""
+    assert_near(8 * 2.0**-24, *ends(name, SHAPES, torch.float32))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("exact_roots")
+@pytest.mark.parametrize("name", [name for name in CODED if name not in CLOSE])
+@pytest.mark.parametrize("state_format", ["log", "dynamic"])
+def test_codes_equal_the_reference(name: str, state_format: str) -> None:
+    """Codes, headers and parameters, bit for bit; later steps read what earlier ones wrote."""
+    found = ends(name, SHAPES, torch.float32, state_bits=8, state_format=state_format)
+    assert any(isinstance(value, Coded) for state in found[2].state.values() for value in state.values())
+    assert differences(*found) == []
+
+
+@needs_compiler
+@pytest.mark.usefixtures("exact_roots")
+def test_codes_of_extreme_blocks_equal_the_reference() -> None:
+    """All zero, one value, zeros among values, values far apart, infinite and missing gradients."""
+    lines = torch.randn(17, 256, generator=torch.Generator().manual_seed(3))
+    lines[0], lines[1], lines[2, ::3], lines[3] = 0.0, 0.25, 0.0, lines[3].abs()
+    lines[4], lines[5], lines[6, 7] = lines[4] * 1e-12, lines[5] * 1e6, 1e9
+    lines[8] = lines[8] * 10.0 ** torch.linspace(-18, 6, 256)
+    lines[9, 3], lines[10, 5] = float("nan"), float("inf")
+    for state_format in ("log", "dynamic"):
+        found: list[Any] = []
+        for engine in ("reference", "compiled"):
+            params = [torch.nn.Parameter(torch.zeros(17, 256))]
+            optimizer = build("adamw", params, state_bits=8, state_format=state_format, engine=engine)
+            for scale in (1.0, -0.5):
+                params[0].grad = lines * scale
+                optimizer.step()
+            params[0].data.nan_to_num_()
+            found += [optimizer, params]
+        assert differences(*found) == []
+
+
+@needs_compiler
+def test_functions_are_those_of_float64() -> None:
+    """The exponential to 3, the power to 8 units in the last place, over their whole range."""
+    x = torch.linspace(-110, 95, 20001)
+    a = torch.cat([torch.logspace(-44, 38, 20001), torch.tensor([0.0, 1.0, torch.inf, torch.nan, -1.0])])
+    found = {}
+    for word, values, formula in (
+        ("exp", x, lambda p, g, s, h: exp(p)),
+        ("power", a, lambda p, g, s, h: p**h.b),
+    ):
+        for b in (0.25, -0.7, 3.0, 1.0, 0.5) if word == "power" else (0.0,):
+            h = {"b": b}
+            found[word, b] = _apply(trace(formula, h), h, values), values.double() ** b if b else values.double().exp()
+    for (word, b), (mine, right) in found.items():
+        right = right.float()
+        usual = torch.isfinite(right) & (right.abs() > 1.2e-38)
+        error = ((mine.double() - right.double()).abs() / right.double().abs())[usual].max()
+        assert error < (3 if word == "exp" else 8) * 2.0**-23, (word, b, float(error))
+        odd = ~torch.isfinite(right)
+        assert torch.equal(mine[odd].isnan(), right[odd].isnan())
+        assert torch.equal(mine[odd].nan_to_num(7), right[odd].nan_to_num(7))
+        assert (mine[right == 0] < 1.2e-38).all()
+
+
+def _apply(program: Any, h: dict[str, float], values: Tensor) -> Tensor:
+    row = Row(values.clone(), None, {}, values.numel())
+    compiled.run(Step([Job(program, h, rows=Rows([row]))], {}, Placement()))
+    return row.param
+
+
+@needs_compiler
+def test_threads_change_nothing() -> None:
+    """Neither elements nor sums: blocks are added up in one order."""
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            params = make(((700, 501), (11,)), torch.float32)
+            optimizer = build("lamb", params, engine="compiled", max_grad_norm=0.5, state_bits=8)
+            run(optimizer, params, 3)
+            results.append(params)
+    finally:
+        torch.set_num_threads(threads)
+    for params in results[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(results[0], params, strict=True))
+
+
+@needs_compiler
+def test_stages_run_in_the_same_pass() -> None:
+    found: list[Any] = []
+    for engine in ("blocked", "compiled"):
+        params = make(SHAPES, torch.float32)
+        optimizer = build("sgdw", params, engine=engine)
+        optimizer.append(Average("ema", 0.9))
+        optimizer.append(Lookahead(2, 0.5))
+        run(optimizer, params, 5)
+        found += [optimizer, params]
+    assert differences(*found) == []
+
+
+@needs_compiler
+def test_nothing_is_compiled_for_floats_shapes_or_numbers_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    build_one = compiled.compiled
+
+    def noted(text: str) -> Any:
+        made.append(text)
+        return build_one(text)
+
+    monkeypatch.setattr(compiled, "compiled", noted)
+    for shapes, options in ((SHAPES, {}), (((3, 3),), {"lr": 0.5}), (((64, 64), (9,)), {"betas": (0.5, 0.6)})):
+        params = make(shapes, torch.float32)
+        optimizer = build("adamw", params, engine="compiled", weight_decay=0.1, **options)
+        run(optimizer, params, 2)
+        optimizer.param_groups[0]["lr"] = 0.123
+        run(optimizer, params, 1)
+    assert len(set(made)) == 1
+
+
+@needs_compiler
+def test_kernels_are_kept_between_processes(tmp_path: Path) -> None:
+    """A second process compiles nothing, and no half-written file is ever there."""
+    text = (
+        "import torch, lightning_optim as lo; p = torch.nn.Parameter(torch.ones(5)); p.grad = torch.ones(5);"
+        "lo.Adan([p], engine='compiled').step(); print(p[0].item())"
+    )
+    outputs = []
+    for _ in range(2):
+        environ = {
+            "XDG_CACHE_HOME": str(tmp_path),
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        done = subprocess.run([sys.executable, "-c", text], env=environ, capture_output=True, text=True, check=True)
+        outputs.append((done.stdout, {f.name: f.stat().st_mtime_ns for f in (tmp_path / "lightning_optim").iterdir()}))
+    assert outputs[0] == outputs[1]
+    assert all(name.endswith(".so") for name in outputs[0][1])
+    assert (tmp_path / "lightning_optim").stat().st_mode & 0o077 == 0
+
+
+def test_without_a_compiler_the_blocked_engine_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "without_compiler", lambda: "no C++ compiler is found.")
+    params = make_params(((3,),), torch.float32)
+    optimizer = build("adamw", params)
+    assert "engine: blocked (no C++ compiler is found.)" in repr(optimizer)
+    run(optimizer, params, 1)
+    with pytest.raises(OptionError, match="engine='compiled' cannot serve here: no C"):
+        run(build("adamw", params, engine="compiled"), params, 1)
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'license expired' >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(compiled, "_compiler", lambda: str(broken))
+    monkeypatch.setattr(compiled, "_folder", lambda: tmp_path)
+    compiled.compiled.cache_clear()
+    assert "license expired" in compiled.without_compiler.__wrapped__()
+    compiled.compiled.cache_clear()
+
+
+@needs_compiler
+def test_auto_takes_it() -> None:
+    params = make_params(((3,),), torch.float32)
+    assert engines.describe("auto", build("adamw", params).first_programs(), params) == "compiled"
