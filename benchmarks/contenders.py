@@ -41,10 +41,10 @@ class Contender:
 
 def ours(name: str) -> list[Contender]:
     """One of our optimizers in the precisions that are compared, the Triton engine running it."""
-    options = {**SHARED[name], "engine": "triton"}
     found = []
     for label, bits, form in (("32 bits", 32, "log"), ("8 bits, log", 8, "log"), ("8 bits, dynamic", 8, "dynamic")):
-        make = functools.partial(OPTIMIZERS[name], state_bits=bits, state_format=form, **options)
+        options: dict[str, Any] = {**SHARED[name], "state_bits": bits, "state_format": form, "engine": "triton"}
+        make = functools.partial(OPTIMIZERS[name], **options)
         found.append(Contender(f"ours, {label}", bits, make, ours=True))
     return found
 
@@ -111,15 +111,15 @@ def bytes_that_must_move(optimizer: torch.optim.Optimizer, state: int) -> int:
         optimizer: After a first step.
         state: The bytes of its state.
     """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     if not isinstance(optimizer, Optimizer):
         return sum(3 * p.numel() * p.element_size() for p in params) + 2 * state
     programs = optimizer.first_programs()
-    return sum(
-        _bytes_of(name, p, optimizer.state[p])
-        for i, p in optimizer.every_parameter()
-        for name in _accesses(programs[i])
-    )
+    total = 0
+    for i, p in optimizer.every_parameter():
+        held = {"p", "g", *optimizer.state[p]}  # Adafactor's vectors lack what the matrices of the first program have
+        total += sum(_bytes_of(name, p, optimizer.state[p]) for name in _accesses(programs[i]) if name in held)
+    return total
 
 
 def _accesses(program: Program) -> list[str]:
@@ -149,5 +149,5 @@ def _inputs(symbols: Sequence[Any]) -> set[str]:
 def _bytes_of(name: str, p: Tensor, state: dict[str, Any]) -> int:
     if name in ("p", "g"):
         return p.numel() * p.element_size()
-    value = state[name]
+    value: Tensor | Coded = state[name]
     return value.nbytes if isinstance(value, Coded) else value.numel() * value.element_size()

@@ -1,4 +1,4 @@
-"""Checks and measures the Triton engine on a GPU: `python -m benchmarks.gpu --budget 540`.
+"""Checks and measures the Triton engine on a GPU: `python -m benchmarks.gpu --budget 480`.
 
 In pieces, each saved when it is done: the bandwidth of a copy; every kernel against the reference; steps that make
 the host wait; steps inside a CUDA graph; step times of our optimizers beside those of other packages; the first step of
@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +40,7 @@ from benchmarks.shapes import LISTS, tiny
 from benchmarks.timing import copy_bandwidth, launches, peak_memory, random_params, side_by_side, synchronize
 from lightning_optim.memory import state_memory
 from lightning_optim.optimizer import OPTIMIZERS, Optimizer
-from tests.problems import apply, gradients, make_params
+from tests.problems import apply, build, gradients, make_params
 
 Result = dict[str, Any]
 
@@ -70,14 +71,17 @@ def host_waits(setting: Setting) -> Result:
         return {"skipped": "needs a GPU"}
     found = {}
     for name, bits, optimizer, params in _each_optimizer(setting):
-        grads = next(gradients(1, [tuple(p.shape) for p in params], torch.float32))
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad.to(setting.device)
+        sets = [
+            [grad.to(setting.device) for grad in grads]
+            for grads in gradients(2, [tuple(p.shape) for p in params], torch.float32)
+        ]
         try:
-            for step in range(5):
+            for step in range(9):
+                for p, grad in zip(params, sets[step % 2], strict=True):  # gradients move, as they do in training
+                    p.grad = grad
                 if optimizer.inputs:
                     optimizer.set_loss(1.0)
-                if step == 3:
+                if step == 7:  # by when RAdam has changed its form
                     torch.cuda.set_sync_debug_mode("error")
                 optimizer.step()
             found[f"{name}, {bits} bits"] = ""
@@ -98,7 +102,7 @@ def graphs(setting: Setting) -> Result:
         if "capturable" not in cls.options or cls.inputs:
             continue
         try:
-            found[f"{name}, {bits} bits"] = _replayed(cls, bits, params)
+            found[f"{name}, {bits} bits"] = _replayed(name, bits, params)
         except Exception as error:
             found[f"{name}, {bits} bits"] = f"{type(error).__name__}: {error}"
         torch.cuda.synchronize()
@@ -112,18 +116,18 @@ def _each_optimizer(setting: Setting) -> Iterator[tuple[str, int, Optimizer, lis
                 torch.nn.Parameter(p.detach().to(setting.device)) for p in make_params(tiny(), torch.float32)
             ]
             try:
-                optimizer = OPTIMIZERS[name](params, lr=0.01, state_bits=bits, engine="triton")
+                optimizer = build(name, params, state_bits=bits, engine="triton")
                 apply(optimizer, params, [torch.ones_like(p) for p in params])
             except ValueError:  # nothing to keep in 8 bits, or not served by this engine
                 continue
-            yield name, bits, OPTIMIZERS[name](params, lr=0.01, state_bits=bits, engine="triton"), params
+            yield name, bits, build(name, params, state_bits=bits, engine="triton"), params
 
 
-def _replayed(cls: type[Optimizer], bits: int, params: Sequence[Tensor], warm: int = 3, replays: int = 4) -> str:
+def _replayed(name: str, bits: int, params: Sequence[Tensor], warm: int = 3, replays: int = 4) -> str:
     """How replayed steps differ from plain ones, in words; empty where they do not."""
     twins = [p.detach().clone().requires_grad_() for p in params]
-    options = {"lr": 0.01, "state_bits": bits, "engine": "triton"}
-    captured, plain = cls(params, capturable=True, **options), cls(twins, **options)
+    options: dict[str, Any] = {"state_bits": bits, "engine": "triton"}
+    captured, plain = build(name, params, capturable=True, **options), build(name, twins, **options)
     shapes = [tuple(p.shape) for p in params]
     for tensors in (params, twins):
         for p in tensors:
@@ -137,7 +141,7 @@ def _replayed(cls: type[Optimizer], bits: int, params: Sequence[Tensor], warm: i
             twin.grad.copy_(grad)
         plain.step()
         if step < warm:
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 captured.step()
@@ -209,7 +213,7 @@ def _race_of(
             if contender.ours:
                 traceback.print_exc()
             continue
-        state = first.get("left", sum(entry.bytes for entry in state_memory(optimizer)))
+        state = first["left"] if first else sum(entry.bytes for entry in state_memory(optimizer))
         rows[contender.label] = {
             "bits": contender.bits,
             "state_bytes": state,
@@ -285,10 +289,11 @@ def run_checks(setting: Setting, names: Sequence[str], end: float) -> Iterator[t
         try:
             for done in as_completed(waiting, timeout=max(0.0, end - time.monotonic())):
                 yield f"checks/{waiting[done]}", done.result()
-        except TimeoutError:
+        except FutureTimeout:
+            workers = list(getattr(pool, "_processes", {}).values())  # which a shutdown forgets
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(pool, "_processes", {}).values()):
-                process.terminate()
+            for worker in workers:
+                worker.terminate()
 
 
 def about(setting: Setting) -> Result:
@@ -330,7 +335,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not given.tiny and not torch.cuda.is_available():
         parser.error("no GPU is to be seen; --tiny runs on a CPU, with TRITON_INTERPRET=1")
     warnings.simplefilter("ignore")  # of the peers' imports
-    jobs = 1 if given.tiny else given.jobs or min(8, (os.cpu_count() or 2) // 2)
+    jobs = given.jobs or (1 if given.tiny else min(8, max(1, (os.cpu_count() or 2) // 2)))
     lists = {"tiny": tiny} if given.tiny else LISTS
     device = torch.device("cpu" if given.tiny else "cuda")
     setting = Setting(device, given.tiny, given.rounds, jobs, lists, given.optimizers)

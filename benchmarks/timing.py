@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ def visit(call: Callable[[], Any], device: torch.device, steps: int) -> tuple[li
 
     def mark() -> None:
         if device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             marks.append(event)
         else:
@@ -86,7 +87,7 @@ def visit(call: Callable[[], Any], device: torch.device, steps: int) -> tuple[li
         host.append(1e3 * (time.perf_counter() - begin))
         mark()
     synchronize(device)
-    pairs = list(zip(marks[:-1], marks[1:], strict=True))
+    pairs = list(itertools.pairwise(marks))
     return [a.elapsed_time(b) if device.type == "cuda" else 1e3 * (b - a) for a, b in pairs], host
 
 
@@ -109,7 +110,7 @@ def launches(call: Callable[[], Any], device: torch.device) -> dict[str, int] | 
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
         call()
         synchronize(device)
-    names = [event.name for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    names = [event.name for event in found.events() if event.device_type.name == "CUDA"]
     copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
     return {"kernels": len(names) - copies, "copies": copies}
 

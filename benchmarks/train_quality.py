@@ -95,10 +95,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        parts = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        q, k, v = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
-        return x + self.mlp(self.norm_2(x))
+        result: Tensor = x + self.mlp(self.norm_2(x))
+        return result
 
 
 class LanguageModel(nn.Module):
@@ -182,7 +183,7 @@ def train(task: Task, optimizer_name: str, bits: int, seed: int, steps: int) -> 
     for inputs, targets in task.batches(torch.Generator().manual_seed(seed), steps):
         loss = cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(loss.item())

@@ -113,15 +113,16 @@ class GradientNoise(Callback):
         scaled = isinstance(getattr(trainer.precision_plugin, "scaler", None), torch.amp.GradScaler)
         if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise OptionError(
-                f"GradientNoise cannot serve {owner} with fused=True under a gradient scaler: its gradients are unscaled "
-                "inside the step, after the noise. Set fused=False, or precision='bf16-mixed'."
+                f"GradientNoise cannot serve {owner} with fused=True under a gradient scaler: its gradients are "
+                "unscaled inside the step, after the noise. Set fused=False, or precision='bf16-mixed'."
             )
 
     @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.loggers and trainer.global_step % every == 0:
             self._log(trainer, optimizer)
         if id(optimizer) in self._by_hand:
             self._by_hand[id(optimizer)].run()
@@ -192,9 +193,9 @@ def second_moment(optimizer: torch.optim.Optimizer) -> tuple[str, str, str]:
             option, _, place = where.partition(".")
             return name, option, place
     else:
-        for option, where in SECOND_MOMENTS.items():
+        for option, found_there in SECOND_MOMENTS.items():
             if option in optimizer.defaults:
-                return where
+                return found_there
     raise OptionError(
         f"GradientNoise: kind='second_moment' needs an optimizer with a running mean of squared gradients for each "
         f"element, from zero on, such as adamw; {owner} has none here. Use kind='moments'."

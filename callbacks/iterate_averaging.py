@@ -6,21 +6,21 @@ Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv:1803.05407; Granziol et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.batch_norm import batch_norm_buffers, recompute
+from lightning_optim.callbacks.swapped_weights import SwappedWeights
 from lightning_optim.errors import OptionError
 from lightning_optim.stages.attach import attach
-from lightning_optim.stages.average import Average
+from lightning_optim.stages.average import Average, Kind
 
 
-class IterateAveraging(Callback):
+class IterateAveraging(SwappedWeights):
     """Keep an average of the weights as optimizer state; validation, test and checkpoints use it, training does not.
 
     The average is one more slot of each parameter, so it is sharded, saved and resumed with the optimizer and
@@ -31,11 +31,15 @@ class IterateAveraging(Callback):
     fit resumes from it. After `fit` the model holds the average.
 
     Args:
-        kind: "mean" weighs all collected iterates the same, "ema" forgets old ones exponentially.
-        decay: Decay of "ema" for one collection, in (0, 1): 0.999 remembers about 1000 collections.
+        kind: "mean" weighs all collected iterates the same, "ema" forgets old ones exponentially, from a copy of the
+            first one on, and "ema_debiased" forgets that one like the others.
+        decay: Decay of an exponential mean for one collection, in (0, 1): 0.999 remembers about 1000 collections.
         start: The optimizer step from which on iterates are collected; a number below 1 is a fraction of training.
-            By default 0.75 for "mean" and 0 for "ema".
-        every: Optimizer steps between two collections, or "epoch". By default "epoch" for "mean" and 1 for "ema".
+            By default 0.75 for "mean" and 0 for the others.
+        every: Optimizer steps between two collections, or "epoch". By default "epoch" for "mean" and 1 for the others.
+        window: For "mean": average the last `window` to 2 * `window` - 1 collections only, at the price of a second
+            slot. For a tail of which the beginning is known, `start` is enough.
+        ramp: For "ema": let the decay grow with the number n of collections, as (1 + n) / (10 + n), up to `decay`.
         batch_norm: "recompute" passes once over training batches before the average is used, since statistics of
             the raw weights do not belong to it; "keep" leaves the running statistics as they are. Models without
             batch normalisation are not affected.
@@ -45,32 +49,38 @@ class IterateAveraging(Callback):
         OptionError: where an option is out of range, or a fraction is given and the length of training is unknown.
     """
 
+    slot = "average"
+
     def __init__(
         self,
-        kind: Literal["mean", "ema"] = "mean",
+        kind: Kind = "mean",
         decay: float = 0.999,
         start: int | float | None = None,
         every: int | Literal["epoch"] | None = None,
         batch_norm: Literal["recompute", "keep"] = "recompute",
         batch_norm_batches: int | None = None,
+        window: int | None = None,
+        ramp: bool = False,
     ) -> None:
         whole = start is not None and (0 <= start < 1 or (start >= 1 and float(start).is_integer()))
         some = isinstance(batch_norm_batches, int) and batch_norm_batches >= 1
         paced = every in (None, "epoch") or (isinstance(every, int) and every >= 1)
-        _check("kind", kind, kind in ("mean", "ema"), "'mean' or 'ema'")
+        last = kind == "mean" and isinstance(window, int) and window >= 1
+        _check("kind", kind, kind in ("mean", "ema", "ema_debiased"), "'mean', 'ema' or 'ema_debiased'")
         _check("decay", decay, 0 < decay < 1, "in (0, 1)")
         _check("start", start, start is None or whole, "a step, or a fraction of training below 1")
         _check("every", every, paced, "an integer of at least 1, or 'epoch'")
         _check("batch_norm", batch_norm, batch_norm in ("recompute", "keep"), "'recompute' or 'keep'")
         limit = batch_norm_batches
         _check("batch_norm_batches", limit, limit is None or some, "an integer of at least 1")
-        self.kind, self.decay = kind, decay
+        _check("window", window, window is None or last, "an integer of at least 1, with kind='mean'")
+        _check("ramp", ramp, not ramp or kind == "ema", "False, but with kind='ema'")
+        self.kind, self.decay, self.window, self.ramp = kind, decay, window, ramp
         self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
         self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
         self.batch_norm, self.batch_norm_batches = batch_norm, batch_norm_batches
-        self.swapped = False
         self._stages: list[Average] = []
-        self._detach: list[Callable[[], None]] = []
+        self._detach = []
         self._raw_buffers: dict[str, Tensor] = {}  # statistics of the raw weights, while swapped
         self._fresh_buffers: tuple[int, dict[str, Tensor]] | None = None  # of the average, with its count
         self._loaded: dict[str, Any] | None = None
@@ -79,18 +89,17 @@ class IterateAveraging(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stages = [Average(self.kind, self.decay) for _ in trainer.optimizers]
+        self._stages = [Average(self.kind, self.decay, window=self.window, ramp=self.ramp) for _ in trainer.optimizers]
         self._detach = [attach(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
-        self.swapped = False
+        self.begin(trainer, pl_module)
         self._take_loaded()
-        self._wrap_save(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for stage in self._stages:
             stage.every = self._period(trainer)
             stage.start = self._first_step(trainer, stage.every)
-        self.swap_out(trainer, pl_module)  # a checkpoint resumes with the average in the model
+        super().on_train_start(trainer, pl_module)
 
     def _period(self, trainer: Trainer) -> int:
         if self.every != "epoch":
@@ -117,58 +126,35 @@ class IterateAveraging(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self.swap_in(trainer, pl_module)
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self.swap_out(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.swap_in(trainer, pl_module)
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.swap_out(trainer, pl_module)  # in the middle of validation: leave the weights that training had
+        if trainer.state.fn == "fit" and trainer.loggers and self.ready() and not trainer.sanity_checking:
+            values = {
+                "iterate_averaging/collected": float(sum(stage.count for stage in self._stages)),
+                "iterate_averaging/distance": self.distance(trainer),
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step)
+        super().on_validation_start(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._detach:
-            self._detach.pop()()
+        super().teardown(trainer, pl_module, stage)
         if stage == "fit":
             self._raw_buffers.clear()
 
-    def _wrap_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let every checkpoint be written while the average is in the model.
-
-        No hook of a callback is called for checkpoints of weights only, so the trainer's method itself is wrapped.
-        """
-        save = trainer.save_checkpoint
-
-        def save_checkpoint(*args: Any, **kwargs: Any) -> None:
-            was_swapped = self.swapped
-            self.swap_in(trainer, pl_module)
-            try:
-                save(*args, **kwargs)
-            finally:
-                if not was_swapped:
-                    self.swap_out(trainer, pl_module)
-
-        trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-        self._detach.append(lambda: setattr(trainer, "save_checkpoint", save))
-
     # ------------------------------------------------------------------ what
 
+    @override
+    def ready(self) -> bool:
+        return any(stage.count for stage in self._stages)
+
+    @override
     @torch.no_grad()
-    def swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the model, once something is collected."""
-        if self.swapped or not any(stage.count for stage in self._stages):
-            return
-        self._exchange(trainer)
-        self.swapped = True
-        if self.batch_norm == "recompute" and batch_norm_buffers(pl_module):
+    def after_swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give batch normalisations the statistics of the weights that are in the model."""
+        if not self.swapped:
+            _copy_buffers(pl_module, self._raw_buffers)
+            self._raw_buffers = {}
+        elif self.batch_norm == "recompute" and batch_norm_buffers(pl_module):
             self._raw_buffers = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
             count = sum(stage.count for stage in self._stages)
             if self._fresh_buffers is None or self._fresh_buffers[0] != count:
@@ -177,45 +163,16 @@ class IterateAveraging(Callback):
                 self._fresh_buffers = (count, fresh)
             _copy_buffers(pl_module, self._fresh_buffers[1])
 
-    @torch.no_grad()
-    def swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights of training back."""
-        if not self.swapped:
-            return
-        self._exchange(trainer)
-        self.swapped = False
-        _copy_buffers(pl_module, self._raw_buffers)
-        self._raw_buffers = {}
-
-    def _exchange(self, trainer: Trainer) -> None:
-        """Let parameters and averages trade places, without a second copy of the model.
-
-        A parameter in 16 bits cannot hold the average, which therefore stays where it is; the weights of training
-        go to a slot `raw` meanwhile.
-        """
-        for optimizer in trainer.optimizers:
-            for p, state in optimizer.state.items():
-                if "average" not in state:
-                    continue
-                average = state["average"]
-                if average.dtype == p.dtype:
-                    raw = p.detach().clone()
-                    p.copy_(average)
-                    average.copy_(raw)
-                elif "raw" in state:
-                    p.copy_(state.pop("raw"))
-                else:
-                    state["raw"] = p.detach().to(average.dtype)
-                    p.copy_(average)
-
     # ------------------------------------------------------------------ checkpoints
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
+            "window": self.window,
             "steps": [stage.steps for stage in self._stages],
             "counts": [stage.count for stage in self._stages],
+            "members": [(stage.members, stage.recent) for stage in self._stages],
             "swapped": self.swapped,
             "raw_buffers": dict(self._raw_buffers),
         }
@@ -227,6 +184,11 @@ class IterateAveraging(Callback):
                 f"IterateAveraging: the checkpoint holds an average of kind {state_dict['kind']!r} and this run wants "
                 f"{self.kind!r}. Set kind to the checkpoint's, or load only the weights."
             )
+        if state_dict.get("window") != self.window:
+            raise OptionError(
+                f"IterateAveraging: the checkpoint holds an average with window={state_dict.get('window')} and this "
+                f"run wants window={self.window}. Set window to the checkpoint's, or load only the weights."
+            )
         self._loaded = state_dict
         self._take_loaded()
 
@@ -236,6 +198,8 @@ class IterateAveraging(Callback):
             return
         for stage, steps, count in zip(self._stages, self._loaded["steps"], self._loaded["counts"], strict=True):
             stage.steps, stage.count = steps, count
+        for stage, members in zip(self._stages, self._loaded.get("members", []), strict=False):
+            stage.members, stage.recent = members
         self.swapped = self._loaded["swapped"]
         self._raw_buffers = dict(self._loaded["raw_buffers"])
         self._loaded = None

@@ -128,7 +128,10 @@ def _census(
         names.setdefault(p, f"parameter {i}")  # of no module, or flat
     found = []
     for i, optimizer in enumerate(trainer.optimizers):
-        entries = [*model_memory(optimizer, names, predicted), *count(optimizer, names)]
+        model = model_memory(optimizer, names, predicted)
+        if all(entry.kind == "parameter" for entry in model):  # let go before validation: those of the next step
+            model = model_memory(optimizer, names, predicted=True)
+        entries = [*model, *count(optimizer, names)]
         if i == 0:
             entries += frozen_memory(trainer.optimizers, names)
         groups = [str(group.get("name", j)) for j, group in enumerate(optimizer.param_groups)]

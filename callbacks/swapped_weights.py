@@ -1,4 +1,4 @@
-"""Evaluate and save other weights than those that training goes on from: what averaging and Lookahead have in common."""
+"""Evaluate and save other weights than those of training: what averaging and Lookahead have in common."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_optim.norms import norm
 class SwappedWeights(Callback):
     """Lets validation, checkpoints and the end of the fit have the weights in a slot of the optimizer.
 
-    A base of callbacks. The slot and the parameters trade places, so nothing is copied twice, and everything that gathers
-    or shards the model's weights serves these too.
+    A base of callbacks. The slot and the parameters trade places, so nothing is copied twice, and everything that
+    gathers or shards the model's weights serves these too.
 
     Attributes:
         slot: The slot that holds the other weights.
@@ -124,8 +124,8 @@ class SwappedWeights(Callback):
     def _exchange(self, trainer: Trainer) -> None:
         """Let parameters and slots trade places, without a second copy of the model.
 
-        A parameter in 16 bits cannot hold what is in the slot, which therefore stays where it is; the weights of training
-        go to a slot `raw` meanwhile.
+        A parameter in 16 bits cannot hold what is in the slot, which therefore stays where it is; the weights of
+        training go to a slot `raw` meanwhile.
         """
         drop_gathered(trainer.strategy.model)
         for p, state in self._held(trainer):
@@ -149,6 +149,6 @@ class SwappedWeights(Callback):
         """How far the weights of training are from the others, as a share of their norm."""
         held = list(self._held(trainer))
         params = [p for p, _ in held]
-        apart = norm([p.detach() - state[self.slot] for p, state in held], params)
+        apart = norm((p.detach() - state[self.slot] for p, state in held), params)
         size = norm(params, params)
         return apart / size if size else 0.0

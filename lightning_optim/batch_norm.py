@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from lightning_optim.distributed import any_rank, drop_gathered, mean_over_ranks
 from lightning_optim.errors import OptionError
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def batch_norm_buffers(module: nn.Module) -> dict[str, Tensor]:
 def recompute(trainer: Trainer, module: LightningModule, batches: int | None = None) -> None:
     """Replace the running statistics by those of the current weights over training batches.
 
-    A batch of b samples after n earlier ones enters with weight b / (n + b); ranks are averaged at the end. The
-    run's random state, the mode of every submodule and the iterator of training are left as they were.
+    A batch of b samples after n earlier ones enters with weight b / (n + b), and so do the samples of the ranks at the
+    end. The run's random state, the mode of every submodule and the iterator of training are left as they were. Where
+    parameters are gathered for a forward pass (FSDP), ranks need equally many batches, as in training.
 
     Raises:
         OptionError: where the training loader gives nothing, or batches that `forward` cannot take.
@@ -45,6 +47,7 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
     momenta = [part.momentum for part in norms]
     modes = {part: part.training for part in module.modules()}
     seen = 0
+    forward = _gathering(trainer.strategy.model, module)
     module.eval()
     for part in norms:
         part.reset_running_stats()
@@ -56,23 +59,33 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
                 seen += len(inputs)
                 for part in norms:
                     part.momentum = len(inputs) / seen
-                module(trainer.strategy.batch_to_device(inputs))
+                forward(trainer.strategy.batch_to_device(inputs))
     finally:
         for part, momentum in zip(norms, momenta, strict=True):
             part.momentum = momentum
         for member, mode in modes.items():
             member.training = mode
-    if not seen:
+        drop_gathered(trainer.strategy.model)
+    if any_rank(not seen):
         raise OptionError(
             "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "
             "batch_norm='keep'."
         )
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for part in norms:
-            for buffer in (part.running_mean, part.running_var):
-                assert buffer is not None
-                dist.all_reduce(buffer)
-                buffer /= dist.get_world_size()
+    share = seen / float(mean_over_ranks(torch.tensor(float(seen))))
+    for part in norms:
+        for buffer in (part.running_mean, part.running_var):
+            assert buffer is not None
+            buffer.copy_(mean_over_ranks(buffer.double() * share))
+
+
+def _gathering(outermost: Any, module: LightningModule) -> Any:
+    """What to call for a forward pass: the module, or around it what gathers its parameters.
+
+    DDP's wrapper is left out: it would give all ranks the statistics of the first one.
+    """
+    fully_sharded = sys.modules.get("torch.distributed.fsdp")
+    wrapped = fully_sharded is not None and isinstance(outermost, fully_sharded.FullyShardedDataParallel)
+    return outermost if wrapped else module
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,17 @@ def _of_one_type(state: dict[str, Any]) -> dict[str, Any]:
         return state
     widest = torch.float32 if torch.float64 not in types else torch.float64
     return {**state, **{name: state[name].to(widest) for name in wide}}
+
+
+def renumbered(state_dict: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """A state_dict in which parameters have the numbers of their places in the model; as it is where none is known."""
+    order = [index for group in state_dict["param_groups"] for index in group["params"]]
+    if len(places) != len(order):
+        return state_dict
+    number = dict(zip(order, places, strict=True))
+    groups = [{**group, "params": [number[i] for i in group["params"]]} for group in state_dict["param_groups"]]
+    state = {number.get(i, i): value for i, value in state_dict["state"].items()}
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:

@@ -344,6 +344,23 @@ def statistic_of(p: Tensor, axis: int, value: float, dtype: torch.dtype) -> Tens
     return DTensor.from_local(held, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
+def drop_gathered(model: Any) -> None:
+    """Let the next forward pass gather parameters again, since somebody changed the shards.
+
+    After a forward pass without a backward pass FSDP keeps the whole parameters of the outermost unit, and would use
+    them once more.
+    """
+    fully_sharded = sys.modules.get("torch.distributed.fsdp")
+    if fully_sharded is None or not isinstance(model, torch.nn.Module):
+        return
+    for module in model.modules():
+        if isinstance(module, fully_sharded.FSDPModule):
+            module.reshard()
+        elif isinstance(module, fully_sharded.FullyShardedDataParallel) and (handle := module._handle) is not None:
+            if handle.uses_sharded_strategy:
+                handle.reshard(True)
+
+
 class Placement:
     """Where the tensors of an optimizer live, and so how partial results of reductions combine.
 

@@ -99,8 +99,8 @@ class LearningRates:
         self._write()
 
     def _write(self) -> None:
-        order = sorted(self.factors)  # the same product whoever came first
-        self._put([lr * math.prod(self.factors[owner][i] for owner in order) for i, lr in enumerate(self.scheduled)])
+        held = self.factors.values()
+        self._put([lr * math.prod(found[i] for found in held) for i, lr in enumerate(self.scheduled)])
 
     def _put(self, rates: Sequence[float]) -> None:
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):

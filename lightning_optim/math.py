@@ -192,7 +192,9 @@ def normal(seed_low: Value, seed_high: Value, t: Value) -> Value:
         seed_high: The upper 32 bits.
         t: The step.
     """
-    return t.normal(seed_low, seed_high, t) if isinstance(t, Recorder) else _evaluations[-1].normal(seed_low, seed_high, t)
+    return (
+        t.normal(seed_low, seed_high, t) if isinstance(t, Recorder) else _evaluations[-1].normal(seed_low, seed_high, t)
+    )
 
 
 def norm(x: Value, over: Over = "tensor") -> Value:

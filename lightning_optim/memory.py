@@ -91,7 +91,8 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
         for p in group["params"]:
             part = local(p)
             existing = optimizer.state.get(p, {})
-            slots = dict.fromkeys(("step", *optimizer.slots_of(i, p), *existing))
+            moves = p.requires_grad or optimizer.stages  # a frozen one gets state only where a stage runs over it
+            slots = dict.fromkeys(("step", *optimizer.slots_of(i, p), *existing) if moves else existing)
             shared |= {slot for slot in slots if slot in optimizer.slots and optimizer.slots[slot].per == "optimizer"}
             for slot in slots:
                 if slot not in shared:
@@ -154,12 +155,13 @@ class _Count:
 
     def _bytes(self, tensor: Tensor) -> int:
         memory = tensor.untyped_storage()
-        key = (tensor.device, 0 if tensor.is_meta else memory.data_ptr())
+        own = not tensor.dim()  # our counters lie side by side in one memory, and each parameter has its own
+        key = (tensor.device, 0 if tensor.is_meta else tensor.data_ptr() if own else memory.data_ptr())
         if key in self._seen:
             return 0
         if key[1]:
             self._seen.add(key)
-        return memory.nbytes()
+        return tensor.element_size() if own else memory.nbytes()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -214,8 +216,8 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         params = [torch.empty_like(local(p), device="meta").requires_grad_() for p in group["params"]]
-        for p in params:
-            p.grad = torch.empty_like(p)
+        for p, own in zip(params, group["params"], strict=True):
+            p.grad = torch.empty_like(p) if own.requires_grad else None
         groups.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
     try:
         twin = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
@@ -223,8 +225,8 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
     except Exception:  # a peer's optimizer may want anything; then there is nothing to say before its first step
         return []
     found: list[tuple[int, str, Tensor, Tensor]] = []
-    for i, (group, own) in enumerate(zip(twin.param_groups, optimizer.param_groups, strict=True)):
-        for p, q in zip(group["params"], own["params"], strict=True):
+    for i, (group, original) in enumerate(zip(twin.param_groups, optimizer.param_groups, strict=True)):
+        for p, q in zip(group["params"], original["params"], strict=True):
             slots = {**twin.state.get(p, {}), **waiting(optimizer, q)}
             found += [(i, slot, value, q) for slot, value in slots.items()]
     return found

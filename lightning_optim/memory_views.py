@@ -166,8 +166,8 @@ def picture(census: Census) -> Any:
     slots = [(slot, entry) for (slot,), entry in summed(census.first, "slot").items()]
     for axis, title, bars in ((left, "by slot", slots), (right, "largest layers", largest_layers(census.first))):
         places = range(len(bars))
-        axis.barh([y + 0.2 for y in places], [entry.bytes / 1e6 for _, entry in bars], 0.4, label="kept")
-        axis.barh([y - 0.2 for y in places], [entry.bytes_32 / 1e6 for _, entry in bars], 0.4, label="in 32 bits")
+        axis.barh([y - 0.2 for y in places], [entry.bytes / 1e6 for _, entry in bars], 0.4, label="kept")
+        axis.barh([y + 0.2 for y in places], [entry.bytes_32 / 1e6 for _, entry in bars], 0.4, label="in 32 bits")
         axis.set_yticks(list(places), [label for label, _ in bars])
         axis.invert_yaxis()
         axis.set_xlabel("MB")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,18 +12,18 @@ from lightning_optim.distributed import Placement, local, piece_of
 
 
 @torch.no_grad()
-def norm(values: Sequence[Tensor | None], params: Sequence[Tensor]) -> float:
+def norm(values: Iterable[Tensor | None], params: Sequence[Tensor]) -> float:
     """The Euclidean norm of all tensors together, in float64; the same on every rank.
 
     Args:
-        values: A tensor like each parameter, or its local part, or None where there is none.
+        values: A tensor like each parameter, or its local part, or None where there is none; asked for one by one.
         params: The parameters, on which it depends who holds what.
     """
     if not params:
         return 0.0
     squares = [0.0 if x is None else local(x).abs().square().sum(dtype=torch.float64) for x in values]
     groups = [piece_of(p).groups for p in params]
-    return float(Placement(params).combine(squares, groups, "all", "sum")[0]) ** 0.5
+    return math.sqrt(float(Placement(params).combine(squares, groups, "all", "sum")[0]))
 
 
 def count(params: Sequence[Tensor]) -> int:

@@ -112,7 +112,10 @@ class Optimizer(Page, torch.optim.Optimizer):
         self._inputs: dict[str, Any] = {}
         self._programs: dict[Any, Programs] = {}
         self._rosters: dict[str, Roster] = {}
+        self._known_parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
         self._counters_agree = True
+        self._for_file = False
+        self.places: list[int] = getattr(self, "places", [])  # of the parameters in their model, where that is known
         self._axes: int | None = None
         self._slots: dict[Any, tuple[str, ...]] = {}
 
@@ -248,7 +251,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         return loss
 
     def _with_gradient(self) -> list[tuple[int, Tensor]]:
-        found = [(i, p) for i, p in self.every_parameter() if has_gradient(p)]
+        found = [pair for pair in self.every_parameter() if pair[1].grad is not None or has_gradient(pair[1])]
         for _, p in found:
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(
@@ -258,11 +261,15 @@ class Optimizer(Page, torch.optim.Optimizer):
         return found
 
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
-        return [(i, p) for i, p in self.every_parameter() if not has_gradient(p)]
+        return [pair for pair in self.every_parameter() if not has_gradient(pair[1])]
 
     def every_parameter(self) -> list[tuple[int, Tensor]]:
         """All parameters in order, each with the number of its group."""
-        return [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        if self._known_parameters[0] != ids:  # thousands of new pairs in each step would wake the garbage collector
+            pairs = [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
+            self._known_parameters = ids, pairs
+        return self._known_parameters[1]
 
     def _take_inputs(self, loss: Any) -> dict[str, Any]:
         if not self.inputs:
@@ -310,7 +317,10 @@ class Optimizer(Page, torch.optim.Optimizer):
         step = Step(jobs, self._shared(), roster.placement)
         if programs not in roster.engines:
             roster.engines[programs] = self._engine(programs, step)
-        roster.engines[programs].run(step)
+        try:
+            roster.engines[programs].run(step)
+        finally:
+            roster.drop_gradients()
 
     def _engine(self, programs: Sequence[Program], step: Step) -> engines.Engine:
         chosen = engines.choose(self.defaults["engine"], programs, step.rows)
@@ -329,7 +339,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         options: Sequence[Mapping[str, Any]],
     ) -> Roster:
         """The parameters in batches: those of the step before, unless something moved."""
-        flags = (self._most_dims(), [[v for k, v in own.items() if k not in NO_TRAIT] for own in options])
+        flags = (self._most_dims(), len(params), [[v for k, v in own.items() if k not in NO_TRAIT] for own in options])
         roster = self._rosters.get(what)
         if roster is None or not roster.holds(itertools.chain((p for _, p in params), (p for _, p in idle)), flags):
             for i, p in (*params, *idle):
@@ -502,10 +512,20 @@ class Optimizer(Page, torch.optim.Optimizer):
         drops them.
         """
         hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.decoded(self, found), prepend=True)
+        for_file, self._for_file = self._for_file, False
         try:
-            return super().state_dict()
+            found = super().state_dict()
         finally:
             hook.remove()
+        return checkpoint.renumbered(found, self.places) if for_file else found
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Number parameters as in the model, and not as in the groups, in the next `state_dict`.
+
+        Lightning and Fabric call this before they write a file in which they expect whole tensors. FSDP numbers
+        parameters by the model, and reads files so; torch itself does not look at the numbers.
+        """
+        self._for_file = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.

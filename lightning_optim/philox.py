@@ -26,8 +26,8 @@ CHUNK = 65536  # elements at a time: fewer, and calls cost more than what they c
 class Site:
     """Which tensor values belong to, and where in it they are.
 
-    The local part is `run` elements from `first` on, then `run` elements `stride` further on, and so forth, in row-major
-    order of the whole tensor. A part in one piece has `run == stride`.
+    The local part is `run` elements from `first` on, then `run` elements `stride` further on, and so forth, in
+    row-major order of the whole tensor. A part in one piece has `run == stride`.
 
     Attributes:
         tensor: A word of 32 bits that tells tensors apart.
@@ -54,9 +54,9 @@ def normals(
 ) -> Tensor:
     """Standard normal numbers for parts of tensors, one after another, flat.
 
-    Two neighbours, places 2j and 2j + 1, come from one counter (j low, j high, tensor, t), by Box and Muller's transform
-    in float64. Rounded to float32 they are the same numbers on every device, but for the last bit of a function of one
-    in about 10^8.
+    Two neighbours, places 2j and 2j + 1, come from one counter (j low, j high, tensor, t), by Box and Muller's
+    transform in float64. Rounded to float32 they are the same numbers on every device, but where a last bit in float64
+    decides the rounding, which is one in about 10^8.
 
     Args:
         seed: 64 bits.

@@ -8,6 +8,7 @@ else wrote.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +100,21 @@ class Roster:
         self.batches = list(found.values())
         for batch in self.batches:
             batch.slots = frozenset.intersection(*(frozenset(row.state) for row in batch.rows))
+        self.counter: Tensor | None = None  # all counters in one tensor, once they are counted together
+        self._look()
+
+    def _look(self) -> None:
+        """Note where everything is."""
+        state = self.state
         self.steps = [state[p]["step"] for batch in self.batches if batch.group is not None for p in batch.params]
+        self.known = [id(value) for p in self.everyone for value in state[p].values()]
+        values = [value for p in self.everyone for value in (p, *state[p].values())]
+        parts = [
+            part
+            for value in values
+            for part in ((value.codes, value.headers) if isinstance(value, Coded) else (value,))
+        ]
+        self.parts: list[Tensor] = parts
         self.placed = self._places()
         self.versions = self._versions()
 
@@ -109,26 +124,22 @@ class Roster:
         batch.params.append(p)
 
     def _places(self) -> list[int]:
-        """Where everything is that a row was made from."""
-        found: list[int] = []
-        state, divided = self.state, self.divided
-        for p in self.everyone:
-            found.append(local(p).data_ptr() if divided else p.data_ptr())
-            for value in state[p].values():
-                found.append(id(value))
-                if isinstance(value, Coded):
-                    found.append(value.codes.data_ptr())
-                else:
-                    found.append(local(value).data_ptr() if divided else value.data_ptr())
-        return found
-
-    def holds(self, params: Iterable[Tensor], flags: Any) -> bool:
-        """Whether it still describes these parameters and what is known of them."""
-        same = self.flags == flags and self.ids == [id(p) for p in params] and self.placed == self._places()
-        return same and (self.versions == self._versions() or self._recounted())
+        parts = map(local, self.parts) if self.divided else self.parts
+        return list(map(Tensor.data_ptr, parts))
 
     def _versions(self) -> list[int]:
         return [step._version for step in self.steps]
+
+    def holds(self, params: Iterable[Tensor], flags: Any) -> bool:
+        """Whether it still describes these parameters and what is known of them."""
+        same = self.flags == flags and self.ids == [id(p) for p in params] and self._kept()
+        return same and (self.versions == self._versions() or self._recounted())
+
+    def _kept(self) -> bool:
+        """Whether all state is what it was, and all of it where it was."""
+        states = map(self.state.__getitem__, self.everyone)
+        values = itertools.chain.from_iterable(map(dict.values, states))
+        return self.known == list(map(id, values)) and self.placed == self._places()
 
     def _recounted(self) -> bool:
         """Take counters that somebody else wrote; False where batches have fallen apart."""
@@ -144,17 +155,36 @@ class Roster:
 
     def advance(self) -> None:
         """Count a step for everyone who takes part."""
-        torch._foreach_add_(self.steps, 1)
+        counter = self._count_together() if self.counter is None else self.counter
+        counter.add_(1)
         self.versions = self._versions()
         for batch in self.batches:
             batch.t += batch.group is not None
+
+    def _count_together(self) -> Tensor:
+        """Make the counters views of one tensor: a thousand additions of a number each would take a thousand calls."""
+        together = self.counter = torch.stack(self.steps)
+        counters = iter(together.unbind())
+        for batch in self.batches:
+            if batch.group is not None:
+                for p in batch.params:
+                    self.state[p]["step"] = next(counters)
+        self._look()
+        return together
 
     def take_gradients(self) -> None:
         """Give the rows the gradients of this step."""
         for batch in self.batches:
             if batch.group is not None:
                 for row, p in zip(batch.rows, batch.params, strict=True):
-                    row.grad = _fitting(row, p)
+                    grad = p.grad
+                    row.grad = grad if row.param is p and grad is not None else _fitting(row, p)
+
+    def drop_gradients(self) -> None:
+        """Hold on to no gradient, whose memory may be wanted before the next step."""
+        for batch in self.batches:
+            for row in batch.rows:
+                row.grad = None
 
 
 def has_gradient(p: Tensor) -> bool:
@@ -164,9 +194,6 @@ def has_gradient(p: Tensor) -> bool:
 
 def _fitting(row: Row, p: Tensor) -> Tensor | None:
     """The gradient as the row shows its parameter: the local part, real, with an axis."""
-    grad = p.grad
-    if row.param is p and grad is not None:
-        return grad
     grad = gradient_of(p)
     if grad is None:
         return None

@@ -128,17 +128,17 @@ class OptimizerStrategy:
                     f"{name or type(part).__name__} is an embedding with sparse=True, and {self.name} keeps dense "
                     "state: make it sparse=False, or train it with torch.optim.SparseAdam."
                 )
-        split: list[tuple[Sequence[str], Mapping[str, Any], str]] = []
         options = self.optimizer_class.options
         plain: dict[str, Any] = {"weight_decay": 0.0} if self._value("weight_decay") else {}
         if "adapt" in options:
             plain["adapt"] = False  # layer-wise rates are not for vectors that do not decay either
-        if plain:
-            split.append((self.no_decay, plain, "no_decay"))
-        if self._value("state_bits") != 32:
-            split.append((self.full_precision, {"state_bits": 32}, "full_precision"))
-        if split and any(is_fused(p) for p in module.parameters()):
-            labels = [label for _, _, label in split]
+        precise = {"state_bits": 32} if self._value("state_bits") != 32 else {}
+        # Also where a split changes nothing: the groups of a checkpoint are the same for all options.
+        split = [(self.no_decay, plain, "no_decay"), (self.full_precision, precise, "full_precision")]
+        if any(is_fused(p) for p in module.parameters()):
+            labels = [label for words, changed, label in split if words and changed]
+            if not labels:
+                return make_groups(module, (), self.groups)
             raise OptionError(
                 f"{self.name}: FSDP1 with use_orig_params=False fuses tensors, so biases and norms cannot be told from "
                 f"weights, for {' and '.join(labels)}. Set FSDPStrategy(use_orig_params=True), or "
@@ -148,10 +148,12 @@ class OptimizerStrategy:
 
     def create(self, model_or_params: nn.Module | Iterable[Any]) -> Optimizer:
         """The optimizer for a module, with groups by role, or for parameters as they are given."""
-        params: Any = model_or_params
-        if isinstance(model_or_params, nn.Module):
-            params = self.param_groups(model_or_params)
-        return self.optimizer_class(params, **self.options)
+        if not isinstance(model_or_params, nn.Module):
+            return self.optimizer_class(model_or_params, **self.options)
+        optimizer = self.optimizer_class(self.param_groups(model_or_params), **self.options)
+        places = {p: place for place, p in enumerate(model_or_params.parameters())}
+        optimizer.places = [places[p] for _, p in optimizer.every_parameter()]
+        return optimizer
 
     def callbacks(self) -> list[Callback]:
         """Fresh companion callbacks: those of the recipe, and what supplies the loss where the update reads it."""

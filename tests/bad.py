@@ -62,5 +62,8 @@ BAD: list[tuple[Any, str]] = [
         r"schedule: warmup_steps='some' must be an integer of at least 0",
     ),
     ({"name": "adan", "schedule": {"name": "linear", "final": "low"}}, r"schedule: final='low' must be a number"),
-    ({"name": "adan", "schedule": 5}, r"schedule=5 must be one of constant, linear, cosine, inverse_sqrt, flat_linear, or a"),
+    (
+        {"name": "adan", "schedule": 5},
+        r"schedule=5 must be one of constant, linear, cosine, inverse_sqrt, flat_linear, or a",
+    ),
 ]

@@ -247,16 +247,21 @@ def test_roles_and_patterns_change_what_decays(no_decay: list[str], without: set
     assert {name for name, decay in decays(Zoo(), no_decay=no_decay).items() if decay == 0} == without
 
 
-def test_without_decay_there_is_one_group() -> None:
-    module = plain_net()
-    assert names(create_optimizer("adan", module), module) == {"main": set(dict(module.named_parameters()))}
+def test_groups_are_the_same_for_all_options() -> None:
+    """So a checkpoint of one setting is read under another."""
+    module = Zoo()
+    for options in ({}, {"weight_decay": 0.1}, {"state_bits": 8}, {"weight_decay": 0.1, "state_bits": 16}):
+        found = names(create_optimizer({"name": "adan", **options}, module), module)
+        assert found["main"] == WEIGHTS - {"embed.weight"}
+        assert found["no_decay+full_precision"] == BIASES | NORMS
+        assert found["full_precision"] == {"embed.weight"}
 
 
 def test_lamb_leaves_the_layer_wise_rate_to_weights() -> None:
     module = plain_net()
     optimizer = create_optimizer("lamb", module)
-    assert {group["name"]: group["adapt"] for group in optimizer.param_groups} == {"main": True, "no_decay": False}
-    assert names(optimizer, module)["no_decay"] == {"0.bias", "2.bias"}
+    assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+    assert names(optimizer, module)["no_decay+full_precision"] == {"0.bias", "2.bias"}
 
 
 def test_overrides_by_pattern_first_match_counts_and_wins() -> None:
@@ -296,7 +301,7 @@ def test_frozen_parameters_are_left_out() -> None:
     module = plain_net()
     module[0].requires_grad_(False)
     optimizer = create_optimizer("adamw", module)
-    assert names(optimizer, module) == {"main": {"2.weight"}, "no_decay": {"2.bias"}}
+    assert names(optimizer, module) == {"main": {"2.weight"}, "no_decay+full_precision": {"2.bias"}}
 
 
 def test_a_tied_weight_counts_once() -> None:

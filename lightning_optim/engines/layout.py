@@ -219,7 +219,7 @@ def grouping(rows: Rows, names: Sequence[str], served: Sequence[torch.dtype], by
         served: The types that kernels read and write; others are copied.
         by_alignment: Whether tensors at odd addresses go apart.
     """
-    grads = [_kind_of_gradient(row.grad, by_alignment) for row in rows] if "g" in names else []
+    grads = _kinds_of_gradients(rows, by_alignment) if "g" in names else []
     key = (*names, by_alignment)
     known: Grouping | None = rows.groupings.get(key)
     if known is None or known.grads != grads:
@@ -230,14 +230,17 @@ def grouping(rows: Rows, names: Sequence[str], served: Sequence[torch.dtype], by
     return known
 
 
-def _kind_of_gradient(grad: Tensor | None, by_alignment: bool) -> Any:
-    assert grad is not None
-    return grad.dtype, grad.is_contiguous(), by_alignment and grad.data_ptr() % 16 == 0
+def _kinds_of_gradients(rows: Rows, by_alignment: bool) -> list[Any]:
+    """Lists of plain values: this is done in every step, and many small objects would wake the garbage collector."""
+    grads = [row.grad for row in rows]
+    kinds: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, grads))]  # type: ignore
+    return [*kinds, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else kinds  # type: ignore
 
 
 def _grouping(
     rows: Rows, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, grads: list[Any]
 ) -> Grouping:
+    names = _with_partners(rows, names)
     staged: list[tuple[str, Tensor, Tensor]] = []
     groups: dict[Any, Group] = {}
     order: dict[Any, list[int]] = {}
@@ -273,6 +276,13 @@ def _grouping(
         groups[key].addresses += addresses
         order.setdefault(key, []).append(place)
     return Grouping(list(groups.values()), grads, staged, [i for places in order.values() for i in places])
+
+
+def _with_partners(rows: Rows, names: Sequence[str]) -> Sequence[str]:
+    """The columns, and those that codes among them have their meaning from; a stage may touch one without the other."""
+    formats = (value.format for row in rows for name in names if isinstance(value := row.state.get(name), Coded))
+    missing = {found.partner for found in formats if found.partner} - set(names)
+    return [names[0], *sorted(missing), *names[1:]] if missing else names
 
 
 def _staged(

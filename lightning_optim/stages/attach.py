@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_optim import engines, storage
 from lightning_optim.distributed import Placement
-from lightning_optim.engines.job import Job, Rows, Step, make_row
+from lightning_optim.engines.job import Job, Step, make_row
 from lightning_optim.errors import OptionError
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.slot import Slot
@@ -146,8 +146,8 @@ class OnGradients:
         """What a stage reads is not there before the first step, but after it must be."""
         if self.optimizer.state.get(p):
             raise OptionError(
-                f"{type(self.stage).__name__} reads {', '.join(sorted(names))}, and {type(self.optimizer).__name__} keeps "
-                f"{', '.join(map(str, self.optimizer.state[p]))}."
+                f"{type(self.stage).__name__} reads {', '.join(sorted(names))}, and {type(self.optimizer).__name__} "
+                f"keeps {', '.join(map(str, self.optimizer.state[p]))}."
             )
 
     def _state(self, p: Tensor, i: int) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ class Lookahead(Stage):
 
     name = "lookahead"
     slow = Slot(exact=True, copies=True)
+    raw = Slot(exact=True)  # the weights of training while a model in 16 bits holds the slow ones, else absent
 
     def __init__(
         self, k: int = 5, alpha: float = 0.5, momentum: Momentum = "none", moments: Sequence[str] = ()

@@ -24,6 +24,7 @@ Kind = Literal["isotropic", "second_moment", "moments"]
 # What wrappers add to names.
 WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
+
 class Noise(Stage):
     """Add normal numbers to the gradient before the update.
 
@@ -115,8 +116,8 @@ class Noise(Stage):
 def sites_of(named: Iterable[tuple[str, Tensor]], optimizer: Optimizer) -> dict[Tensor, Site]:
     """Which elements of which tensor the parameters of an optimizer hold here.
 
-    A tensor is told by its name, without what wrappers add to it, so that every strategy draws the same for it. One that
-    has no name is told by its number in the optimizer.
+    A tensor is told by its name, without what wrappers add to it, so that every strategy draws the same for it. One
+    that has no name is told by its number in the optimizer.
 
     Args:
         named: The parameters of the module by name.

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from examples.digits.digits import GlobalBatches, Loader
-from lightning_optim import Adan, OptionError
+from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging
+from lightning_optim.stages import Average
+from tests.callbacks.sharded import KINDS, journey
 from tests.callbacks.toys import BATCH, Make, Run, Toy, Walk, batches, samples, slot, trainer, vector
 from tests.ranks import run_ranks
 
@@ -95,6 +97,53 @@ def test_the_exponential_mean_begins_as_a_copy(make: Make, options: dict[str, An
     assert close(vector(run.module), plain_ema(picked(run, steps), 0.8))
 
 
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_a_debiased_mean_forgets_the_first_iterate_like_the_others(make: Make) -> None:
+    run = Run(make, IterateAveraging("ema_debiased", decay=0.8), precision="64-true")
+    weights = [0.8 ** (11 - i) for i in range(12)]
+    expected = sum(w * x.double() for w, x in zip(weights, run.walk.weights, strict=True)) / sum(weights)
+    assert close(vector(run.module), expected)  # type: ignore[arg-type]
+
+
+def test_a_ramp_shortens_the_memory_at_first() -> None:
+    run = Run(adan, IterateAveraging("ema", decay=0.5, ramp=True), precision="64-true")
+    average = run.walk.weights[0].double()
+    for n, newer in enumerate(run.walk.weights[1:], start=1):
+        d = min(0.5, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * newer.double()
+    assert close(vector(run.module), average)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 20])
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_a_window_holds_the_last_collections(make: Make, window: int) -> None:
+    """After each of 12 collections: all while there are fewer, then the last `window` to 2 * `window` - 1."""
+    run = Run(make, IterateAveraging(start=1, every=1, window=window), precision="64-true", watch="average")
+    for n, average in enumerate(run.walk.slots, start=1):
+        held = n if n < window else window + n % window
+        assert close(average, plain_mean(run.walk.weights[n - held : n])), n
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (Average("mean"), 0.198047919685),
+        (Average("ema", 0.9), 0.451075901511),
+        (Average("ema_debiased", 0.9), 0.074235828000),
+        (Average("ema", 0.9, ramp=True), -0.658111947254),
+    ],
+)
+def test_worked_numbers(stage: Average, expected: float) -> None:
+    """The average of sin(0.7 n + 0.2) for n = 1 to 6."""
+    p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = SGDW([p], lr=1.0, momentum=0.0)
+    optimizer.append(stage)
+    for n in range(1, 7):
+        p.grad = p.detach() - math.sin(0.7 * n + 0.2)
+        optimizer.step()
+    assert float(optimizer.state[p]["average"]) == pytest.approx(expected, abs=1e-12)
+
+
 def test_steps_are_counted_not_batches() -> None:
     run = Run(adan, IterateAveraging(start=0), precision="64-true", accumulate_grad_batches=3)  # steps at 3 and 4 of 4
     assert len(run.walk.weights) == 6
@@ -118,7 +167,10 @@ def test_an_epoch_of_unknown_length_needs_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "median"}, "kind='median' must be 'mean' or 'ema'"),
+        ({"kind": "median"}, "kind='median' must be 'mean', 'ema' or 'ema_debiased'"),
+        ({"window": 0}, "window=0 must be an integer of at least 1, with kind='mean'"),
+        ({"kind": "ema", "window": 3}, "window=3 must be an integer of at least 1, with kind='mean'"),
+        ({"ramp": True}, "ramp=True must be False, but with kind='ema'"),
         ({"kind": "ema", "decay": 1.0}, r"decay=1.0 must be in \(0, 1\)"),
         ({"kind": "ema", "decay": 0}, r"decay=0 must be in \(0, 1\)"),
         ({"start": -1}, "start=-1 must be a step, or a fraction of training below 1"),
@@ -232,6 +284,19 @@ def test_a_resumed_run_is_the_same_run(make: Make, when: dict[str, int], precisi
     assert [w.tolist() for w in rest.walk.weights] == [w.tolist() for w in whole.walk.weights[4:]]
     assert torch.equal(vector(rest.module), vector(whole.module))
     assert torch.equal(slot(rest.trainer.optimizers[0], "average"), slot(whole.trainer.optimizers[0], "average"))
+
+
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_a_window_resumes(make: Make, tmp_path: Path) -> None:
+    def averaging() -> IterateAveraging:
+        return IterateAveraging(start=1, every=1, window=3)
+
+    whole = Run(make, averaging(), checkpoints(tmp_path, every_n_train_steps=4))
+    again = checkpoints(tmp_path / "again", every_n_train_steps=4)
+    rest = Run(make, averaging(), again, ckpt_path=tmp_path / "step=4.ckpt")
+    assert torch.equal(vector(rest.module), vector(whole.module))
+    with pytest.raises(OptionError, match="average with window=3 and this run wants window=None"):
+        Run(make, IterateAveraging(start=1, every=1), again, ckpt_path=tmp_path / "step=4.ckpt")
 
 
 def test_another_kind_of_average_does_not_resume(tmp_path: Path) -> None:
@@ -437,3 +502,58 @@ def test_two_processes_average_alike(kind: str) -> None:
     assert torch.equal(first["mean"], second["mean"])
     assert not torch.equal(first["entering"], second["entering"])
     assert close(first["mean"], (first["entering"] + second["entering"]) / 2)
+
+
+def uneven(_: int) -> dict[str, Any]:
+    """One rank has twice as many samples as the other."""
+    rank = int(os.environ["RANK"])
+    data = torch.utils.data.Subset(samples(), range(24) if rank else range(24, 32))
+    train = DataLoader(data, batch_size=4 + 8 * rank)
+    run = Run(adan, IterateAveraging(start=1, every=1), net=norm_net, train=train, strategy="ddp", devices=2)
+    net: Any = run.module.net
+    return {"mean": net[2].running_mean, "all": net[0](samples().tensors[0]).mean(0)}
+
+
+def test_statistics_of_ranks_count_by_their_samples() -> None:
+    for found in run_ranks(uneven, 0):
+        assert close(found["mean"], found["all"], 1e-6)
+
+
+def averaging_from_the_first_step() -> IterateAveraging:
+    return IterateAveraging("ema", decay=0.7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_every_strategy_evaluates_saves_and_resumes_the_average(kind: str, with_norm: bool, tmp_path: Path) -> None:
+    """To the rounding of float32 in a dozen steps; within one strategy the test of the best is its validation."""
+    alone = journey("alone", adan, averaging_from_the_first_step, tmp_path / "alone", with_norm)
+    both = run_ranks(journey, kind, adan, averaging_from_the_first_step, tmp_path / "whole", with_norm)
+    for whole in both:
+        for key in ("train", "val", "test"):
+            assert whole[key] == pytest.approx(alone[key], rel=1e-4), key
+        assert sum(whole["test"]) / 2 == pytest.approx(whole["best"], rel=1e-6)
+        assert len(set(whole["val"])) == 6
+    saved = tmp_path / "whole" / "step=4.ckpt"
+    for whole, rest in zip(
+        both,
+        run_ranks(journey, kind, adan, averaging_from_the_first_step, tmp_path / "rest", with_norm, saved),
+        strict=True,
+    ):
+        assert rest["train"] == whole["train"][4:]
+        assert rest["val"] == whole["val"][2:]
+
+
+def test_what_a_person_would_look_at(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    run = Run(adan, IterateAveraging(start=1, every=1), logger=logger, precision="64-true", log_every_n_steps=4)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    collected = {event.step: event.value for event in events.Scalars("iterate_averaging/collected")}
+    assert collected == {4: 4.0, 8: 8.0, 12: 12.0}
+    last = run.walk.weights[7]
+    expected = float((last - plain_mean(run.walk.weights[:8])).norm() / last.norm())
+    assert events.Scalars("iterate_averaging/distance")[1].value == pytest.approx(expected, rel=1e-6)

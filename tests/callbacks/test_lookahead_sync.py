@@ -12,8 +12,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_optim import Adan, OptionError
+from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
+from lightning_optim.stages import Lookahead
+from lightning_optim.stages.attach import attach
+from tests.callbacks.sharded import KINDS, journey
 from tests.callbacks.toys import Make, Run, Toy, batches, samples, slot, vector
 from tests.ranks import run_ranks
 
@@ -131,9 +134,186 @@ def test_the_callback_leaves_the_optimizer_as_it_was() -> None:
             assert not torch.equal(vector(run.module), slot(optimizer, "slow"))
 
 
+TABLE = {  # f(x) = (x1^2 + 4 x2^2) / 2 from (1, 1), k = 2, alpha = 0.5: x and momentum after steps 2, 4, 6 and 8
+    "none": [
+        (0.86, 0.5, 1.8, 6.0),
+        (0.5938, -0.155, 2.844, 5.7),
+        (0.280304, -0.46225, 3.11652, 1.635),
+        (-0.01137668, -0.3414875, 2.7484416, -2.03775),
+    ],
+    "reset": [
+        (0.86, 0.5, 0.0, 0.0),
+        (0.7396, 0.25, 0.0, 0.0),
+        (0.636056, 0.125, 0.0, 0.0),
+        (0.54700816, 0.0625, 0.0, 0.0),
+    ],
+    "pullback": [
+        (0.86, 0.5, 0.9, 3.0),
+        (0.6667, 0.0475, 1.548, 3.675),
+        (0.447974, -0.2243125, 1.93131, 2.806875),
+        (0.22882153, -0.3016203125, 2.0641032, 1.362046875),
+    ],
+}
+
+
+@pytest.mark.parametrize("momentum", TABLE)
+@pytest.mark.parametrize("which", ["torch", "reference", "blocked", "auto"])
+def test_worked_examples(which: str, momentum: Any) -> None:
+    p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    if which == "torch":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    else:
+        optimizer = SGDW([p], lr=0.1, momentum=0.9, engine=which)
+    attach(Lookahead(2, 0.5, momentum, ["momentum_buffer"]), optimizer)
+    for step in range(1, 9):
+        p.grad = torch.tensor([1.0, 4.0], dtype=torch.float64) * p.detach()
+        optimizer.step()
+        if step % 2 == 0:
+            found = [*p.tolist(), *optimizer.state[p]["momentum_buffer"].tolist()]
+            assert found == pytest.approx(TABLE[momentum][step // 2 - 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("momentum", ["reset", "pullback"])
+def test_all_moments_of_an_optimizer_are_treated_and_nothing_else(momentum: Any) -> None:
+    """Adan has two, and a previous gradient; also a parameter without a gradient at the sync; also in 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(5000, generator=generator)) for _ in range(2)]
+    optimizer = Adan(params, lr=0.01, state_bits=8)
+    attach(Lookahead(2, 0.5, momentum, ["exp_avg", "exp_avg_diff"]), optimizer)
+    for step in (1, 2):
+        for p in params:
+            p.grad = torch.randn(5000, generator=generator)
+        if step == 2:
+            params[1].grad = None
+            before = optimizer.state_dict()["state"][1]
+        optimizer.step()
+    after = optimizer.state_dict()["state"]
+    for name in ("exp_avg", "exp_avg_diff"):
+        if momentum == "reset":
+            assert not after[0][name].any()
+            assert not after[1][name].any()
+        else:  # the slow ones begin at zero; codes of 8 bits are off by a percent of the largest
+            size = before[name].abs().max()
+            assert (after[1][f"slow_{name}"] - before[name] / 2).abs().max() <= 1e-6 * size
+            assert (after[1][name] - before[name] / 2).abs().max() <= 0.02 * size
+    for name in ("exp_avg_sq", "prev_grad"):
+        assert torch.equal(after[1][name], before[name])
+        assert after[0][name].any()
+
+
+@pytest.mark.parametrize("momentum", ["reset", "pullback"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("make", [adan, sgd, adamw])
+def test_moments_and_slow_evaluation_resume(make: Make, precision: Any, momentum: Any, tmp_path: Path) -> None:
+    def callbacks(folder: Path) -> Any:
+        saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)
+        return LookaheadSync(3, 0.5, momentum, evaluate="slow"), saving
+
+    whole = Run(make, *callbacks(tmp_path), precision=precision)
+    path = tmp_path / "step=4.ckpt"
+    rest = Run(make, *callbacks(tmp_path / "again"), ckpt_path=path, precision=precision)
+    assert [w.tolist() for w in rest.walk.weights] == [w.tolist() for w in whole.walk.weights[4:]]
+    assert torch.equal(vector(rest.module), vector(whole.module))
+    fast = Run(make, LookaheadSync(3, 0.5, momentum), precision=precision)
+    assert [w.tolist() for w in fast.walk.weights] == [w.tolist() for w in whole.walk.weights]
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_slow_weights_are_evaluated_and_saved(weights_only: bool, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_weights_only=weights_only)
+    run = Run(
+        adan, LookaheadSync(5, 0.5, evaluate="slow"), saving, val_check_interval=1, precision="64-true", watch="slow"
+    )
+    shown = [run.walk.weights[i] if i < 4 else run.walk.slots[i] for i in range(12)]  # the first sync is the fifth step
+    for step, expected in enumerate(shown, start=1):
+        assert torch.equal(run.module.validated[2 * step - 1], expected)
+        saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
+        assert torch.equal(torch.cat([value.reshape(-1) for value in saved.values()]), expected)
+    assert torch.equal(vector(run.module), shown[-1])
+    assert not torch.equal(run.walk.weights[-1], shown[-1])
+
+
+def test_two_that_choose_what_is_evaluated_are_refused() -> None:
+    for callbacks in (
+        [LookaheadSync(evaluate="slow"), IterateAveraging()],
+        [IterateAveraging(), LookaheadSync(evaluate="slow")],
+    ):
+        with pytest.raises(OptionError, match=r"both choose the weights.*LookaheadSync\(evaluate='fast'\)"):
+            Run(adan, *callbacks)
+    for make in (adan, sgd):
+        optimizer = make([nn.Parameter(torch.ones(2))])
+        attach(Lookahead(), optimizer)
+        with pytest.raises(OptionError, match="has a stage named 'lookahead' already"):
+            attach(Lookahead(3), optimizer)
+
+
+def test_moments_that_are_not_there_are_refused() -> None:
+    for make in (
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        lambda params: SGDW(params, lr=0.1, momentum=0.0),
+    ):
+        with pytest.raises(OptionError, match=r"momentum='reset' finds no first moments in SGDW?"):
+            Run(make, LookaheadSync(momentum="reset"))
+
+
+def test_it_lowers_the_variance_as_the_theory_says() -> None:
+    """On x^2 a / 2 with a noisy optimum: the paper's stationary variance, and a fast start without noise beside it."""
+    a, s2, lr, k, alpha = 1.3, 0.7, 0.4, 5, 0.5
+    r = 1 - lr * a
+    sgd_variance = lr**2 * a**2 * s2 / (1 - r**2)
+    top = alpha**2 * (1 - r ** (2 * k))
+    expected = sgd_variance * top / (top + 2 * alpha * (1 - alpha) * (1 - r**k))
+    assert expected == pytest.approx(0.083362875696)
+    p = nn.Parameter(torch.zeros(40_000, dtype=torch.float64))
+    optimizer = torch.optim.SGD([p], lr=lr)
+    attach(Lookahead(k, alpha), optimizer)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20 * k):
+        p.grad = a * (p.detach() - s2**0.5 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        optimizer.step()
+    assert float(p.detach().var()) == pytest.approx(expected, rel=4 * (2 / len(p)) ** 0.5)  # four standard errors
+
+
+def test_what_a_person_would_look_at(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    run = Run(adan, LookaheadSync(3), logger=logger, log_every_n_steps=4, precision="64-true", watch="slow")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("lookahead/distance")}
+    fast, slow = run.walk.weights, run.walk.slots
+    assert found == pytest.approx({s: float((fast[s - 1] - slow[s - 1]).norm() / fast[s - 1].norm()) for s in (5, 11)})
+
+
+def slow_lookahead() -> LookaheadSync:
+    return LookaheadSync(3, 0.5, "pullback", evaluate="slow")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_every_strategy_evaluates_saves_and_resumes_slow_weights(kind: str, make: Make, tmp_path: Path) -> None:
+    """To the rounding of float32 in a dozen steps; within one strategy the test of the best is its validation."""
+    alone = journey("alone", make, slow_lookahead, tmp_path / "alone")
+    both = run_ranks(journey, kind, make, slow_lookahead, tmp_path / "whole")
+    for whole in both:
+        for key in ("train", "val", "test"):
+            assert whole[key] == pytest.approx(alone[key], rel=1e-4), key
+        assert sum(whole["test"]) / 2 == pytest.approx(whole["best"], rel=1e-6)
+    saved = tmp_path / "whole" / "step=4.ckpt"
+    for whole, rest in zip(
+        both, run_ranks(journey, kind, make, slow_lookahead, tmp_path / "rest", resume=saved), strict=True
+    ):
+        assert rest["train"] == whole["train"][4:]
+        assert rest["val"] == whole["val"][2:]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"momentum": "halve"}, "momentum='halve' must be 'none', 'reset' or 'pullback'"),
+        ({"evaluate": "both"}, "evaluate='both' must be 'fast' or 'slow'"),
         ({"k": 0}, "k=0 must be an integer of at least 1"),
         ({"k": 2.5}, "k=2.5 must be an integer of at least 1"),
         ({"alpha": 0.0}, r"alpha=0.0 must be in \(0, 1\]"),

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 import lightning_optim
 from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, second_moment
-from lightning_optim.callbacks import IterateAveraging, LookaheadSync, WarmupFreeSchedule
+from lightning_optim.callbacks import IterateAveraging, LookaheadSync, NonFiniteGuard, WarmupFreeSchedule
 from lightning_optim.cli import main
 from lightning_optim.warmup import WARMUPS
 from tests.callbacks.toys import BATCHES, Make, Run, Toy, batches, samples, trainer, vector
@@ -485,6 +485,17 @@ def test_batches_without_a_loss_do_not_count_in_single_precision() -> None:
     assert applied.first == pytest.approx([LR * warm("linear", t + 1, 0.7) for t in updates], rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:NonFiniteGuard skips step")
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("make", [adan, adamw])
+def test_steps_that_a_guard_skips_do_not_count(make: Make, first: bool) -> None:
+    both: list[Callback] = [WarmupFreeSchedule("linear"), NonFiniteGuard()]
+    applied = Applied()
+    Run(make, *(both if first else both[::-1]), applied, module=Faulty(make, infinite=(2, 3)))
+    updates = [0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert applied.first == pytest.approx([LR * warm("linear", t + 1, 0.7) for t in updates], rel=1e-12)
+
+
 # ---------------------------------------------------------------- resuming
 
 
@@ -818,12 +829,24 @@ def sharded_data() -> TensorDataset:
     return TensorDataset(x, x[:, :1])
 
 
+class SavesFirst(Callback):
+    """Before the first step, when a strategy may take one of its own to have some state to save."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(f"{self.folder}/0.ckpt")
+
+
 def sharded(kind: Any, folder: str, steps: int, ckpt_path: str | None = None) -> tuple[list[float], list[float]]:
     module, strategy = build(kind)
     module.configure_optimizers = lambda: adan(list(module.parameters()))  # type: ignore[method-assign]
     applied = Applied()
     fit = trainer(
         WarmupFreeSchedule("linear", "linear", total_steps=8),
+        SavesFirst(folder),
         applied,
         devices=int(os.environ["WORLD_SIZE"]),
         strategy=strategy,
@@ -836,7 +859,7 @@ def sharded(kind: Any, folder: str, steps: int, ckpt_path: str | None = None) ->
 
 @pytest.mark.parametrize("kind", ["fsdp1 full", "fsdp2 full"])
 def test_sharded_and_resumed(kind: str, tmp_path: Path) -> None:
-    """A strategy that steps once at rate 0 to have some state, and one with flat parameters."""
+    """A strategy with flat parameters, and one that steps at rate 0 to have some state to save."""
     folder = str(tmp_path)
     whole, losses = run_ranks(sharded, kind, folder, 8)[0]
     assert whole == pytest.approx(rates("linear", "linear", 8, 8), rel=1e-12)

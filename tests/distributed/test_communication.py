@@ -161,7 +161,10 @@ def test_powersgd_is_the_paper(strategy: str) -> None:
     assert torch.equal(walks[0][-1], walks[1][-1])
 
 
-@pytest.mark.parametrize("optimizer", ["adan", {"name": "adamw", "lr": 0.01, "state_bits": 8}, "torch"])
+EIGHT_BITS = pytest.param({"name": "adamw", "lr": 0.01, "state_bits": 8}, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("optimizer", ["adan", EIGHT_BITS, "torch"])
 def test_post_local_sgd_is_local_steps_and_a_mean(optimizer: Any) -> None:
     """Two optimizers side by side in one process: mean gradients first, then own gradients and a mean of weights."""
     start, period = 3, 3
@@ -197,10 +200,10 @@ def test_post_local_sgd_is_local_steps_and_a_mean(optimizer: Any) -> None:
 
 # ---------------------------------------------------------------------- checkpoints
 
-RESUMED: list[tuple[Any, dict[str, Any]]] = [
+RESUMED = [
     ("adan", {"kind": "powersgd", "start": 3, "rank": 2}),
-    ("adan", {"kind": "bf16"}),
-    ("adan", {"kind": "post_local_sgd", "start": 2, "period": 2}),
+    pytest.param("adan", {"kind": "bf16"}, marks=pytest.mark.full),
+    pytest.param("adan", {"kind": "post_local_sgd", "start": 2, "period": 2}, marks=pytest.mark.full),
     ({"name": "adamw", "state_bits": 8}, {"kind": "post_local_sgd", "start": 2, "period": 4}),
     ("torch", {"kind": "post_local_sgd", "start": 2, "period": 4}),
 ]

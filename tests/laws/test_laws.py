@@ -209,7 +209,7 @@ def reacts(name: str, option: Option, contexts: list[dict[str, Any]]) -> bool:
 @every_optimizer
 def test_every_option_changes_the_iterates(name: str) -> None:
     options = OPTIMIZERS[name].options
-    skipped = {"engine", "state_bits", "state_format"} | (set() if name in MIRRORED else {"maximize"})
+    skipped = {"engine", "capturable", "state_bits", "state_format"} | (set() if name in MIRRORED else {"maximize"})
     own = [option for option in options.values() if option.name not in skipped]
     contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
     pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import ConfiguredOptimizer, create_optimizer
+from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, create_optimizer
 from lightning_optim.groups import named_roles
 from lightning_optim.nn import StableEmbedding
 from lightning_optim.storage import Coded
@@ -82,6 +85,15 @@ def test_state_stays_in_32_bits_by_role() -> None:
         decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
         assert decays[id(embed.weight)] > 0
         assert decays[id(embed.norm.weight)] == 0
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "stable_embedding.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "stable_embedding.md", "exec"), {})
+    for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        spec = yaml.safe_load(block)["model"]["optimizer"]
+        assert OptimizerStrategy.parse(spec).full_precision == ("bias", "norm")
 
 
 class Copier(ConfiguredOptimizer, LightningModule):

@@ -1,0 +1,25 @@
+"""Small pictures of measurements, drawn without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+LARGEST = 100_000  # bytes of a picture in the repository
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure and its axes in a row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a picture, with as many dots as keep it small."""
+    for dpi in (100, 80, 60):
+        figure.savefig(path, dpi=dpi)
+        if path.stat().st_size <= LARGEST:
+            return
