@@ -96,8 +96,8 @@ def check(case: Case, device: torch.device, shapes: Sequence[tuple[int, ...]]) -
             with torch.no_grad():
                 twin.copy_(p)
             _equalize(one, other)
-        for slot, value in by_reference._shared().items():
-            own = by_kernel._shared()[slot]
+        for slot, value in by_reference.shared_slots().items():
+            own = by_kernel.shared_slots()[slot]
             if not torch.allclose(value, own, rtol=1e-9, atol=0):
                 yield f"step {step + 1}: {slot} is {own.item()}, not {value.item()}"
             own.copy_(value)

@@ -1,4 +1,4 @@
-"""The base of every optimizer: options, parameter groups, state, stages, and the step that hands work to an engine.
+"""The base of every optimizer: options, parameter groups, state, stages, and what a step consists of.
 
 A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics. Everything else that a
 `torch.optim.Optimizer` must do stands here, once.
@@ -7,7 +7,7 @@ A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -18,12 +18,12 @@ from torch._compile import _disable_dynamo
 from lightning_optim import checkpoint, engines, storage
 from lightning_optim.checkpoint import OWN
 from lightning_optim.distributed import local, logical_shape, mean_over_ranks, refuse_orphans
-from lightning_optim.engines.job import Job, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.options import Option, check_options, read_options, signature
-from lightning_optim.overlap import find_overlap
+from lightning_optim.overlap import refuse_overlap, refuse_repeats, tensors_of
 from lightning_optim.page import Page
-from lightning_optim.roster import Batch, Roster, has_gradient
+from lightning_optim.roster import has_gradient
+from lightning_optim.runner import Runner
 from lightning_optim.slot import Slot
 from lightning_optim.stages.stage import Stage
 from lightning_optim.trace import Program, Programs
@@ -35,8 +35,6 @@ GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr",
 NUMBERS = (float, float | None)
 # Options of the whole optimizer.
 WHOLE = ("engine", "capturable")
-# What schedules move; no trait of a tensor may depend on these.
-NO_TRAIT = ("lr", "weight_decay")
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
@@ -104,14 +102,14 @@ class Optimizer(Page, torch.optim.Optimizer):
         defaults = {name: options[name] for name in self.options if name not in WHOLE}
         torch.optim.Optimizer.__init__(self, groups, defaults)
         self.defaults.update(engine=engine, capturable=capturable)
-        _refuse_overlap(owner, [p for _, p in self.every_parameter()])
+        refuse_overlap(owner, [p for _, p in self.every_parameter()])
 
     def _prepare(self) -> None:
         """Make what is not saved: the programs, and the inputs that the next step will read."""
         self.stages: list[Stage] = getattr(self, "stages", [])
         self._inputs: dict[str, Any] = {}
         self._programs: dict[Any, Programs] = {}
-        self._rosters: dict[str, Roster] = {}
+        self._runner = Runner(self)
         self._known_parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
         self._counters_agree = True
         self._for_file = False
@@ -126,10 +124,10 @@ class Optimizer(Page, torch.optim.Optimizer):
         param_group = {**param_group, **check_options(given, self.options, owner)}
         if not isinstance(param_group.get("params"), Tensor):
             param_group["params"] = list(param_group["params"])
-        tensors = _tensors(param_group["params"])
-        _refuse_repeats(owner, tensors, self.param_groups)
+        tensors = tensors_of(param_group["params"])
+        refuse_repeats(owner, tensors, self.param_groups)
         if "engine" in self.defaults:  # while torch's constructor adds groups, all wait for the look at its end
-            _refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
+            refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
         if self.real_only and any(p.is_complex() for p in tensors):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
         options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
@@ -149,8 +147,8 @@ class Optimizer(Page, torch.optim.Optimizer):
             raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
         if self.stages:
             raise OptionError(
-                f"{owner}: capturable=True and {self.stages[0]!r} do not go together: what a callback adds to a step is "
-                "counted on the host, which a graph leaves out. Leave out one of the two."
+                f"{owner}: capturable=True and {self.stages[0]!r} do not go together: what a callback adds to a step "
+                "is counted on the host, which a graph leaves out. Leave out one of the two."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,18 +180,18 @@ class Optimizer(Page, torch.optim.Optimizer):
                 raise
         self.stages.sort(key=lambda stage: stage.order)
         self._programs.clear()
-        self._rosters.clear()
+        self._runner.forget()
         for i, p in self.every_parameter():
             if "step" not in self.state[p]:  # loaders of sharded checkpoints read into what they find here, and no more
                 self.start_state(p, i)
             for name in stage.slots_beside(self.slots_of(i, p)):
-                self._create(name, p, i, {})
+                self.create_slot(name, p, i, {})
 
     def remove(self, stage: Stage) -> None:
         """Take a stage away again; its slots stay in the state."""
         self.stages.remove(stage)
         self._programs.clear()
-        self._rosters.clear()
+        self._runner.forget()
 
     def set_loss(self, loss: Any, second_moment: Any = None) -> None:
         """Tell the next step the loss of its batch, for an update that reads it (KOALA).
@@ -228,7 +226,7 @@ class Optimizer(Page, torch.optim.Optimizer):
             return None
         predicted = self.param_groups[0].get("predicted", False)
         if self.predict is not None and not predicted:
-            self._run("predict", self.every_parameter())
+            self._runner.run("predict", self.every_parameter())
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -239,7 +237,7 @@ class Optimizer(Page, torch.optim.Optimizer):
             acting = {stage.name: stage.advance() for stage in self.stages}
             after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
             idle = self._without_gradient() if after else []
-            self._run("update", with_gradient, {**inputs, **acting}, idle)
+            self._runner.run("update", with_gradient, {**inputs, **acting}, idle)
         elif not any(float(state["step"]) for state in self.state.values()):
             refuse_orphans(type(self).__name__, [p for _, p in self.every_parameter()])
         if self.predict is not None:
@@ -247,7 +245,7 @@ class Optimizer(Page, torch.optim.Optimizer):
             # prediction that no gradient has corrected still holds.
             self.param_groups[0]["predicted"] = closure is None or not with_gradient
             if closure is None and with_gradient:
-                self._run("predict", self.every_parameter())
+                self._runner.run("predict", self.every_parameter())
         return loss
 
     def _with_gradient(self) -> list[tuple[int, Tensor]]:
@@ -288,96 +286,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         loss, mean_square = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
         return {"loss": loss, "loss_second_moment": loss * loss if square is None else mean_square}
 
-    def _run(
-        self,
-        what: str,
-        params: list[tuple[int, Tensor]],
-        extra: Mapping[str, Any] | None = None,
-        idle: Sequence[tuple[int, Tensor]] = (),
-    ) -> None:
-        """Give each batch of parameters its program and the numbers of this step, and let an engine run them."""
-        extra = extra or {}
-        options = [self._options_of(group, self.defaults["capturable"]) for group in self.param_groups]
-        roster = self._roster(what, params, idle, options)
-        if what == "update":
-            roster.advance()
-        jobs = [self._job(what, batch, options, extra) for batch in roster.batches]
-        shared = {name for name, slot in self.slots.items() if slot.per == "optimizer"}
-        if any(job.program.slots - batch.slots - shared for job, batch in zip(jobs, roster.batches, strict=True)):
-            self._complete(jobs, roster)
-            roster = self._roster(what, params, idle, options)
-            for job, batch in zip(jobs, roster.batches, strict=True):
-                job.rows = batch.rows
-        if what == "update":
-            roster.take_gradients()
-        programs = tuple(job.program for job in jobs)
-        for program, batch in zip(programs, roster.batches, strict=True):
-            batch.admit(type(self).__name__, program)
-            self._locate(program, batch)
-        step = Step(jobs, self._shared(), roster.placement)
-        if programs not in roster.engines:
-            roster.engines[programs] = self._engine(programs, step)
-        try:
-            roster.engines[programs].run(step)
-        finally:
-            roster.drop_gradients()
-
-    def _engine(self, programs: Sequence[Program], step: Step) -> engines.Engine:
-        chosen = engines.choose(self.defaults["engine"], programs, step.rows)
-        if self.defaults["capturable"] and chosen.name != "triton":
-            raise OptionError(
-                f"{type(self).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, the "
-                f"parameters being on {step.rows[0].param.device}. Leave it out."
-            )
-        return chosen
-
-    def _roster(
-        self,
-        what: str,
-        params: list[tuple[int, Tensor]],
-        idle: Sequence[tuple[int, Tensor]],
-        options: Sequence[Mapping[str, Any]],
-    ) -> Roster:
-        """The parameters in batches: those of the step before, unless something moved."""
-        flags = (self._most_dims(), len(params), [[v for k, v in own.items() if k not in NO_TRAIT] for own in options])
-        roster = self._rosters.get(what)
-        if roster is None or not roster.holds(itertools.chain((p for _, p in params), (p for _, p in idle)), flags):
-            for i, p in (*params, *idle):
-                if "step" not in self.state[p]:
-                    self.start_state(p, i)
-            views = [SimpleNamespace(**own) for own in options]
-
-            def traits(i: int, p: Tensor) -> dict[str, Any]:
-                return self.traits(views[i], logical_shape(p), p.dtype, self._most_dims())
-
-            roster = self._rosters[what] = Roster(params, idle, self.state, traits, self.all_slots(), flags)
-        return roster
-
-    def _job(self, what: str, batch: Batch, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> Job:
-        if batch.group is None:
-            h = {**extra, "present": tuple(sorted(batch.slots & self.slots.keys()))}
-            return Job(self._program("stages", h), h, 0, batch.rows)
-        own = options[batch.group]
-        t: Any = batch.t
-        if self.defaults["capturable"]:
-            t = self.state[batch.params[0]]["step"].double()
-            own = {name: x.to(t) if isinstance(x, Tensor) else x for name, x in own.items()}
-        scalars = self.scalars(SimpleNamespace(**own), t)
-        h = {**own, **batch.traits, **scalars, "t": t if isinstance(t, Tensor) else float(t), **extra}
-        return Job(self._program(what, h), h, batch.t, batch.rows)
-
-    def _complete(self, jobs: Sequence[Job], roster: Roster) -> None:
-        """Make the slots that a program needs and some parameter lacks."""
-        for job, batch in zip(jobs, roster.batches, strict=True):
-            for p in batch.params:
-                i = self._group_of(p) if batch.group is None else batch.group
-                for name in sorted(job.program.slots - self.state[p].keys()):
-                    self._create(name, p, i, job.h)
-
-    def _group_of(self, p: Tensor) -> int:
-        return next(i for i, q in self.every_parameter() if q is p)
-
-    def _options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
+    def options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
         """The options of a group as plain numbers, floats where a scheduler put an int; tensors on a GPU may stay."""
         found = {}
         for name, option in self.options.items():
@@ -389,7 +298,7 @@ class Optimizer(Page, torch.optim.Optimizer):
                 found[name] = float(value)
         return found
 
-    def _program(self, what: str, h: Mapping[str, Any]) -> Program:
+    def program(self, what: str, h: Mapping[str, Any]) -> Program:
         if what not in self._programs:
             formula = {"update": self._update, "stages": self._idle, "predict": self._predict}[what]
             scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
@@ -419,13 +328,6 @@ class Optimizer(Page, torch.optim.Optimizer):
         assert self.predict is not None
         return self.predict(p, s, h)
 
-    def _locate(self, program: Program, batch: Batch) -> None:
-        """Tell the rows where in their tensors they are, for a program that draws normal numbers."""
-        if program.draws and batch.rows[0].site is None:
-            stage = next(stage for stage in self.stages if stage.draws)
-            for row, p in zip(batch.rows, batch.params, strict=True):
-                row.site = stage.site_of(p)
-
     # ------------------------------------------------------------------ state
 
     def all_slots(self) -> dict[str, Slot]:
@@ -434,7 +336,7 @@ class Optimizer(Page, torch.optim.Optimizer):
 
     def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
         """Names of the slots that a tensor like `p` has in group `i`, whatever the step."""
-        options, traits = self._options_of(self.param_groups[i]), self.traits_of(i, p)
+        options, traits = self.options_of(self.param_groups[i]), self.traits_of(i, p)
         key = (*options.values(), *traits.values())
         if key not in self._slots:
             self._slots[key] = self._touched(options, traits)
@@ -448,8 +350,8 @@ class Optimizer(Page, torch.optim.Optimizer):
         for choice in itertools.product((False, True), repeat=len(flags)):
             scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
             h = {**options, **traits, **scalars}
-            touched |= self._program("update", h).slots
-            touched |= self._program("predict", h).slots if self.predict is not None else set()
+            touched |= self.program("update", h).slots
+            touched |= self.program("predict", h).slots if self.predict is not None else set()
         return tuple(name for name in self.slots if name in touched)
 
     def first_programs(self) -> list[Program]:
@@ -457,17 +359,17 @@ class Optimizer(Page, torch.optim.Optimizer):
         found = []
         for i, group in enumerate(self.param_groups):
             for p in group["params"][:1]:
-                options = self._options_of(group)
+                options = self.options_of(group)
                 scalars = {**self.scalars(SimpleNamespace(**options), 1), **dict.fromkeys(self.inputs, 0.0)}
-                found.append(self._program("update", {**options, **self.traits_of(i, p), **scalars}))
+                found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
         return found
 
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
         """What depends on the logical shape and the type of a tensor in group `i`."""
-        view = SimpleNamespace(**self._options_of(self.param_groups[i]))
-        return self.traits(view, logical_shape(p), p.dtype, self._most_dims())
+        view = SimpleNamespace(**self.options_of(self.param_groups[i]))
+        return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
 
-    def _most_dims(self) -> int:
+    def most_dims(self) -> int:
         """The largest number of axes of any parameter; known until a group is added."""
         if self._axes is None:
             self._axes = max((len(logical_shape(p)) for _, p in self.every_parameter()), default=0)
@@ -476,11 +378,11 @@ class Optimizer(Page, torch.optim.Optimizer):
     def start_state(self, p: Tensor, i: int) -> None:
         """Give a parameter its counter and its slots."""
         self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
-        h = {**self._options_of(self.param_groups[i]), **self.traits_of(i, p)}
+        h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
         for name in self.slots_of(i, p):
-            self._create(name, p, i, h)
+            self.create_slot(name, p, i, h)
 
-    def _create(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
+    def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
         slot, group = self.all_slots()[name], self.param_groups[i]
         if storage.is_coded(p, group["state_bits"], slot):
             self.state[p][name] = self.codes_of(slot, i, p, local(p))
@@ -500,7 +402,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         """The type that a slot of `p` in group `i` has where it is a tensor."""
         return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
 
-    def _shared(self) -> dict[str, Tensor]:
+    def shared_slots(self) -> dict[str, Tensor]:
         first = self.param_groups[0]
         return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
 
@@ -560,7 +462,7 @@ class Optimizer(Page, torch.optim.Optimizer):
     def reset(self) -> None:
         """Forget all state: the next step is a first step. (Adan's restart is this.)"""
         self.state.clear()
-        self._rosters.clear()
+        self._runner.forget()
         for name, slot in self.slots.items():
             if slot.per == "optimizer":
                 self.param_groups[0].pop(name, None)
@@ -581,35 +483,3 @@ def _constructor(cls: type[Optimizer]) -> Callable[..., None]:
     __init__.__qualname__ = f"{cls.__qualname__}.__init__"
     __init__.__doc__ = Optimizer.__doc__  # the shared options, for parsers that read help from docstrings
     return __init__
-
-
-def _tensors(params: Any) -> list[Tensor]:
-    """The tensors of a group's `params`: one, some, or some with names. Torch refuses what is no tensor."""
-    items = [params] if isinstance(params, Tensor) else params
-    found = [item[1] if isinstance(item, tuple) else item for item in items]
-    return [item for item in found if isinstance(item, Tensor)]
-
-
-def _refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any]]) -> None:
-    seen: dict[int, str] = {}
-    for i, group in enumerate(groups):
-        seen.update({id(p): f"group {i}" for p in group["params"]})
-    for position, p in enumerate(tensors):
-        if id(p) in seen:
-            raise OptionError(
-                f"{owner} got the same parameter twice: number {position} of the new group (shape "
-                f"{tuple(p.shape)}) is in {seen[id(p)]} already. Give each parameter once; a tied weight counts once."
-            )
-        seen[id(p)] = "the same group"
-
-
-def _refuse_overlap(owner: str, tensors: list[Tensor]) -> None:
-    if found := find_overlap(tensors):
-        one, other = (tuple(p.shape) for p in found)
-        which = f"two parameters of shapes {one} and {other}"
-        if found[0] is found[1]:
-            which = f"a parameter of shape {one} is expanded: its elements"
-        raise OptionError(
-            f"{owner}: {which} share memory, and each update would move the other's values too. Make copies with "
-            "clone(), or tie weights by using one Parameter in both places; it is counted once."
-        )

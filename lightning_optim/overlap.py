@@ -1,15 +1,17 @@
-"""Whether parameters share memory: two that do would each be moved by the update of the other."""
+"""Parameters that are given twice or share memory: each would be moved by the update of the other."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_optim.distributed import local
+from lightning_optim.errors import OptionError
 
 
 def find_overlap(params: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -41,6 +43,48 @@ def find_overlap(params: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
         if _shared(meeting):
             return next((a[3], b[3]) for a, b in itertools.combinations(meeting, 2) if _shared([a, b]))
     return None
+
+
+def tensors_of(params: Any) -> list[Tensor]:
+    """The tensors of a group's `params`: one, some, or some with names. Torch refuses what is no tensor."""
+    items = [params] if isinstance(params, Tensor) else params
+    found = [item[1] if isinstance(item, tuple) else item for item in items]
+    return [item for item in found if isinstance(item, Tensor)]
+
+
+def refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any]]) -> None:
+    """Refuse a parameter that is given twice, in the new group or in an old one.
+
+    Raises:
+        OptionError: where one is.
+    """
+    seen: dict[int, str] = {}
+    for i, group in enumerate(groups):
+        seen.update({id(p): f"group {i}" for p in group["params"]})
+    for position, p in enumerate(tensors):
+        if id(p) in seen:
+            raise OptionError(
+                f"{owner} got the same parameter twice: number {position} of the new group (shape "
+                f"{tuple(p.shape)}) is in {seen[id(p)]} already. Give each parameter once; a tied weight counts once."
+            )
+        seen[id(p)] = "the same group"
+
+
+def refuse_overlap(owner: str, tensors: list[Tensor]) -> None:
+    """Refuse parameters that share memory.
+
+    Raises:
+        OptionError: where two share an element.
+    """
+    if found := find_overlap(tensors):
+        one, other = (tuple(p.shape) for p in found)
+        which = f"two parameters of shapes {one} and {other}"
+        if found[0] is found[1]:
+            which = f"a parameter of shape {one} is expanded: its elements"
+        raise OptionError(
+            f"{owner}: {which} share memory, and each update would move the other's values too. Make copies with "
+            "clone(), or tie weights by using one Parameter in both places; it is counted once."
+        )
 
 
 Range = tuple[str, int, int, Tensor, Tensor]

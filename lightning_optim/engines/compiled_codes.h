@@ -248,3 +248,48 @@ template <class T> static inline void take_largest(double* __restrict lanes, con
     for (int64_t i = 0; i < BLOCK; i += LANES)
         for (int64_t j = 0; j < LANES; ++j) lanes[j] = maximum(double(x[i + j]), lanes[j]);
 }
+
+// ------------------------------------------------------------------------------------------ normal numbers
+
+// Philox4x32-10 of philox.py for the counter of a pair of places; two words give 53 bits between 0 and 1.
+static inline void uniform_pair(uint64_t pair, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1, double* u, double* v) {
+    uint32_t c0 = uint32_t(pair), c1 = uint32_t(pair >> 32);
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t p0 = uint64_t(c0) * 0xD2511F53u, p1 = uint64_t(c2) * 0xCD9E8D57u;
+        c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+        c1 = uint32_t(p1);
+        c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+        c3 = uint32_t(p0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    *u = (double((int64_t(c0 >> 6) << 27) + int64_t(c1 >> 5)) + 0.5) * 0x1p-53;
+    *v = (double((int64_t(c2 >> 6) << 27) + int64_t(c3 >> 5)) + 0.5) * 0x1p-53;
+}
+
+// philox.normals for `count` local elements from `local` on; `site` is tensor, first, run, stride.
+template <class T>
+static inline void normal_line(
+    T* __restrict line, int64_t count, int64_t local, const int64_t* site, uint32_t k0, uint32_t k1, uint32_t t
+) {
+    const double turn = 6.283185307179586;
+    const uint32_t tensor = uint32_t(site[0]);
+    double u[BLOCK + 2], v[BLOCK + 2];
+    if (site[2] == site[3]) {  // neighbours share their counter
+        const int64_t first = site[1] + local, low = first >> 1, pairs = ((first + count + 1) >> 1) - low;
+        for (int64_t j = 0; j < pairs; ++j) uniform_pair(low + j, tensor, t, k0, k1, u + j, v + j);
+        for (int64_t j = 0; j < pairs; ++j) {
+            const double radius = root(-2.0 * __builtin_log(u[j])), angle = v[j] * turn;
+            const int64_t i = 2 * (low + j) - first;
+            if (i >= 0) line[i] = T(radius * __builtin_cos(angle));
+            if (i + 1 < count) line[i + 1] = T(radius * __builtin_sin(angle));
+        }
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = local + i, place = site[1] + at / site[2] * site[3] + at % site[2];
+        uniform_pair(place >> 1, tensor, t, k0, k1, u + i, v + i);
+        const double radius = root(-2.0 * __builtin_log(u[i])), angle = v[i] * turn;
+        line[i] = T(radius * (place & 1 ? __builtin_sin(angle) : __builtin_cos(angle)));
+    }
+}

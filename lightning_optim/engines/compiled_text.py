@@ -71,7 +71,8 @@ class _Printer:
         reads |= {partner for name in outputs if (partner := self.column[name].partner) and partner not in outputs}
         self.reads = reads
         self.touched = [column for column in layout.columns if column.name in self.reads or column.name in outputs]
-        self.by_lines = bool(by) or any(column.coded for column in self.touched)
+        self.draws = [symbol for symbol in program.draws if symbol in self.needed]
+        self.by_lines = bool(by) or bool(self.draws) or any(column.coded for column in self.touched)
 
     def text(self) -> Text:
         body = self._compute()
@@ -116,6 +117,8 @@ class _Printer:
                     found.append(
                         f"{constant}float* {column.name}_headers = ({constant}float*)at[{place + 1}] + {headers};"
                     )
+            if column.kind == "site" and self.draws:
+                found.append(f"const int64_t* site = at + {place};")
             place += column.places
         return found
 
@@ -139,7 +142,11 @@ class _Printer:
         for symbol in self.program.symbols:
             if symbol not in self.needed or symbol.kind != Kind.ELEMENT:
                 continue
-            if symbol.name == "element":
+            if symbol.name == "normal":
+                for arg in symbol.args:
+                    self._argument(arg)
+                name = f"normal{self.draws.index(symbol)}_line[i]"
+            elif symbol.name == "element":
                 name = f"old_{symbol.args[0]}"
                 lines.append(f"const T {name} = {self._load(self.column[symbol.args[0]])};")
             else:
@@ -194,6 +201,9 @@ class _Printer:
                 last += f", {str(column.signed).lower()}" if column.kind == "dynamic" else ""
                 after.append(f"only_finite({column.name}_line, inside);")
                 after.append(f"{column.kind}_encode({self._codes(column)}{last});")
+        for i, symbol in enumerate(self.draws):
+            before.append(f"T normal{i}_line[{BLOCK}];")
+            before.append(f"normal_line(normal{i}_line, inside, start + line, site, {self._counter(symbol)});")
         adds = "add_up" if self.by == "sum" else "take_largest"
         lanes = []
         for i in range(0 if self.outputs else len(self.values)):
@@ -217,6 +227,11 @@ class _Printer:
     def _codes(self, column: Column) -> str:
         step = f"line / {BLOCK // 2}" if column.kind == "log" else f"line / {BLOCK}"
         return f"{column.name}_at + line, {column.name}_headers + {step}, {column.name}_line"
+
+    def _counter(self, symbol: Symbol) -> str:
+        """Both halves of the seed, and the step: whole numbers, which double holds and float would not."""
+        names = list(self.numbers)
+        return ", ".join(f"uint32_t(numbers[{names.index(self.where[arg])}])" for arg in symbol.args)
 
     def _company(self, column: Column) -> str:
         """What a format needs besides codes and headers."""

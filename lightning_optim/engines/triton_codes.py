@@ -194,7 +194,7 @@ def dynamic_encode(codes_at, headers_at, index, line, there, x, book, SIGNED: tl
 @triton.jit
 def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
     """`philox.normals` for the local elements at these places, int64."""
-    if run == stride:
+    if run == stride:  # noqa: SIM108  one branch alone is run, which a choice between values is not
         place = first + local
     else:
         place = first + local // run * stride + local % run

@@ -31,6 +31,7 @@ from lightning_optim.stages.noise import sites_of
 from tests.callbacks.toys import Make, Run, Toy, batches, slot, trainer, vector
 from tests.cpu_fsdp import CPUFSDP
 from tests.engines.conftest import torch_functions  # noqa: F401  a fixture
+from tests.engines.test_compiled import exact_roots  # noqa: F401  a fixture
 from tests.ranks import run_ranks
 
 ROUNDING = 1e-12  # of a dozen steps in float64
@@ -140,10 +141,11 @@ def test_worked_examples(engine: str, options: dict[str, Any], expected: Sequenc
 
 @pytest.mark.parametrize("name", [name for name in engines.ENGINES if name != "reference"])
 @pytest.mark.parametrize("kind", ["isotropic", "second_moment", "moments"])
-@pytest.mark.usefixtures("torch_functions")
-def test_every_engine_draws_the_same(name: str, kind: Any) -> None:
+def test_every_engine_draws_the_same(name: str, kind: Any, request: pytest.FixtureRequest) -> None:
     """Bit for bit in float32, for small and large tensors, whole and in runs, with state in 8 bits."""
     shapes = ((), (7,), (5000,), (33, 4), (0,), (4, 5, 6))
+
+    request.getfixturevalue("exact_roots" if name == "compiled" else "torch_functions")
 
     def run(engine: str) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -95,8 +95,8 @@ def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, othe
             for a, b in parts:
                 if not torch.equal(a, b):
                     found.append(f"{key} of {tuple(p.shape)} by {(a.double() - b.double()).abs().max():.1e}")
-    for key, value in one._shared().items():
-        if not torch.allclose(value, other._shared()[key], rtol=1e-11, atol=0):
+    for key, value in one.shared_slots().items():
+        if not torch.allclose(value, other.shared_slots()[key], rtol=1e-11, atol=0):
             found.append(key)
     return found
 
