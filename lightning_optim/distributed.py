@@ -356,8 +356,9 @@ def drop_gathered(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, fully_sharded.FSDPModule):
             module.reshard()
-        elif isinstance(module, fully_sharded.FullyShardedDataParallel) and (handle := module._handle) is not None:
-            if handle.uses_sharded_strategy:
+        elif isinstance(module, fully_sharded.FullyShardedDataParallel):
+            handle = module._handle
+            if handle is not None and handle.uses_sharded_strategy:
                 handle.reshard(True)
 
 

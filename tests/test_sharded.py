@@ -56,18 +56,19 @@ def test_fsdp2_equals_ddp(name: str, options: dict[str, Any]) -> None:
     assert run_ranks(losses, "fsdp2 full", name, options)[0] == pytest.approx(replicated, abs=2e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), ELEMENTWISE)
+@pytest.mark.parametrize(("name", "options"), [*ELEMENTWISE, *WITH_SUMS])
 def test_fsdp1_equals_ddp(name: str, options: dict[str, Any]) -> None:
     replicated = run_ranks(losses, "ddp", name, options)[0]
     assert run_ranks(losses, "fsdp1 full", name, options)[0] == pytest.approx(replicated, abs=2e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), WITH_SUMS)
-def test_fsdp1_refuses_what_needs_whole_tensors(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(RankFailure, match=r"FSDP1 shows it flat slices of tensors\. Use ModelParallelStrategy"):
-        run_ranks(losses, "fsdp1 full", name, options)
+def test_fsdp2_takes_means_along_an_axis() -> None:
+    """Adafactor with both axes factored, also of small matrices."""
+    options = {"lr": 0.02, "min_dim_size_to_factor": 1}
+    replicated = run_ranks(losses, "ddp", "adafactor", options)[0]
+    assert run_ranks(losses, "fsdp2 full", "adafactor", options)[0] == pytest.approx(replicated, abs=2e-5)
 
 
-def test_fsdp2_refuses_means_along_an_axis() -> None:
-    with pytest.raises(RankFailure, match="row and column means, which are not taken over sharded tensors yet"):
-        run_ranks(losses, "fsdp2 full", "adafactor", {})
+def test_fsdp1_refuses_means_along_an_axis() -> None:
+    with pytest.raises(RankFailure, match="row and column means, and FSDP1 cuts tensors without regard to rows"):
+        run_ranks(losses, "fsdp1 full", "adafactor", {"min_dim_size_to_factor": 1})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from tests.callbacks.toys import batches, trainer
 from tests.cpu_fsdp import CPUFSDP
 
-KINDS = ["ddp", "fsdp1 full", "fsdp1 sharded", "fsdp2 full", "fsdp2 sharded"]
+SHARDED_FILES = [pytest.param(kind, marks=pytest.mark.full) for kind in ("fsdp1 sharded", "fsdp2 sharded")]
+KINDS = ["ddp", "fsdp1 full", "fsdp2 full", *SHARDED_FILES]
 
 
 class Outer(LightningModule):

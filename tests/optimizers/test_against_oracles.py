@@ -237,11 +237,12 @@ def test_agrees_under_a_schedule(name: str, engine: str) -> None:
 
 
 def test_every_option_leaves_its_default() -> None:
-    """Of every optimizer, in some set above; state_bits, state_format and engine do not change the method."""
+    """Of every optimizer, in some set above; how state is kept and who runs a step do not change the method."""
+    other = ("state_bits", "state_format", "engine", "capturable")
     missing = []
     for name, cls in OPTIMIZERS.items():
         for option in cls.options.values():
-            if option.name in ("state_bits", "state_format", "engine") or (option.name == "maximize" and name in KOALA):
+            if option.name in other or (option.name == "maximize" and name in KOALA):
                 continue
             if all(options.get(option.name, option.default) == option.default for options in SETS[name]):
                 missing.append(f"{name}.{option.name}")

@@ -190,12 +190,12 @@ def test_errors(info: Any) -> None:
 
 @every_optimizer
 def test_every_default_is_in_each_group(info: Any) -> None:
-    """But for the engine, which runs all groups at once."""
+    """But for the engine, which runs all groups at once, and for whether it is captured."""
     for given in inputs_of(info):
         optimizer = info.optim_cls([{"params": [leaf(2)]}, {"params": [leaf(3)], "lr": 0.5}], **given.kwargs)
         assert optimizer.defaults.keys() == info.optim_cls.options.keys()
         for group in optimizer.param_groups:
-            assert group.keys() == {"params", *optimizer.defaults} - {"engine"}
+            assert group.keys() == {"params", *optimizer.defaults} - {"engine", "capturable"}
         assert [group["lr"] for group in optimizer.param_groups] == [optimizer.defaults["lr"], 0.5]
         optimizer.add_param_group({"params": [leaf(4)]})
         assert optimizer.param_groups[2]["lr"] == optimizer.defaults["lr"]
