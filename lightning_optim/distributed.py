@@ -140,9 +140,7 @@ def piece_of(p: Tensor) -> Piece:
         RuntimeError: where FSDP1 flattened the parameter and its flat parameter is not found.
     """
     if is_dtensor(p):
-        if p not in _boxes:
-            _boxes[p] = _box(p)
-        return _boxes[p]  # type: ignore[no-any-return]
+        return _box(p)  # kept nowhere: torch swaps parameters only where no weak reference points at them
     return _flattened(p).piece if is_flattened(p) else Piece.whole(p.shape)
 
 
@@ -203,7 +201,6 @@ class _Flattened:
     handle: weakref.ref[Any]
 
 
-_boxes = WeakTensorKeyDictionary()
 _flat = WeakTensorKeyDictionary()
 
 

@@ -52,6 +52,8 @@ static inline float nearest(float x) {
     return x < 8388608.0f ? small : x;
 }
 
+static inline float clamped(float x, float bound) { return x < -bound ? -bound : (x > bound ? bound : x); }
+
 // 2^(whole + x) for |x| <= 1/2, whole an integer. The polynomial is the series of exp(x ln 2).
 static inline float scaled_power_of_two(float whole, float x) {
     float y = 1.5403530e-4f;
@@ -75,13 +77,10 @@ static inline float exponential(float x) {
 static inline double exponential(double x) { return __builtin_exp(x); }
 
 // a^b for a >= 0. The logarithm to base 2 is taken as a whole number and a rest of at most 1/2, which keeps its error
-// below that of the product.
+// below that of the product. What lies beyond the range of floats is clamped to where it over- or underflows by itself.
 static inline float power(float a, float b) {
     const bool small = a < 1.17549435e-38f;
-    const float normal = small ? a * 16777216.0f : a;
-    const int32_t bits = as_bits(normal);
-    const int32_t shifted = bits - 0x3f3504f3;  // of the root of 1/2
-    const int32_t octave = shifted >> 23;
+    const int32_t shifted = as_bits(small ? a * 16777216.0f : a) - 0x3f3504f3;  // of the root of 1/2
     const float m = as_float((shifted & 0x007fffff) + 0x3f3504f3);
     const float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
     float y = 0.32059890f;  // 2 / ln 2 * atanh(s) = s * (2 + 2/3 s^2 + 2/5 s^4 + ...) / ln 2
@@ -89,21 +88,14 @@ static inline float power(float a, float b) {
     y = fused(y, s2, 0.57707802f);
     y = fused(y, s2, 0.96179669f);
     y = fused(y, s2, 2.88539008f);
-    const float fraction = y * s;
-    const float exponent = float(octave) - (small ? 24.0f : 0.0f);
+    const float fraction = a >= 0.0f ? y * s : __builtin_nanf("");
+    float exponent = float(shifted >> 23) - (small ? 24.0f : 0.0f);
+    exponent = a == 0.0f ? -1e9f : (a == __builtin_inff() ? 1e9f : exponent);
     const float high = exponent * b, low = fused(exponent, b, -high);
-    float whole = nearest_small(high < -200.0f ? -200.0f : (high > 200.0f ? 200.0f : high));
-    float rest = (high - whole) + (low + fraction * b);
-    const float more = nearest_small(rest < -200.0f ? -200.0f : (rest > 200.0f ? 200.0f : rest));
-    whole += more;
-    rest -= more;
-    const float infinity = __builtin_inff();
-    float result = scaled_power_of_two(whole < -150.0f ? -150.0f : (whole > 128.0f ? 128.0f : whole), rest);
-    result = whole > 128.0f ? infinity : (whole < -150.0f ? 0.0f : result);
-    result = a == 0.0f ? (b < 0.0f ? infinity : 0.0f) : result;
-    result = a == infinity ? (b < 0.0f ? 0.0f : infinity) : result;
-    result = (a != a) | (a < 0.0f) ? __builtin_nanf("") : result;
-    return b == 0.0f ? 1.0f : (b == 1.0f ? a : (b == 0.5f ? root(a) : result));
+    const float near = nearest_small(clamped(high, 200.0f));
+    const float rest = (clamped(high, 200.0f) - near) + (low + fraction * b);
+    const float more = nearest_small(clamped(rest, 200.0f));
+    return scaled_power_of_two(clamped(near + more, 160.0f), rest - more);
 }
 static inline double power(double a, double b) { return __builtin_pow(a, b); }
 
@@ -220,17 +212,31 @@ static inline void dynamic_decode(
 
 static inline void dynamic_encode(
     uint8_t* __restrict codes, float* header, float* __restrict x, const float* __restrict book, bool is_signed) {
-    int64_t largest = 0;
-    for (int64_t i = 1; i < BLOCK; ++i) largest = absolute(x[i]) > absolute(x[largest]) ? i : largest;
-    const float scale = x[largest];
+    int32_t most = 0, first = BLOCK - 1;
+    for (int i = 0; i < BLOCK; ++i) most = larger(most, as_bits(absolute(x[i])));
+    for (int i = 0; i < BLOCK; ++i) first = smaller(first, as_bits(absolute(x[i])) == most ? i : int(BLOCK) - 1);
+    const float scale = x[first];
+    int32_t found[BLOCK];
 #pragma GCC ivdep
-    for (int64_t i = 0; i < BLOCK; ++i) {
+    for (int i = 0; i < BLOCK; ++i) {
         const float z = scale != 0.0f ? x[i] / scale : 0.0f;
         int32_t above = 0;  // how many entries are below z, up to 255
-        for (int32_t bit = 128; bit; bit >>= 1) above += book[above + bit - 1] < z ? bit : 0;
-        above = above < 1 ? 1 : above;
-        int32_t code = z - book[above - 1] < book[above] - z ? above - 1 : above;
-        code = !is_signed & (x[i] > 0.0f) & (code == 0) ? 1 : code;
+        above += book[above + 127] < z ? 128 : 0;
+        above += book[above + 63] < z ? 64 : 0;
+        above += book[above + 31] < z ? 32 : 0;
+        above += book[above + 15] < z ? 16 : 0;
+        above += book[above + 7] < z ? 8 : 0;
+        above += book[above + 3] < z ? 4 : 0;
+        above += book[above + 1] < z ? 2 : 0;
+        above += book[above] < z ? 1 : 0;
+        above = larger(above, 1);
+        const float down = z - book[above - 1], up = book[above] - z;
+        found[i] = above - int32_t(down < up);
+    }
+#pragma GCC ivdep
+    for (int i = 0; i < BLOCK; ++i) {
+        const int32_t least = int32_t(x[i] > 0.0f) & int32_t(!is_signed);
+        const int32_t code = larger(found[i], least);
         codes[i] = uint8_t(code);
         x[i] = book[code] * scale;
     }
