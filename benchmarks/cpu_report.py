@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def goal(optimizer: str, bits: int, bound: float, case: str) -> float | None:
 def peak(piece: Record) -> float:
     """Bytes per second that simple work on memory reaches, in the median over the visits to this list of tensors."""
     found = piece["bandwidth"]
-    return max(statistics.median(one[kind] for one in found) for kind in found[0])
+    return max(float(statistics.median(one[kind] for one in found)) for kind in found[0])
 
 
 def of(piece: Record, **wanted: Any) -> list[Record]:
@@ -140,7 +140,7 @@ def full(found: Record) -> str:
     return "\n\n".join(parts)
 
 
-BARS = (  # label, colour, what it shows
+BARS: tuple[tuple[str, str, Callable[[Record, str], Record | None]], ...] = (
     ("ours, 32 bits", "#1f77b4", lambda piece, name: next(iter(_auto(piece, name, 32)), None)),
     ("fastest elsewhere, 32 bits", "#aec7e8", lambda piece, name: _fastest_elsewhere(piece, name, 32)),
     ("ours, 8 bits", "#d62728", lambda piece, name: next(iter(_auto(piece, name, 8)), None)),

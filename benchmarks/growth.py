@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -83,7 +84,7 @@ def bends(line: Sequence[Record], axis: str) -> str:
         fixed, per = _straight([row["tensors"] for row in line], [row["ms"] for row in line])
         said = f"{1e3 * per:.1f} µs a tensor"
         return f"{said} beside {1e3 * fixed:.0f} µs a step, as much as {fixed / per:.0f} tensors" if fixed else said
-    steps = [b / a for a, b in zip(each[:-1], each[1:], strict=True)]
+    steps = [b / a for a, b in itertools.pairwise(each)]
     i = max(range(len(steps)), key=lambda i: steps[i])
     if steps[i] < 1.15:
         return f"{each[0]:.2f} ns falls to {min(each):.2f} ns a parameter, and grows nowhere by more than 15 %"
@@ -131,7 +132,9 @@ def picture(found: Record, path: Path) -> None:
         return
     figure, axes = new_figure(len(axes_with_points), 2, width=11, height=4.2 * len(axes_with_points))
     for i, axis in enumerate(axes_with_points):
-        for ax, (what, unit) in zip(axes[2 * i :], (("ms", "ms a step"), ("state_bytes", "bytes of state")), strict=False):
+        for ax, (what, unit) in zip(
+            axes[2 * i :], (("ms", "ms a step"), ("state_bytes", "bytes of state")), strict=False
+        ):
             _curves(ax, lines(found, axis), what)
             ax.set(xscale="log", yscale="log", xlabel=AXES[axis][0], ylabel=unit)
             ax.grid(which="major", linewidth=0.3)
@@ -149,7 +152,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--longest", type=float, default=30, help="seconds for one point, but three rounds")
-    parser.add_argument("--largest", type=float, default=math.inf, help="place on an axis beyond which none is measured")
+    parser.add_argument(
+        "--largest", type=float, default=math.inf, help="place on an axis beyond which none is measured"
+    )
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no point begins")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "growth.json", help="the picture goes beside it")

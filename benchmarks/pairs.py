@@ -151,8 +151,6 @@ def measure(shapes: Sequence[Shape], base: Make, other: Make, rounds: int, longe
     }
 
 
-
-
 def bandwidths(values: int, rounds: int = 15) -> dict[str, float]:
     """Bytes per second, read and written, that this thread reaches with simple work on so many float32 values.
 

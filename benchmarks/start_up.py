@@ -121,7 +121,7 @@ def page(found: Record) -> str:
     from benchmarks.records import describe
 
     def middle(runs: Sequence[Record], what: str) -> float:
-        return statistics.median(run[what] for run in runs)
+        return float(statistics.median(run[what] for run in runs))
 
     imports, rows = found["imports"], []
     for key, runs in found["first steps"].items():

@@ -146,9 +146,7 @@ def _batches(size: int, steps: int) -> dict[str, Any]:
 
 JOBS = {
     "digits": Job("digits, 6,218 parameters", 100, Digits, lambda steps: {"datamodule": DigitsData()}),
-    "language": Job(
-        "language model, 10.2 M parameters", 10, Language, functools.partial(_batches, 2_000_000)
-    ),
+    "language": Job("language model, 10.2 M parameters", 10, Language, functools.partial(_batches, 2_000_000)),
     "tiny": Job(
         "a small language model", 8, functools.partial(Language, width=32), functools.partial(_batches, 50_000)
     ),
@@ -272,7 +270,7 @@ def _rows(fits: Sequence[Record]) -> Iterator[list[str]]:
         return
 
     def middle(label: str, what: str) -> float:
-        return statistics.median(one[what] for one in of[label])
+        return float(statistics.median(one[what] for one in of[label]))
 
     whole, update = middle(TORCH, "step_ms"), middle(TORCH, "update_ms")
     for label in of:
