@@ -151,7 +151,7 @@ class OptimizerStrategy:
         if not isinstance(model_or_params, nn.Module):
             return self.optimizer_class(model_or_params, **self.options)
         optimizer = self.optimizer_class(self.param_groups(model_or_params), **self.options)
-        places = {p: place for place, p in enumerate(model_or_params.parameters())}
+        places: dict[Any, int] = {p: place for place, p in enumerate(model_or_params.parameters())}
         optimizer.places = [places[p] for _, p in optimizer.every_parameter()]
         return optimizer
 

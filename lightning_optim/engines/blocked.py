@@ -165,7 +165,9 @@ class _Plan:
             return
         small: dict[Any, list[Row]] = {}
         for row in self.job.rows:
-            coded = any(isinstance(value, Coded) for value in row.state.values())  # also a small piece of a large tensor
+            coded = any(
+                isinstance(value, Coded) for value in row.state.values()
+            )  # also a small piece of a large tensor
             if coded or row.param.numel() > PACKED:
                 yield [row], self.host
                 continue

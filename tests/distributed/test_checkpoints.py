@@ -28,7 +28,7 @@ Losses = list[float]  # of the whole batch: the mean over ranks
 
 
 def losses_of(runs: Sequence[Run]) -> Losses:
-    return torch.tensor([run.losses for run in runs], dtype=torch.float64).mean(0).tolist()  # type: ignore[no-any-return]
+    return torch.tensor([run.losses for run in runs], dtype=torch.float64).mean(0).tolist()
 
 
 def file_of(folder: Path, saved: Setting) -> Path:
@@ -73,9 +73,9 @@ def matrix(pairs: Sequence[tuple[Setting, Setting]], optimizer: Any, folder: Pat
     rows = []
     for ranks in sorted({now.ranks for _, now in pairs}):
         some = [pair for pair in pairs if pair[1].ranks == ranks]
-        found = run_ranks(load_all, some, optimizer, folder, world_size=ranks, timeout=570)
+        loaded = run_ranks(load_all, some, optimizer, folder, world_size=ranks, timeout=570)
         for saved, now in some:
-            runs = [resumed[saved, now] for resumed in found]
+            runs = [resumed[saved, now] for resumed in loaded]
             expected, got = losses_of(whole[saved])[EPOCH:], losses_of(runs)
             error = max(abs(a - b) / a for a, b in zip(expected, got, strict=True))
             exact = saved == now and all(map(identical, whole[saved], runs))

@@ -59,7 +59,7 @@ def spread_out(world: World, cases: dict[str, Case], dtype: torch.dtype) -> dict
     for label, (name, options, batches) in cases.items():
         try:
             found[label] = train(world, name, options_of(world, options), dtype, accumulate=batches)
-        except RuntimeError as error:
+        except RuntimeError as error:  # noqa: PERF203
             found[label] = str(error)
     dist.destroy_process_group()
     return found
@@ -112,7 +112,7 @@ CODED: dict[str, Case] = {
 def test_state_in_8_bits(world: World) -> None:
     """As far from 32 bits as one process in 8 bits is, to a factor of 2 in the median over elements.
 
-    Pieces have blocks of their own, and so other codes; elements with tiny second moments then go far ways of their own.
+    Pieces have blocks of their own, and so other codes; elements with tiny second moments then go their own ways.
 
     The tensor that is kept in codes has 4316 elements, and its pieces have less than the 4096 from which on there are
     codes: what counts is the whole tensor.

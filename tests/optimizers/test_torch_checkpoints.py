@@ -334,7 +334,9 @@ def test_another_algorithm_starts_fresh_and_says_so() -> None:
     drive(torchs, theirs, BEFORE)
     params, saved = through_a_file(theirs, torchs)
     optimizer, fresh_params = make("adam", params), [torch.nn.Parameter(p.detach().clone()) for p in params]
-    message = r"Adam loads .*: nothing taken; exp_avg, exp_avg_sq, step starts fresh; momentum_buffer of the .* left out"
+    message = (
+        r"Adam loads .*: nothing taken; exp_avg, exp_avg_sq, step starts fresh; momentum_buffer of the .* left out"
+    )
     with pytest.warns(UserWarning, match=message):
         optimizer.load_state_dict(saved)
     fresh = make("adam", fresh_params, lr=0.1)
