@@ -30,7 +30,7 @@ from lightning_optim.engines.compiled_text import TILE, reduce_text, write_text
 from lightning_optim.engines.job import Step
 from lightning_optim.engines.layout import Table
 from lightning_optim.engines.passes import Text
-from lightning_optim.storage.dynamic import book
+from lightning_optim.storage.dynamic import book, first_of_each_code
 from lightning_optim.trace import Program
 
 name = "compiled"
@@ -41,6 +41,7 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-strict-aliasing", "-w"),
 )
+CELLS, NEAREST_CELL = 2945, 13312  # as in compiled_codes.h
 THREADED = 32  # blocks of the table from which on threads are worth their start
 
 
@@ -76,7 +77,7 @@ class _Backend:
         values = given.get("values")
         partials = given.get("partials")
         books = [
-            book(word == "signed_book", torch.device("cpu")).data_ptr() if word in text.arguments else None
+            searchable_book(word == "signed_book").data_ptr() if word in text.arguments else None
             for word in ("signed_book", "unsigned_book")
         ]
 
@@ -111,6 +112,23 @@ BACKEND = _Backend()
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "lightning_optim")
+
+
+@functools.cache
+def searchable_book(signed: bool) -> Tensor:
+    """The book of the dynamic code, and behind it what finds codes without a search, float32 and int32 side by side.
+
+    Numbers that share their exponent and the seven bits behind it are a cell, so narrow that at most one code begins in
+    it. For each cell from 2^-23 to 1, and then for those of negative numbers: how many codes begin before it, and the
+    number from which on one more does. Smaller numbers fall into the first cell, which is that of zero.
+    """
+    begins = first_of_each_code(signed)
+    edges = ((torch.arange(CELLS + 1, dtype=torch.int32) + NEAREST_CELL) << 16).view(torch.float32)
+    edges[0] = 0.0
+    low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.tensor(0.0))])  # the least number of each cell
+    below = torch.searchsorted(begins, low, right=True)
+    following = torch.cat([begins, torch.tensor([torch.inf])])[below]
+    return torch.cat([book(signed, torch.device("cpu")), below.int().view(torch.float32), following])
 
 
 # ---------------------------------------------------------------------------------------------- the compiler

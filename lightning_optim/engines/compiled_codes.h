@@ -43,59 +43,54 @@ static inline int32_t as_bits(float x) {
     return bits;
 }
 
-// The nearest integer, ties to even, for |x| < 2^22: 1.5 * 2^23 leaves no room for a fraction.
+// The nearest integer, ties to even, as processors round: for |x| < 2^31; the second for |x| < 2^22, as a float.
+static inline int32_t rounded(float x) { return __builtin_irintf(x); }
 static inline float nearest_small(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// The same for 0 <= x < 2^31.
-static inline float nearest(float x) {
-    const float small = (x + 8388608.0f) - 8388608.0f;
-    return x < 8388608.0f ? small : x;
-}
+// One of two numbers as a mask says, which is all ones or zero: compilers make branches of too many `?`.
+static inline int32_t mask(bool x) { return -int32_t(x); }
+static inline int32_t chosen(int32_t by, int32_t a, int32_t b) { return by ? a : b; }
 
-static inline float clamped(float x, float bound) { return x < -bound ? -bound : (x > bound ? bound : x); }
+// In this order what is no number stays so.
+static inline float clamped(float x, float bound) {
+    const float above = -bound > x ? -bound : x;
+    return bound < above ? bound : above;
+}
 
 // 2^(whole + x) for |x| <= 1/2, whole an integer. The polynomial is the series of exp(x ln 2).
 static inline float scaled_power_of_two(float whole, float x) {
-    float y = 1.5403530e-4f;
-    y = fused(y, x, 1.3333558e-3f);
-    y = fused(y, x, 9.6181291e-3f);
-    y = fused(y, x, 5.5504109e-2f);
-    y = fused(y, x, 2.4022651e-1f);
-    y = fused(y, x, 6.9314718e-1f);
-    y = fused(y, x, 1.0f);
+    const float x2 = x * x;
+    const float low4 = fused(fused(5.5504109e-2f, x, 2.4022651e-1f), x2, fused(6.9314718e-1f, x, 1.0f));
+    const float y = fused(fused(fused(1.5403530e-4f, x, 1.3333558e-3f), x, 9.6181291e-3f), x2 * x2, low4);
     const int32_t half = int32_t(whole) >> 1;  // in two factors, so that small results come out right
     return y * as_float((half + 127) << 23) * as_float((int32_t(whole) - half + 127) << 23);
 }
 
 static inline float exponential(float x) {
-    const float kept = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
-    const float whole = nearest_small(kept * 1.44269504f);
+    const float kept = clamped(x, 105.0f);  // beyond, results are 0 and infinite as they are here
+    const float whole = __builtin_rintf(kept * 1.44269504f);
     const float rest = fused(whole, 1.90465421e-9f, fused(whole, -0.693147182464599609375f, kept));
-    const float y = scaled_power_of_two(whole, rest * 1.44269504f);
-    return x != x ? x : (x > 89.0f ? __builtin_inff() : y);
+    return scaled_power_of_two(whole, rest * 1.44269504f);
 }
 static inline double exponential(double x) { return __builtin_exp(x); }
 
 // a^b for a >= 0. The logarithm to base 2 is taken as a whole number and a rest of at most 1/2, which keeps its error
-// below that of the product. What lies beyond the range of floats is clamped to where it over- or underflows by itself.
+// below that of the product. The polynomial is the best one of its degree for log2(1 + x) / x between the roots of 1/2
+// and 2.
 static inline float power(float a, float b) {
-    const bool small = a < 1.17549435e-38f;
-    const int32_t shifted = as_bits(small ? a * 16777216.0f : a) - 0x3f3504f3;  // of the root of 1/2
-    const float m = as_float((shifted & 0x007fffff) + 0x3f3504f3);
-    const float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
-    float y = 0.32059890f;  // 2 / ln 2 * atanh(s) = s * (2 + 2/3 s^2 + 2/5 s^4 + ...) / ln 2
-    y = fused(y, s2, 0.41219858f);
-    y = fused(y, s2, 0.57707802f);
-    y = fused(y, s2, 0.96179669f);
-    y = fused(y, s2, 2.88539008f);
-    const float fraction = a >= 0.0f ? y * s : __builtin_nanf("");
-    float exponent = float(shifted >> 23) - (small ? 24.0f : 0.0f);
-    exponent = a == 0.0f ? -1e9f : (a == __builtin_inff() ? 1e9f : exponent);
-    const float high = exponent * b, low = fused(exponent, b, -high);
-    const float near = nearest_small(clamped(high, 200.0f));
-    const float rest = (clamped(high, 200.0f) - near) + (low + fraction * b);
-    const float more = nearest_small(clamped(rest, 200.0f));
-    return scaled_power_of_two(clamped(near + more, 160.0f), rest - more);
+    const int32_t small = mask(a < 1.17549435e-38f);
+    const int32_t shifted = as_bits(a * as_float(chosen(small, 0x4b800000, 0x3f800000))) - 0x3f3504f3;  // of the root of 1/2
+    const float x = as_float((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    const float x2 = x * x, x4 = x2 * x2;  // in pairs, so that few products wait for each other
+    const float low4 = fused(fused(-0.360716264f, x, 0.48091028f), x2, fused(-0.721347199f, x, 1.442695f));
+    const float high4 = fused(fused(-0.208933818f, x, 0.215212254f), x2, fused(-0.23867568f, x, 0.287939094f));
+    const float y = fused(fused(x4, 0.129264294f, high4), x4, low4) * x;
+    const float whole = float((shifted >> 23) - (24 & small));
+    const float exponent = a == 0.0f ? -1e9f : (a == __builtin_inff() ? 1e9f : whole);
+    const float high = exponent * b, near = __builtin_rintf(high);
+    const float rest = (high - near) + fused(y, b, fused(exponent, b, -high)), more = __builtin_rintf(rest);
+    const float found = scaled_power_of_two(clamped(near + more, 160.0f), rest - more);
+    return a >= 0.0f ? found : __builtin_nanf("");
 }
 static inline double power(double a, double b) { return __builtin_pow(a, b); }
 
@@ -111,17 +106,16 @@ static inline uint16_t to_bfloat16(float x) {
 
 // ------------------------------------------------------------------------------------------ 8-bit codes
 
-static inline float draw(uint32_t t, uint32_t index) {
+// Encoders keep what is not finite as zero; what lies behind a tensor's end is zero already.
+
+static inline uint32_t hash(uint32_t t, uint32_t index) {
     uint32_t x = index * 0x9E3779B1u + (t + 1u) * 0x85EBCA77u;
     x = (x ^ (x >> 16)) * 0x7FEB352Du;
     x = (x ^ (x >> 16)) * 0x846CA68Bu;
-    return float(int32_t((x ^ (x >> 15)) >> 8)) * 5.9604644775390625e-8f;
+    return x ^ (x >> 16);
 }
 
-static inline void only_finite(float* __restrict x, int64_t count) {
-    const float infinity = __builtin_inff();
-    for (int64_t i = 0; i < BLOCK; ++i) x[i] = (i < count) & (absolute(x[i]) < infinity) ? x[i] : 0.0f;
-}
+static inline float draw(uint32_t sixteen_bits) { return float(int32_t(sixteen_bits)); }
 
 static inline float log_step(int32_t low, int32_t high) {
     const float step = float(high - low) * float(1.0 / 254.0);
@@ -133,74 +127,73 @@ static inline void log_decode(const uint8_t* __restrict codes, const float* head
     const float step = log_step(low, high);
 #pragma GCC ivdep
     for (int64_t i = 0; i < BLOCK; ++i) {
-        const int32_t code = codes[i];
-        const float above = nearest((float(code) - 1.0f) * step);
-        const int32_t bits = code == 255 ? high : low + int32_t(code == 0 ? 0.0f : above);
-        x[i] = as_float(code == 0 ? 0 : bits);
+        const int32_t code = codes[i], bits = low + rounded((float(code) - 1.0f) * step);
+        x[i] = as_float(chosen(mask(code == 255), high, bits) & mask(code > 0));
     }
 }
 
 // Replaces x by what will be decoded. The bits of a positive number are a positive integer, those of others are not.
 static inline void log_encode(uint8_t* __restrict codes, float* header, float* __restrict x, int64_t place, int64_t t) {
-    int32_t bits[BLOCK], high = 0;
+    int32_t bits[BLOCK], up[BLOCK], high = 0;
     uint32_t least = UINT32_MAX;  // less one, so that 0 is no minimum
-    float level[BLOCK], up[BLOCK];
-    for (int i = 0; i < BLOCK; ++i) bits[i] = larger(as_bits(x[i]), 0);
-    for (int i = 0; i < BLOCK; ++i) high = larger(high, bits[i]);
-    for (int i = 0; i < BLOCK; ++i) least = least < uint32_t(bits[i]) - 1u ? least : uint32_t(bits[i]) - 1u;
+    float level[BLOCK];
+    for (int i = 0; i < BLOCK; ++i) {
+        bits[i] = as_bits(x[i]) & mask(uint32_t(as_bits(x[i])) < 0x7f800000u);
+        high = larger(high, bits[i]);
+        least = least < uint32_t(bits[i]) - 1u ? least : uint32_t(bits[i]) - 1u;
+    }
     const int32_t low = larger(int32_t(least + 1u), smaller(high, larger(high - (40 << 23), 1)));
-    const float step = log_step(low, high), inverse = 1.0f / step, span = float(high - low);
-    const uint32_t first = uint32_t(place), key = uint32_t(t);
+    const float step = log_step(low, high), inverse = 1.0f / step;
+    const int32_t span = rounded(float(high - low));
     for (int i = 0; i < BLOCK; ++i) {
         const float found = float(bits[i] - low) * inverse;
         level[i] = found < 0.0f ? 0.0f : found;  // as far below as it may lie, it is kept at the lowest
-        up[i] = float(int32_t(level[i] + draw(key, first + uint32_t(i))));
+    }
+    const uint32_t half = BLOCK / 2, first = uint32_t(place / 2), key = uint32_t(t);
+    for (uint32_t i = 0; i < half; ++i) {
+        const uint32_t drawn = hash(key, first + i);
+        up[i] = int32_t(fused(draw(drawn & 0xffffu), 1.52587890625e-5f, level[i]));
+        up[i + half] = int32_t(fused(draw(drawn >> 16), 1.52587890625e-5f, level[i + half]));
     }
     for (int i = 0; i < BLOCK; ++i) {
-        const float near = nearest_small(level[i]);
-        float rounded = absolute(level[i] - near) < 0.0009765625f ? near : up[i];
-        level[i] = rounded > 254.0f ? 254.0f : rounded;
-        up[i] = nearest(level[i] * step);
+        const int32_t near = rounded(level[i]), snaps = mask(absolute(level[i] - float(near)) < 0.0009765625f);
+        const int32_t whole = smaller(chosen(snaps, near, up[i]), 254), above = rounded(float(whole) * step);
+        const int32_t last = mask((above >= span) | (bits[i] >= high)), some = mask(bits[i] > 0);
+        x[i] = as_float(chosen(last, high, low + above) & some);
+        bits[i] = ((whole + 1) | last) & some;
     }
-    for (int i = 0; i < BLOCK; ++i) {
-        const bool last = (up[i] >= span) | (bits[i] >= high);
-        const int32_t code = last ? 255 : int32_t(level[i]) + 1, kept = last ? high : low + int32_t(up[i]);
-        codes[i] = uint8_t(bits[i] > 0 ? code : 0);
-        x[i] = as_float(bits[i] > 0 ? kept : 0);
-    }
+    for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(bits[i]);  // apart, or a loop would take 32 elements at a time
     header[0] = as_float(low);
     header[1] = as_float(high);
 }
 
-static inline float ratio_value(float k, float scale, float root_of_partner) {
-    return k / (381.0f - 2.0f * absolute(k)) * scale * root_of_partner;
-}
+static inline float per_root(float v) { return as_float(0x5f400000 - (as_bits(v) >> 1)); }
 
 static inline void ratio_decode(
     const uint8_t* __restrict codes, const float* header, float* __restrict x, const float* __restrict partner) {
     const float scale = header[0];
 #pragma GCC ivdep
-    for (int64_t i = 0; i < BLOCK; ++i) x[i] = ratio_value(float(codes[i]) - 128.0f, scale, root(partner[i]));
+    for (int64_t i = 0; i < BLOCK; ++i) {
+        const float k = float(codes[i]) - 128.0f;
+        x[i] = k * scale / (fused(-2.0f, absolute(k), 381.0f) * per_root(partner[i]));
+    }
 }
 
 static inline void ratio_encode(
-    uint8_t* __restrict codes, float* header, float* __restrict x, const float* __restrict partner) {
-    float ratio[BLOCK], unit[BLOCK];
-    for (int i = 0; i < BLOCK; ++i) {
-        unit[i] = root(partner[i]);
-        ratio[i] = partner[i] > 0.0f ? x[i] / unit[i] : 0.0f;
-    }
+    uint8_t* __restrict codes, float* header, const float* __restrict x, const float* __restrict partner) {
+    float ratio[BLOCK];
     int32_t largest = 0;  // positive numbers are ordered as their bits
-    for (int i = 0; i < BLOCK; ++i) largest = larger(largest, as_bits(absolute(ratio[i])));
-    const float scale = from_bfloat16(to_bfloat16(as_float(largest)));
     for (int i = 0; i < BLOCK; ++i) {
-        const float code = nearest_small(381.0f * ratio[i] / (scale + 2.0f * absolute(ratio[i])));
-        ratio[i] = scale > 0.0f ? (code < -127.0f ? -127.0f : (code > 127.0f ? 127.0f : code)) : 0.0f;
+        const int32_t kept = mask((partner[i] > 0.0f) & (absolute(x[i]) < __builtin_inff()));
+        ratio[i] = as_float(as_bits(x[i] * per_root(partner[i])) & kept);
+        largest = larger(largest, as_bits(absolute(ratio[i])));
     }
+    const float scale = from_bfloat16(to_bfloat16(as_float(largest))), base = scale > 0.0f ? scale : 1.0f;
     for (int i = 0; i < BLOCK; ++i) {
-        codes[i] = uint8_t(int32_t(ratio[i]) + 128);
-        x[i] = ratio_value(ratio[i], scale, unit[i]);
+        const float code = 381.0f * ratio[i] / fused(2.0f, absolute(ratio[i]), base);
+        ratio[i] = as_float(rounded(code) + 128);
     }
+    for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(as_bits(ratio[i]));
     header[0] = scale;
 }
 
@@ -210,36 +203,27 @@ static inline void dynamic_decode(
     for (int64_t i = 0; i < BLOCK; ++i) x[i] = book[codes[i]] * scale;
 }
 
+// Behind the 256 entries of the book stand, for each cell of numbers that share exponent and seven bits behind it, how
+// many codes begin below it, and where in it one more does.
+static constexpr int32_t CELLS = 2945, NEAREST_CELL = 13312;
+
 static inline void dynamic_encode(
     uint8_t* __restrict codes, float* header, float* __restrict x, const float* __restrict book, bool is_signed) {
-    int32_t most = 0, first = BLOCK - 1;
+    const int32_t* __restrict below = (const int32_t*)book + 256;
+    const float* __restrict begins = book + 256 + 2 * CELLS;
+    int32_t found[BLOCK], most = 0, first = BLOCK - 1;
+    for (int i = 0; i < BLOCK; ++i) x[i] = as_float(as_bits(x[i]) & mask(absolute(x[i]) < __builtin_inff()));
     for (int i = 0; i < BLOCK; ++i) most = larger(most, as_bits(absolute(x[i])));
     for (int i = 0; i < BLOCK; ++i) first = smaller(first, as_bits(absolute(x[i])) == most ? i : int(BLOCK) - 1);
-    const float scale = x[first];
-    int32_t found[BLOCK];
+    const float scale = x[first], base = scale != 0.0f ? scale : 1.0f;
 #pragma GCC ivdep
     for (int i = 0; i < BLOCK; ++i) {
-        const float z = scale != 0.0f ? x[i] / scale : 0.0f;
-        int32_t above = 0;  // how many entries are below z, up to 255
-        above += book[above + 127] < z ? 128 : 0;
-        above += book[above + 63] < z ? 64 : 0;
-        above += book[above + 31] < z ? 32 : 0;
-        above += book[above + 15] < z ? 16 : 0;
-        above += book[above + 7] < z ? 8 : 0;
-        above += book[above + 3] < z ? 4 : 0;
-        above += book[above + 1] < z ? 2 : 0;
-        above += book[above] < z ? 1 : 0;
-        above = larger(above, 1);
-        const float down = z - book[above - 1], up = book[above] - z;
-        found[i] = above - int32_t(down < up);
+        const float z = x[i] / base;
+        const int32_t cell = larger((as_bits(absolute(z)) >> 16) - NEAREST_CELL, 0) + (CELLS & mask(z < 0.0f));
+        const int32_t code = below[cell] + int32_t(z >= begins[cell]);
+        found[i] = larger(code, int32_t(x[i] > 0.0f) & int32_t(!is_signed));
     }
-#pragma GCC ivdep
-    for (int i = 0; i < BLOCK; ++i) {
-        const int32_t least = int32_t(x[i] > 0.0f) & int32_t(!is_signed);
-        const int32_t code = larger(found[i], least);
-        codes[i] = uint8_t(code);
-        x[i] = book[code] * scale;
-    }
+    for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(found[i]);
     header[0] = scale;
 }
 

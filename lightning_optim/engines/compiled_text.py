@@ -37,6 +37,8 @@ EXPRESSIONS = {
     "gt": "{} > {}",
     "ge": "{} >= {}",
 }
+# Powers that are known when a step begins, for which roots are faster than logarithms.
+ROOTS = {"0.5": "root(a)", "0.25": "root(root(a))"}
 TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "float16": "_Float16"}
 ARGUMENTS = (
     "const int64_t* table, const int32_t* blocks, int64_t first, int64_t last, const double* numbers, "
@@ -66,6 +68,7 @@ class _Printer:
         self.where: dict[Symbol, str] = {}
         self.numbers: dict[str, Symbol] = {}
         self.per_tensor: list[Symbol] = []
+        self.exponents: set[str] = set()
         reads = {symbol.args[0] for symbol in self.needed if symbol.name == "element"}
         reads |= {self.column[name].partner or name for name in reads}  # codes are read with their partner
         reads |= {partner for name in outputs if (partner := self.column[name].partner) and partner not in outputs}
@@ -163,6 +166,9 @@ class _Printer:
         args = [self._argument(arg) for arg in symbol.args]
         if symbol.name == "div" and not _is_element(symbol.args[0]):  # as torch divides a number: by the reciprocal
             return f"{args[0]} * (T(1) / {args[1]})"
+        if symbol.name == "pow" and args[1] in self.numbers:
+            self.exponents.add(args[1])
+            return f"to_{args[1]}({args[0]})"
         return EXPRESSIONS[symbol.name].format(*args)
 
     def _argument(self, arg: Any) -> str:
@@ -179,12 +185,26 @@ class _Printer:
         return self.where[arg]
 
     def _loop(self, body: Sequence[str], count: str) -> list[str]:
-        return [
+        """A loop over elements, one for each way in which powers are taken: no element has to ask."""
+        loop = [
             "#pragma GCC ivdep",
             f"for (int64_t i = 0; i < {count}; ++i) {{",
             *(f"    {line}" for line in body),
             "}",
         ]
+        for name in sorted(self.exponents):
+            ways = [(f"if ({name} == T({power})) ", root) for power, root in ROOTS.items()]
+            loop = [
+                line
+                for condition, way in [*ways, ("", f"power(a, {name})")]
+                for line in (
+                    f"{condition}{{",
+                    f"    const auto to_{name} = [=](T a) {{ return {way}; }};",
+                    *(f"    {line}" for line in loop),
+                    "} else" if condition else "}",
+                )
+            ]
+        return loop
 
     # ------------------------------------------------------------------ line by line
 
@@ -199,7 +219,7 @@ class _Printer:
             if column.name in self.outputs:
                 last = ", start + line, t" if column.kind == "log" else self._company(column)
                 last += f", {str(column.signed).lower()}" if column.kind == "dynamic" else ""
-                after.append(f"only_finite({column.name}_line, inside);")
+                before.append(f"for (int64_t i = inside; i < {BLOCK}; ++i) {column.name}_line[i] = 0.0f;")
                 after.append(f"{column.kind}_encode({self._codes(column)}{last});")
         for i, symbol in enumerate(self.draws):
             before.append(f"T normal{i}_line[{BLOCK}];")

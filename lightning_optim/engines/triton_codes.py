@@ -68,10 +68,12 @@ def to_bfloat16(x):
 @triton.jit
 def draws(t, index):
     """`storage.coded.draws` for elements at these places of the whole slot, int64."""
-    x = index.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
+    pair = (index >> 8 << 7) | (index & 127)
+    x = pair.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 16)) * 0x846CA68B
-    return ((x ^ (x >> 15)) >> 8).to(tl.int32).to(tl.float32) * (2.0**-24)
+    x = x ^ (x >> 16)
+    return tl.where(index & 128 != 0, x >> 16, x & 0xFFFF).to(tl.int32).to(tl.float32) * (2.0**-16)
 
 
 # ---------------------------------------------------------------------------------------------- log
@@ -131,9 +133,14 @@ def log_encode(codes_at, headers_at, index, line, there, x, draw):
 
 
 @triton.jit
+def per_root(v):
+    return (0x5F400000 - (v.to(tl.int32, bitcast=True) >> 1)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def ratio_values(codes, scale, partner):
     k = codes - 128.0
-    return tl.div_rn(k, WIDEST - CURVE * tl.abs(k)) * scale * tl.sqrt_rn(partner)
+    return tl.div_rn(k * scale, (WIDEST - CURVE * tl.abs(k)) * per_root(partner))
 
 
 @triton.jit
@@ -145,7 +152,7 @@ def ratio_decode(codes_at, headers_at, index, line, there, partner):
 @triton.jit
 def ratio_encode(codes_at, headers_at, index, line, there, x, partner):
     """Store the codes of x; returns x as it will be decoded."""
-    ratio = tl.where(partner > 0.0, tl.div_rn(x, tl.sqrt_rn(partner)), 0.0)
+    ratio = tl.where(partner > 0.0, x * per_root(partner), 0.0)
     scale = to_bfloat16(tl.max(tl.abs(ratio), axis=1, keep_dims=True)).to(tl.float32)
     y = tl.where(scale > 0.0, tl.div_rn(WIDEST * ratio, scale + CURVE * tl.abs(ratio)), 0.0)
     code = (y + 12582912.0) - 12582912.0  # 1.5 * 2**23 leaves no room for a fraction: nearest, ties to even

@@ -25,6 +25,18 @@ def book(signed: bool, device: torch.device) -> Tensor:
     return torch.tensor(sorted(entries), dtype=torch.float32, device=device)
 
 
+def first_of_each_code(signed: bool) -> Tensor:
+    """The smallest float32 that is kept as code 1, 2, ... 255: where the nearest entry changes, found by halving."""
+    table = book(signed, torch.device("cpu"))
+    lower, upper = table[:-1], table[1:]
+    low, high = lower.double(), upper.double()
+    for _ in range(64):
+        middle = ((low + high) / 2).float()
+        up = ~(middle - lower < upper - middle)
+        low, high = torch.where(up, low, middle.double()), torch.where(up, middle.double(), high)
+    return high.float()
+
+
 @dataclass(frozen=True)
 class Dynamic:
     """Each value is the nearest entry of a fixed table, times the block's largest value.

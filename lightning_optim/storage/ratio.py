@@ -1,7 +1,8 @@
 """First moments as their ratio to the root of the second moment.
 
 The ratio is bounded and of one size all over a block, however the gradients differ there; and since it is taken to
-the root as it will be decoded, the error of that cancels.
+the root as it will be decoded, the error of that cancels. So it need not be the root to the last bit either: halving
+a float's bits, which are its logarithm, halves its exponent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from torch import Tensor
 
 CURVE = 2.0  # codes are denser near zero by 1 + CURVE than without companding
 WIDEST = 127.0 * (1.0 + CURVE)  # code k stands for k / (WIDEST - CURVE |k|) of the scale
+
+
+def per_root(v: Tensor) -> Tensor:
+    """About 1 / root of float32 `v` >= 0: straight lines between powers of two, within 6 %, and 1.4e19 for 0."""
+    return (0x5F400000 - (v.contiguous().view(torch.int32) >> 1)).view(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Ratio:
 
     def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         assert partner is not None
-        ratio = torch.where(partner > 0, x / partner.sqrt(), 0.0)
+        ratio = torch.where(partner > 0, x * per_root(partner), 0.0)
         # Eight bits of the scale: a decoded block has it again, however its ratios are rounded in float32.
         scale = ratio.abs().amax(1, keepdim=True).to(torch.bfloat16).to(torch.float32)
         code = torch.round(torch.where(scale > 0, WIDEST * ratio / (scale + CURVE * ratio.abs()), 0.0))
@@ -41,4 +47,4 @@ class Ratio:
     def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
         assert partner is not None
         k = codes.to(torch.float32) - 128.0
-        return k / (WIDEST - CURVE * k.abs()) * headers * partner.sqrt()
+        return k * headers / ((WIDEST - CURVE * k.abs()) * per_root(partner))
