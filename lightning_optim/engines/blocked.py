@@ -159,25 +159,32 @@ class _Plan:
 
     def _packs(self) -> Iterator[tuple[list[Row], dict[Symbol, float]]]:
         """Rows to be served together: single large ones, and small ones of the same types side by side."""
+        rows = self.job.rows
         if not self.packable:
-            for row, known in zip(self.job.rows, self.known, strict=True):
-                yield [row], known
+            yield from (([row], known) for row, known in zip(rows, self.known, strict=True))
             return
-        small: dict[Any, list[Row]] = {}
-        for row in self.job.rows:
-            coded = any(
-                isinstance(value, Coded) for value in row.state.values()
-            )  # also a small piece of a large tensor
-            if coded or row.param.numel() > PACKED:
-                yield [row], self.host
-                continue
-            pack = small.setdefault(row.compute_dtype, [])
-            if sum(other.param.numel() for other in pack) + row.param.numel() > BLOCK:
-                yield pack, self.host
-                pack = small[row.compute_dtype] = []
-            pack.append(row)
-        for pack in small.values():
-            yield pack, self.host
+        if name not in rows.groupings:
+            rows.groupings[name] = _packed_rows(rows)
+        yield from ((pack, self.host) for pack in rows.groupings[name])
+
+
+def _packed_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows, small ones of one type together as far as they fill a block."""
+    found: list[list[Row]] = []
+    open_packs: dict[Any, tuple[list[Row], int]] = {}
+    for row in rows:
+        coded = any(isinstance(value, Coded) for value in row.state.values())  # also a small piece of a large tensor
+        numel = row.param.numel()
+        if coded or numel > PACKED:
+            found.append([row])
+            continue
+        pack, filled = open_packs.get(row.compute_dtype, ([], BLOCK))
+        if filled + numel > BLOCK:
+            pack, filled = [], 0
+            found.append(pack)
+        pack.append(row)
+        open_packs[row.compute_dtype] = pack, filled + numel
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- the printed program
