@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -87,7 +88,13 @@ class NonFiniteGuard(Callback):
 def all_finite(params: Iterable[Tensor]) -> bool:
     """Whether every gradient that this process holds, or the part that it holds, is finite."""
     parts = [_values(p.grad) for p in params if p.grad is not None]
-    norms = torch._foreach_norm([part for part in parts if part.numel()], torch.inf) if parts else []
+    parts = [part for part in parts if part.numel()]
+    # The Euclidean norm takes a thirtieth of the time on a CPU, but may overflow where all elements are finite.
+    return any(_all_norms_finite(parts, order) for order in (2.0, math.inf))
+
+
+def _all_norms_finite(parts: list[Tensor], order: float) -> bool:
+    norms = torch._foreach_norm(parts, order) if parts else []
     return all(bool(torch.stack(same).isfinite().all()) for same in _by_type(norms))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_optim.math import By, Over, Recorder, Value
+from lightning_optim.math import FUNCTIONS, By, Over, Recorder, Value
 
 
 class Kind(enum.IntEnum):
@@ -209,6 +209,30 @@ class Program:
     def draws(self) -> tuple[Symbol, ...]:
         """The fields of normal numbers that it takes, for which an engine must know where its elements are."""
         return tuple(symbol for symbol in self.symbols if symbol.name == "normal")
+
+    @functools.cached_property
+    def moving(self) -> tuple[str, ...]:
+        """Names of the outputs that a last pass writes: those per element whose new value is not the old one."""
+
+        def moves(value: Symbol, name: str) -> bool:
+            return not (value.name == "element" and value.args[0] == name)
+
+        return tuple(n for n, value in self.outputs.items() if n in self.writes and moves(value, n))
+
+    @functools.cached_property
+    def _known_on_host(self) -> tuple[Symbol, ...]:
+        return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.HOST)
+
+    def numbers(self, h: Mapping[str, Any]) -> dict[Symbol, Any]:
+        """The values of all symbols that are known when a step begins, under its options and scalars."""
+        known: dict[Symbol, Any] = {}
+        for symbol in self._known_on_host:
+            if symbol.name == "host":
+                known[symbol] = float(look_up(h, symbol.args[0]))
+            else:
+                args = [known[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args]
+                known[symbol] = FUNCTIONS[symbol.name].number(*args)
+        return known
 
     @functools.cached_property
     def levels(self) -> int:

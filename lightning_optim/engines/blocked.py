@@ -26,7 +26,7 @@ from lightning_optim.engines.job import Job, Row, Step
 from lightning_optim.math import FUNCTIONS
 from lightning_optim.philox import normals
 from lightning_optim.storage import Coded
-from lightning_optim.trace import Kind, Program, Symbol, look_up
+from lightning_optim.trace import Kind, Program, Symbol
 
 name = "blocked"
 
@@ -81,25 +81,18 @@ class _Plan:
     def __init__(self, job: Job, step: Step) -> None:
         self.job, self.step = job, step
         self.everything = 0.0
-        host: dict[Symbol, float] = {}
-        for symbol in job.program.symbols:
-            if symbol.kind == Kind.HOST:
-                host[symbol] = self._number(symbol, host, None)
+        host = job.program.numbers(job.h)
         per_tensor = any(symbol.kind == Kind.SCALAR for symbol in job.program.symbols)
         self.host = host
         self.known = [dict(host) for _ in job.rows] if per_tensor else [host] * len(job.rows)
         self.packable = not per_tensor
 
-    def _number(self, symbol: Symbol, known: dict[Symbol, float], row: Row | None) -> float:
-        """The value of a symbol that is one number."""
-        if symbol.name == "host":
-            return float(look_up(self.job.h, symbol.args[0]))
+    def _number(self, symbol: Symbol, known: dict[Symbol, float], row: Row) -> float:
+        """The value of a symbol that is one number for a tensor."""
         if symbol.name == "scalar":
             slot = symbol.args[0]
-            assert row is not None
             return float(self.step.shared[slot] if slot in self.step.shared else row.state[slot])
         if symbol.name == "count":
-            assert row is not None
             return float(row.numel) if symbol.args[0] == "tensor" else self.everything
         args = (known[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args)
         return FUNCTIONS[symbol.name].number(*args)  # type: ignore[no-any-return]

@@ -126,18 +126,14 @@ class Plan:
         self.grouping = grouping(job.rows, names, backend.served, backend.by_alignment)
         self.groups, self.rows = self.grouping.groups, self.grouping.rows
         self.tables = [group.follow(backend.tile) for group in self.groups]
-        self.known: dict[Symbol, Any] = {}  # a float, a number where the tensors are, or one for each tensor
-        for symbol in job.program.symbols:
-            if symbol.kind == Kind.HOST:
-                self.known[symbol] = self._number(symbol)
+        self.known = job.program.numbers(job.h)  # floats; later also numbers where the tensors are, or one for each
 
     # ------------------------------------------------------------------ numbers
 
     def _number(self, symbol: Symbol) -> Any:
         """The value of a symbol that is one number, or one number for each tensor."""
-        if symbol.name == "host":
-            value = look_up(self.job.h, symbol.args[0])
-            return value if isinstance(value, Tensor) else float(value)
+        if symbol.name == "host":  # a tensor: the program knows those that are none
+            return look_up(self.job.h, symbol.args[0])
         if symbol.name == "scalar":
             slot = symbol.args[0]
             if slot in self.step.shared:
@@ -188,7 +184,7 @@ class Plan:
         """The last pass: compute and write the parameter and the slots."""
         program = self.job.program
         self._fill(1 << 30)
-        outputs = moving(program)
+        outputs = program.moving
         if outputs:
             self._launches(write_kernel, outputs)
         for column, value, copy in self.grouping.staged:
@@ -233,15 +229,6 @@ def columns(program: Program) -> list[str]:
     return ["p", *(["g"] if "g" in program.reads else []), *slots, *(["site"] if program.draws else [])]
 
 
-def moving(program: Program) -> tuple[str, ...]:
-    """Names of the columns that the last pass writes: those whose new value is not the old one."""
-
-    def moves(value: Any, name: str) -> bool:
-        return not (value.name == "element" and value.args[0] == name)
-
-    return tuple(n for n, value in program.outputs.items() if n in program.writes and moves(value, n))
-
-
 def summands(program: Program, level: int, by: str) -> tuple[Symbol, ...]:
     """What a pass of this level sums, or takes the maximum of, over elements."""
     wanted = (s for s in program.reductions if s.level == level and s.args[2] == by)
@@ -282,6 +269,6 @@ def texts(backend: Backend, program: Program, rows: Sequence[Row]) -> list[Text]
         for level in sorted({symbol.level for symbol in program.reductions}):
             sums = {by: summands(program, level, by) for by in ("sum", "max")}
             found += [reduce_kernel(backend, program, of, by, layout)[0] for by, of in sums.items() if of]
-        outputs = moving(program)
+        outputs = program.moving
         found += [write_kernel(backend, program, outputs, layout)[0]] if outputs else []
     return found

@@ -162,5 +162,5 @@ def _partial(x: Any, by: By) -> Value:
     if not isinstance(x, Tensor) or x.dim() == 0:
         return x
     if by == "sum":  # piece by piece: torch makes a float64 copy of all that it sums
-        return torch.stack([part.sum(dtype=torch.float64) for part in x.reshape(-1).split(PIECE)]).sum()
+        return torch.stack([part.sum(dtype=torch.float64) for part in torch.split(x.reshape(-1), PIECE)]).sum()
     return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64)

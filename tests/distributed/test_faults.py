@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import create_optimizer
 from lightning_optim.callbacks import CheckpointIntegrity, Communication, IterateAveraging, NonFiniteGuard
+from lightning_optim.callbacks.non_finite_guard import all_finite
 from lightning_optim.errors import OptionError
 from lightning_optim.integrity import damage
 from tests.ranks import RankFailure, run_ranks
@@ -521,3 +522,13 @@ def test_powersgd_recovers_from_a_bad_gradient() -> None:
 def test_wrong_options_get_a_clear_sentence(options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         NonFiniteGuard(**options)
+
+
+def test_large_numbers_are_finite() -> None:
+    """1e30 has a square that float32 does not hold, in whatever company."""
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    p.grad, q.grad = torch.tensor([1e30, 0.0, -3e38]), torch.tensor([6e4, 6e4], dtype=torch.float16)
+    assert all_finite([p, q])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        p.grad[1] = bad
+        assert not all_finite([p, q])
