@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-full check docs bench-quality build clean
+.PHONY: help demo test test-full check docs bench bench-quality build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-full   the tests with every case of the long cross products"
 	@echo "make check   lint, format and types"
 	@echo "make docs    write the tables that are read off the classes"
+	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
 	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
 	@echo "make build   sdist and wheel in dist/"
 	@echo "make clean   remove .venv, dist and caches"
@@ -43,7 +44,15 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
-bench-quality: $(STAMP)
+# Other packages are installed for the benchmarks alone.
+$(VENV)/.peers: $(STAMP)
+	$(PIP) --no-build-isolation --editable '.[bench]'
+	touch $@
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.cpu --page $(ARGS)
+
+bench-quality: $(VENV)/.peers
 	$(BIN)/python benchmarks/state_quality.py
 
 build: $(STAMP)
