@@ -10,13 +10,16 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim.batch_norm import batch_norm_buffers, recompute
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
+from lightning_optim.distributed import drop_gathered
 from lightning_optim.errors import OptionError
-from lightning_optim.stages.attach import attach
+from lightning_optim.schedules import total_steps
+from lightning_optim.stages.attach import OnWeights, attach
 from lightning_optim.stages.average import Average, Kind
 
 
@@ -36,7 +39,8 @@ class IterateAveraging(SwappedWeights):
         decay: Decay of an exponential mean for one collection, in (0, 1): 0.999 remembers about 1000 collections.
         start: The optimizer step from which on iterates are collected; a number below 1 is a fraction of training.
             By default 0.75 for "mean" and 0 for the others.
-        every: Optimizer steps between two collections, or "epoch". By default "epoch" for "mean" and 1 for the others.
+        every: Optimizer steps between two collections, or "epoch": at the end of each, whatever the number of its
+            steps. By default "epoch" for "mean" and 1 for the others.
         window: For "mean": average the last `window` to 2 * `window` - 1 collections only, at the price of a second
             slot. For a tail of which the beginning is known, `start` is enough.
         ramp: For "ema": let the decay grow with the number n of collections, as (1 + n) / (10 + n), up to `decay`.
@@ -80,6 +84,7 @@ class IterateAveraging(SwappedWeights):
         self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
         self.batch_norm, self.batch_norm_batches = batch_norm, batch_norm_batches
         self._stages: list[Average] = []
+        self._alone: list[OnWeights] = []
         self._detach = []
         self._raw_buffers: dict[str, Tensor] = {}  # statistics of the raw weights, while swapped
         self._fresh_buffers: tuple[int, dict[str, Tensor]] | None = None  # of the average, with its count
@@ -91,44 +96,76 @@ class IterateAveraging(SwappedWeights):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stages = [Average(self.kind, self.decay, window=self.window, ramp=self.ramp) for _ in trainer.optimizers]
         self._detach = [attach(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
+        self._alone = [OnWeights(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
         self.begin(trainer, pl_module)
         self._take_loaded()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        by_epoch = self.every == "epoch"
         for stage in self._stages:
-            stage.every = self._period(trainer)
-            stage.start = self._first_step(trainer, stage.every)
+            stage.every = None if by_epoch else int(self.every)
+            stage.start = 0 if by_epoch else self._first_step(trainer)
+        if by_epoch and 0 < self.start < 1 and _share(trainer) is None:
+            raise self._endless()
+        self._warn_of_nothing(trainer)
         super().on_train_start(trainer, pl_module)
 
-    def _period(self, trainer: Trainer) -> int:
-        if self.every != "epoch":
-            return int(self.every)
-        if not math.isfinite(trainer.num_training_batches):
-            raise OptionError(
-                "IterateAveraging: every='epoch' needs to know the length of an epoch, and the training loader has "
-                "none. Give a number of steps, such as every=100."
-            )
-        return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of an epoch take in the weights, whatever the number of steps that it really had."""
+        if self.every != "epoch" or not (trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches):
+            return
+        drop_gathered(trainer.strategy.model)  # after a batch without a loss FSDP still shows whole parameters
+        for stage, alone in zip(self._stages, self._alone, strict=True):
+            if stage.steps > stage.latest and self._has_begun(trainer, stage):
+                alone.run(stage.collect())
 
-    def _first_step(self, trainer: Trainer, every: int) -> int:
-        if self.start >= 1 or self.start == 0:
-            start = int(self.start)
-        else:
-            total = float(trainer.estimated_stepping_batches)
-            if not math.isfinite(total):
-                raise OptionError(
-                    f"IterateAveraging: start={self.start} is a fraction of training, whose length is unknown here. "
-                    "Give a step number, or set max_epochs or max_steps of the Trainer."
-                )
-            start = math.ceil(self.start * total)
-        return math.ceil(start / every) * every if self.every == "epoch" else start
+    def _has_begun(self, trainer: Trainer, stage: Average) -> bool:
+        if 0 < self.start < 1:
+            share = _share(trainer)
+            return share is not None and share >= self.start
+        return stage.steps >= self.start
+
+    def _first_step(self, trainer: Trainer) -> int:
+        if not 0 < self.start < 1:
+            return int(self.start)
+        if not trainer.lightning_module.automatic_optimization:
+            raise OptionError(
+                f"IterateAveraging: start={self.start} is a fraction of training, and in manual optimization the "
+                "Trainer does not know how many steps each optimizer will take. Give a step number, or every='epoch'."
+            )
+        total = math.inf if trainer.max_epochs == -1 and trainer.max_steps == -1 else total_steps(trainer)
+        if not math.isfinite(total):
+            raise self._endless()
+        return math.ceil(self.start * total)
+
+    def _endless(self) -> OptionError:
+        return OptionError(
+            f"IterateAveraging: start={self.start} is a fraction of training, whose length is unknown here. Give a "
+            "step number, or set max_epochs or max_steps of the Trainer."
+        )
+
+    def _warn_of_nothing(self, trainer: Trainer) -> None:
+        """Say beforehand that no epoch ends late enough, where `max_steps` ends the training in the middle of one."""
+        batches, most = trainer.num_training_batches, trainer.max_steps
+        if self.every != "epoch" or most == -1 or not trainer.lightning_module.automatic_optimization:
+            return
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else most + 1
+        last = most // steps * steps
+        if not last or last < (self.start * most if self.start < 1 else self.start):
+            rank_zero_warn(
+                f"IterateAveraging: every='epoch' collects nothing, for max_steps={most} ends training before an epoch "
+                f"ends from start={self.start} on. Give every a number of steps."
+            )
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and trainer.loggers and self.ready() and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and trainer.loggers and (count := self._count()) and not trainer.sanity_checking:
             values = {
-                "iterate_averaging/collected": float(sum(stage.count for stage in self._stages)),
+                "iterate_averaging/collected": float(count),
                 "iterate_averaging/distance": self.distance(trainer),
             }
             for logger in trainer.loggers:
@@ -143,9 +180,12 @@ class IterateAveraging(SwappedWeights):
 
     # ------------------------------------------------------------------ what
 
+    def _count(self) -> int:
+        return sum(stage.count for stage in self._stages)
+
     @override
-    def ready(self) -> bool:
-        return any(stage.count for stage in self._stages)
+    def ready(self, i: int) -> bool:
+        return self._stages[i].count > 0
 
     @override
     @torch.no_grad()
@@ -156,7 +196,7 @@ class IterateAveraging(SwappedWeights):
             self._raw_buffers = {}
         elif self.batch_norm == "recompute" and batch_norm_buffers(pl_module):
             self._raw_buffers = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
-            count = sum(stage.count for stage in self._stages)
+            count = self._count()
             if self._fresh_buffers is None or self._fresh_buffers[0] != count:
                 recompute(trainer, pl_module, self.batch_norm_batches)
                 fresh = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
@@ -172,6 +212,7 @@ class IterateAveraging(SwappedWeights):
             "window": self.window,
             "steps": [stage.steps for stage in self._stages],
             "counts": [stage.count for stage in self._stages],
+            "latest": [stage.latest for stage in self._stages],
             "members": [(stage.members, stage.recent) for stage in self._stages],
             "swapped": self.swapped,
             "raw_buffers": dict(self._raw_buffers),
@@ -198,6 +239,8 @@ class IterateAveraging(SwappedWeights):
             return
         for stage, steps, count in zip(self._stages, self._loaded["steps"], self._loaded["counts"], strict=True):
             stage.steps, stage.count = steps, count
+        for stage, latest in zip(self._stages, self._loaded.get("latest", self._loaded["steps"]), strict=True):
+            stage.latest = latest
         for stage, members in zip(self._stages, self._loaded.get("members", []), strict=False):
             stage.members, stage.recent = members
         self.swapped = self._loaded["swapped"]
@@ -208,6 +251,16 @@ class IterateAveraging(SwappedWeights):
 def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
     if not holds:
         raise OptionError(f"IterateAveraging: {name}={value!r} must be {allowed}.")
+
+
+def _share(trainer: Trainer) -> float | None:
+    """Which part of the training is over when this epoch is; None where that is unknown."""
+    parts = []
+    if trainer.max_epochs not in (None, -1):
+        parts.append((trainer.current_epoch + 1) / trainer.max_epochs)
+    if trainer.max_steps != -1:
+        parts.append(trainer.global_step / trainer.max_steps)
+    return max(parts, default=None)
 
 
 def _copy_buffers(module: nn.Module, values: dict[str, Tensor]) -> None:

@@ -100,8 +100,8 @@ class LookaheadSync(SwappedWeights):
                 logger.log_metrics(values, trainer.global_step)
 
     @override
-    def ready(self) -> bool:
-        return any(stage.steps >= stage.k for stage in self._stages)
+    def ready(self, i: int) -> bool:
+        return self._stages[i].steps >= self.k
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -32,8 +32,8 @@ class SwappedWeights(Callback):
     swapped: bool = False
     _detach: list[Callable[[], None]]
 
-    def ready(self) -> bool:
-        """Whether the slot holds something worth evaluating yet."""
+    def ready(self, i: int) -> bool:
+        """Whether the slot of optimizer `i` holds something worth evaluating yet; not to change while swapped."""
         raise NotImplementedError
 
     def after_swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +108,7 @@ class SwappedWeights(Callback):
 
     def swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the other weights into the model, once there are some."""
-        if self.swaps and not self.swapped and self.ready():
+        if self.swaps and not self.swapped and any(map(self.ready, range(len(trainer.optimizers)))):
             self._exchange(trainer)
             self.swapped = True
             self.after_swap(trainer, pl_module)
@@ -124,11 +124,13 @@ class SwappedWeights(Callback):
     def _exchange(self, trainer: Trainer) -> None:
         """Let parameters and slots trade places, without a second copy of the model.
 
+        With several optimizers, only where a slot is ready: another one holds the weights that the fit began with.
+
         A parameter in 16 bits cannot hold what is in the slot, which therefore stays where it is; the weights of
         training go to a slot `raw` meanwhile.
         """
         drop_gathered(trainer.strategy.model)
-        for p, state in self._held(trainer):
+        for p, state in self._held(trainer, [i for i in range(len(trainer.optimizers)) if self.ready(i)]):
             other = state[self.slot]
             if other.dtype == p.dtype:
                 raw = p.detach().clone()
@@ -140,14 +142,14 @@ class SwappedWeights(Callback):
                 state["raw"] = p.detach().to(other.dtype)
                 p.copy_(other)
 
-    def _held(self, trainer: Trainer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for optimizer in trainer.optimizers:
-            yield from ((p, state) for p, state in optimizer.state.items() if self.slot in state)
+    def _held(self, trainer: Trainer, which: Iterable[int]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for i in which:
+            yield from ((p, state) for p, state in trainer.optimizers[i].state.items() if self.slot in state)
 
     @torch.no_grad()
     def distance(self, trainer: Trainer) -> float:
         """How far the weights of training are from the others, as a share of their norm."""
-        held = list(self._held(trainer))
+        held = list(self._held(trainer, range(len(trainer.optimizers))))
         params = [p for p, _ in held]
         apart = norm((p.detach() - state[self.slot] for p, state in held), params)
         size = norm(params, params)

@@ -15,6 +15,7 @@ from lightning_optim.distributed import Placement
 from lightning_optim.engines.job import Job, Step, make_row
 from lightning_optim.errors import OptionError
 from lightning_optim.optimizer import Optimizer
+from lightning_optim.roster import has_gradient
 from lightning_optim.slot import Slot
 from lightning_optim.stages.stage import Stage
 from lightning_optim.trace import Programs
@@ -156,6 +157,46 @@ class OnGradients:
         return {**waiting(self.optimizer, p), **self.optimizer.state.get(p, {})}
 
 
+class OnWeights:
+    """Runs the `update` of a stage on the parameters of an optimizer, by itself and not in a pass of the update.
+
+    Args:
+        stage: The stage; its slots are in the optimizer's state.
+        optimizer: Ours or another.
+    """
+
+    def __init__(self, stage: Any, optimizer: torch.optim.Optimizer) -> None:
+        self.stage, self.optimizer = stage, optimizer
+        self.programs = Programs(self._formula, ())
+
+    def _formula(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for name in h.present:
+            getattr(s, name)
+        return self.stage.update(p, s, h.stage)
+
+    @torch.no_grad()
+    def run(self, options: Mapping[str, Any]) -> None:
+        """Let the stage act under these options, on every parameter that has its slots."""
+        jobs: dict[Any, Job] = {}
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if self._has(p)]
+        for p in params:
+            state = self.optimizer.state[p]
+            present = tuple(_moments(self.stage, state))
+            if present not in jobs:
+                h = {"stage": options, "present": present}
+                jobs[present] = Job(self.programs(h), h)
+            job = jobs[present]
+            own = {name: state[name] for name in job.program.slots}
+            job.rows.append(make_row(p, None, own, {name: self.stage.slots.get(name, Slot()) for name in own}))
+        if jobs:
+            step = Step(list(jobs.values()), {}, Placement(params))
+            engines.choose("auto", [job.program for job in step.jobs], step.rows).run(step)
+
+    def _has(self, p: Tensor) -> bool:
+        state = self.optimizer.state.get(p, {})
+        return bool(state) and all(name in state for name in self.stage.slots_beside(_moments(self.stage, state)))
+
+
 def _is_number(value: Any) -> bool:
     numbers = value if isinstance(value, tuple) else (value,)
     return all(isinstance(number, int | float) for number in numbers)
@@ -174,17 +215,11 @@ class _Guest:
 
     def __init__(self, stage: Any, optimizer: torch.optim.Optimizer) -> None:
         self.stage = stage
-        self.programs = Programs(self._formula, ())
-        self.gradients = OnGradients(stage, optimizer)
+        self.gradients, self.weights = OnGradients(stage, optimizer), OnWeights(stage, optimizer)
         self.first: dict[Tensor, dict[str, Tensor]] = {
             p: self._new(p, stage.slots_beside(())) for group in optimizer.param_groups for p in group["params"]
         }
         self.saved: list[dict[str, Any]] = []
-
-    def _formula(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        for name in h.present:
-            getattr(s, name)
-        return self.stage.update(p, s, h.stage)
 
     def _new(self, p: Tensor, names: Any) -> dict[str, Tensor]:
         slots = {name: self.stage.slots[name] for name in names}
@@ -193,37 +228,20 @@ class _Guest:
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the step, and run the stage where it acts."""
-        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not moved:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(map(has_gradient, params)):
             return
-        for p in moved:
+        for p in params:
+            if p.grad is None:
+                continue
             state = optimizer.state[p]
             first = self.first.pop(p, None) or {}
-            missing = [name for name in self._names(state) if name not in state]
+            names = self.stage.slots_beside(_moments(self.stage, state))
+            missing = [name for name in names if name not in state]
             state.update({name: first[name] if name in first else self._new(p, [name])[name] for name in missing})
         options = self.stage.advance()
-        if options is None or not self.stage.acts_after:
-            return
-        jobs: dict[Any, Job] = {}
-        params = [p for group in optimizer.param_groups for p in group["params"] if self._has(optimizer, p)]
-        for p in params:
-            state = optimizer.state[p]
-            present = tuple(_moments(state))
-            if present not in jobs:
-                h = {"stage": options, "present": present}
-                jobs[present] = Job(self.programs(h), h)
-            job = jobs[present]
-            own = {name: state[name] for name in job.program.slots}
-            job.rows.append(make_row(p, None, own, {name: self.stage.slots.get(name, Slot()) for name in own}))
-        step = Step(list(jobs.values()), {}, Placement(params))
-        engines.choose("auto", [job.program for job in step.jobs], step.rows).run(step)
-
-    def _names(self, state: Mapping[str, Any]) -> Any:
-        return self.stage.slots_beside(_moments(state))
-
-    def _has(self, optimizer: torch.optim.Optimizer, p: Tensor) -> bool:
-        state = optimizer.state.get(p, {})
-        return bool(state) and all(name in state for name in self._names(state))
+        if options is not None and self.stage.acts_after:
+            self.weights.run(options)
 
     def before_load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         """Keep the stage's slots as they were saved: torch will cast all state to the type of the parameter."""
@@ -241,9 +259,9 @@ class _Guest:
         self.saved = []
 
 
-def _moments(state: Mapping[str, Any]) -> list[str]:
-    """Names of the first moments that another library keeps for a parameter."""
-    return [name for name in FIRST_MOMENTS if isinstance(state.get(name), Tensor)]
+def _moments(stage: Stage, state: Mapping[str, Any]) -> list[str]:
+    """Names of the first moments in a state that a stage treats beside the weights."""
+    return [name for name in stage.moments if isinstance(state.get(name), Tensor)]
 
 
 _GUESTS: WeakKeyDictionary[torch.optim.Optimizer, list[_Guest]] = WeakKeyDictionary()

@@ -24,7 +24,7 @@ class Average(Stage):
             also the first one.
         decay: Decay of an exponential mean for one collection.
         start: The real step (1 is the first) from which on iterates are collected.
-        every: Steps between two collections.
+        every: Steps between two collections; None where only calls of `collect` say when.
         window: For "mean": how many of the last collections it is of. A second slot has the mean of those since the
             last time that there were so many, and then takes the place of the first; so it is the mean of the last
             `window` to 2 * `window` - 1.
@@ -42,7 +42,7 @@ class Average(Stage):
         kind: Kind = "mean",
         decay: float = 0.999,
         start: int = 0,
-        every: int = 1,
+        every: int | None = 1,
         window: int | None = None,
         ramp: bool = False,
     ) -> None:
@@ -52,14 +52,20 @@ class Average(Stage):
         self.count = 0
         self.members = 0  # how many iterates the mean is of
         self.recent = 0  # and how many the one that will take its place
+        self.latest = 0  # the step of the newest iterate
 
     def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
         return ("average",) if self.window is None else ("average", "block")
 
     def advance(self) -> dict[str, Any] | None:
         self.steps += 1
-        if self.steps < self.start or (self.steps - self.start) % self.every:
+        if self.every is None or self.steps < self.start or (self.steps - self.start) % self.every:
             return None
+        return self.collect()
+
+    def collect(self) -> dict[str, Any]:
+        """Take in the weights as they are now; the options for `update`."""
+        self.latest = self.steps
         self.count += 1
         if self.window is None:
             return {"weight": self._weight(self.count), "share": None, "renew": False}
@@ -88,4 +94,5 @@ class Average(Stage):
     def __repr__(self) -> str:
         what = {"mean": "mean", "ema": f"ema(decay={self.decay})", "ema_debiased": f"debiased ema({self.decay})"}
         last = f" of the last {self.window}" if self.window else ""
-        return f"Average {what[self.kind]}{last} from step {self.start} every {self.every}, {self.count} collected"
+        when = "on call" if self.every is None else f"from step {self.start} every {self.every}"
+        return f"Average {what[self.kind]}{last} {when}, {self.count} collected"

@@ -23,6 +23,7 @@ class Stage:
         slots: Its slots by name, which are also the keys in the optimizer's state.
         order: Stages run in this order, and those of one order as they were attached.
         draws: Whether it draws normal numbers, and so has a `site_of` that says where a parameter's elements are.
+        moments: Slots of the optimizer that its `update` treats beside the parameter.
         in_pass: Whether its `before` runs with the update. If not, its owner runs it on the gradients.
         acts_before: Whether it has a `before`.
         acts_after: Whether it has an `update`.
@@ -31,6 +32,7 @@ class Stage:
     name: ClassVar[str]
     order: ClassVar[int] = 0
     draws: ClassVar[bool] = False
+    moments: Sequence[str] = ()
     in_pass: bool = True
     acts_before: ClassVar[bool] = False
     acts_after: ClassVar[bool] = False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -20,7 +21,7 @@ from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging
 from lightning_optim.stages import Average
 from tests.callbacks.sharded import KINDS, journey
-from tests.callbacks.toys import BATCH, Make, Run, Toy, Walk, batches, samples, slot, trainer, vector
+from tests.callbacks.toys import BATCH, Make, Pair, Run, Toy, Walk, batches, samples, slot, trainer, vector
 from tests.ranks import run_ranks
 
 ROUNDING = 1e-13  # of a dozen additions in float64
@@ -150,18 +151,107 @@ def test_steps_are_counted_not_batches() -> None:
     assert close(vector(run.module), plain_mean(picked(run, [2, 4, 6])))
 
 
-def test_an_epoch_of_unknown_length_needs_steps(tmp_path: Path) -> None:
-    class Stream(torch.utils.data.IterableDataset[Any]):
-        def __iter__(self) -> Any:
-            return iter(samples())
+class Epochs(Callback):
+    """The weights that training has at the end of each epoch."""
 
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weights.append(vector(pl_module))
+
+
+class Bad(Toy):
+    """The first batch of all has no loss, or overflows; and so has a whole epoch, if that is asked for."""
+
+    def __init__(self, make: Make, overflow: bool = False, epoch: int | None = None) -> None:
+        super().__init__(make)
+        self.overflow, self.epoch = overflow, epoch
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Any:
+        loss = super().training_step(batch, index)
+        if len(self.losses) == 1 or self.current_epoch == self.epoch:
+            return loss * torch.inf if self.overflow else None
+        return loss
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(samples())
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`", "ignore:Detected call of")
+@pytest.mark.parametrize(
+    ("module", "options", "accumulate", "all_epochs", "last_quarter"),
+    [
+        (Bad, {}, {}, [0, 1, 2, 3], [2, 3]),
+        (lambda make: Bad(make, overflow=True), {"plugins": True}, {}, [0, 1, 2, 3], [2, 3]),
+        (lambda make: Bad(make, epoch=3), {}, {}, [0, 1, 2], [2]),  # the last epoch moved nothing
+        (Toy, {}, {0: 1, 1: 2, 3: 4}, [0, 1, 2, 3], [2, 3]),
+        (Toy, {}, {0: 4, 1: 2, 3: 1}, [0, 1, 2, 3], [2, 3]),
+        (Toy, {"train": True}, {}, [0, 1, 2, 3], [2, 3]),
+        (Toy, {"max_steps": 14, "max_epochs": -1}, {}, [0, 1, 2], [2]),  # ends in the middle of an epoch
+    ],
+)
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_every_epoch_counts_whatever_its_steps(
+    make: Make,
+    module: Callable[[Make], Toy],
+    options: dict[str, Any],
+    accumulate: dict[int, int],
+    all_epochs: list[int],
+    last_quarter: list[int],
+) -> None:
+    """The last one too, where steps were skipped, accumulation changes, or nobody knows how long an epoch is."""
+    options = {"max_epochs": 4, **options}
+    if "train" in options:
+        options["train"] = DataLoader(Stream(), batch_size=BATCH)
+    if "plugins" in options:
+        options["plugins"] = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))]
+    for start, expected in ((0, all_epochs), (0.75, last_quarter)):
+        epochs, averaging = Epochs(), IterateAveraging(start=start)
+        changing = [GradientAccumulationScheduler(accumulate)] if accumulate else []
+        torch.manual_seed(0)
+        run = Run(make, epochs, averaging, *changing, module=module(make), **options)
+        assert close(vector(run.module), plain_mean([epochs.weights[i] for i in expected]), 1e-6)
+        assert averaging.state_dict()["counts"] == [len(expected)]
+
+
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_two_optimizers_by_hand_with_steps_of_their_own(make: Make) -> None:
+    epochs, averaging = Epochs(), IterateAveraging(start=0.5)
+    run = Run(make, epochs, averaging, module=Pair(make), precision="64-true")
+    assert [stage.steps for stage in averaging._stages] == [12, 6]
+    assert close(vector(run.module), plain_mean(epochs.weights[1:]))
+    with pytest.raises(OptionError, match=r"start=0.5 is a fraction of training, and in manual.*or every='epoch'"):
+        Run(make, IterateAveraging(start=0.5, every=1), module=Pair(make))
+
+
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_an_optimizer_that_has_collected_nothing_keeps_its_weights(make: Make) -> None:
+    """Its slot holds the weights that the fit began with, and nobody wants to evaluate those."""
+    averaging, epochs = IterateAveraging("ema", decay=0.5, start=12), Epochs()
+    run = Run(make, averaging, epochs, module=Pair(make, 4))
+    assert [(stage.steps, stage.count) for stage in averaging._stages] == [(12, 1), (3, 0)]
+    assert torch.equal(vector(run.module), epochs.weights[-1])
+
+
+def test_a_length_that_nobody_knows() -> None:
     stream: Any = DataLoader(Stream(), batch_size=BATCH)
     run = Run(adan, IterateAveraging("ema", decay=0.8), train=stream, precision="64-true")
     assert close(vector(run.module), plain_ema(run.walk.weights, 0.8))
-    with pytest.raises(OptionError, match=r"every='epoch'.*length.*every=100"):
-        Run(adan, IterateAveraging(start=0), train=stream)
-    with pytest.raises(OptionError, match=r"start=0.5 is a fraction of training, whose length is unknown"):
-        Run(adan, IterateAveraging(start=0.5, every=1), max_epochs=-1)
+    averagings = (IterateAveraging(start=0.5), IterateAveraging(start=0.5, every=1))
+    for averaging, train in (*((each, None) for each in averagings), (averagings[1], stream)):
+        epochs = 3 if train is stream else -1
+        with pytest.raises(OptionError, match=r"start=0.5 is a fraction of training, whose length is unknown"):
+            Run(adan, averaging, train=train, max_epochs=epochs)
+
+
+@pytest.mark.parametrize(("steps", "start"), [(3, 0), (10, 0.9), (6, 5)])
+def test_a_training_in_which_no_epoch_ends_late_enough_is_warned_of(steps: int, start: float) -> None:
+    with pytest.warns(UserWarning, match=f"collects nothing, for max_steps={steps} ends training before an epoch"):
+        run = Run(adan, IterateAveraging(start=start), max_steps=steps, max_epochs=-1)
+    assert torch.equal(vector(run.module), run.walk.weights[-1])
 
 
 @pytest.mark.parametrize(

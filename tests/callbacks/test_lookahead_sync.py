@@ -17,7 +17,7 @@ from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.stages import Lookahead
 from lightning_optim.stages.attach import attach
 from tests.callbacks.sharded import KINDS, journey
-from tests.callbacks.toys import Make, Run, Toy, batches, samples, slot, vector
+from tests.callbacks.toys import Make, Pair, Run, Toy, batches, samples, slot, vector
 from tests.ranks import run_ranks
 
 ROUNDING = 1e-13
@@ -231,6 +231,21 @@ def test_slow_weights_are_evaluated_and_saved(weights_only: bool, tmp_path: Path
         assert torch.equal(torch.cat([value.reshape(-1) for value in saved.values()]), expected)
     assert torch.equal(vector(run.module), shown[-1])
     assert not torch.equal(run.walk.weights[-1], shown[-1])
+
+
+@pytest.mark.parametrize("make", [adan, sgd])
+def test_an_optimizer_without_a_sync_yet_is_evaluated_as_it_is(make: Make) -> None:
+    """Its slow weights are those that the fit began with, which nobody wants to see."""
+
+    def pair(make: Make) -> Pair:
+        torch.manual_seed(0)
+        return Pair(make, second=4)
+
+    plain, slow = (Run(make, *callbacks, module=pair(make)) for callbacks in ((), (LookaheadSync(5, evaluate="slow"),)))
+    own = len(vector(plain.module.net))
+    assert torch.equal(vector(slow.module)[own:], vector(plain.module)[own:])
+    assert not torch.equal(vector(slow.module)[:own], vector(plain.module)[:own])
+    assert torch.equal(slow.module.validated[-1], vector(slow.module))
 
 
 def test_two_that_choose_what_is_evaluated_are_refused() -> None:

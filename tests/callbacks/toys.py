@@ -74,6 +74,26 @@ class Toy(LightningModule):
         return self.make(list(self.parameters()))
 
 
+class Pair(Toy):
+    """Two networks under manual optimization; the second takes a step in every second batch, or later."""
+
+    def __init__(self, make: Make, second: int = 2) -> None:
+        super().__init__(make)
+        self.automatic_optimization = False
+        self.other, self.second = nn.Linear(4, 2), second
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        every: Any = self.optimizers()
+        for optimizer, net, turn in zip(every, (self.net, self.other), (1, self.second), strict=True):
+            if index % turn == turn - 1:
+                optimizer.zero_grad()
+                self.manual_backward(nn.functional.mse_loss(net(batch[0]), batch[1]))
+                optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [self.make(list(net.parameters())) for net in (self.net, self.other)]
+
+
 class Walk(Callback):
     """The weights that training has after each of its steps, and any slot on demand."""
 
