@@ -121,9 +121,10 @@ class GradientNoise(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        i = next(i for i, other in enumerate(trainer.optimizers) if other is optimizer)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.loggers and trainer.global_step % every == 0:
-            self._log(trainer, optimizer)
+        if trainer.loggers and self._stages[i].steps % every == 0:  # global_step counts all optimizers together
+            self._log(trainer, i)
         if id(optimizer) in self._by_hand:
             self._by_hand[id(optimizer)].run()
 
@@ -135,13 +136,12 @@ class GradientNoise(Callback):
 
     # ------------------------------------------------------------------ what a person would look at
 
-    def _log(self, trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
+    def _log(self, trainer: Trainer, i: int) -> None:
         """The size of the noise, and its norm as a multiple of the gradient's."""
-        i = next(i for i, other in enumerate(trainer.optimizers) if other is optimizer)
         prefix = "gradient_noise" if len(trainer.optimizers) == 1 else f"gradient_noise/{i}"
         values = {f"{prefix}/sigma": self._stages[i].sigma}
         if self.kind == "isotropic":
-            params = [p for group in optimizer.param_groups for p in group["params"]]
+            params = [p for group in trainer.optimizers[i].param_groups for p in group["params"]]
             size = norm([p.grad for p in params], params)
             if size > 0:
                 values[f"{prefix}/ratio"] = values[f"{prefix}/sigma"] * count(params) ** 0.5 / size

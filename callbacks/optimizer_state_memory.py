@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_optim.distributed import gathered
 from lightning_optim.groups import plain_name
 from lightning_optim.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
 from lightning_optim.memory_views import Census, can_draw, picture, scalars, size, state, tables, write_csv
+from lightning_optim.roster import has_gradient
 
 PREFIX = "optimizer_state"
 
@@ -26,9 +28,9 @@ class OptimizerStateMemory(Callback):
 
     The tables count the state by group and slot, with what the same values take in 32 bits; parameters, gradients,
     state and averages; and the layers with the most state: on this rank, on all, and on the smallest and largest. They
-    are what the first step will make; after the first step, and at the end of every epoch, what exists is logged as
-    `optimizer_state/...` in bytes. An optimizer of another library that cannot be asked beforehand gets its tables
-    after the first step.
+    are what the first step will make; after the first step that moved parameters, and at the end of every epoch, what
+    exists is logged as `optimizer_state/...` in bytes. An optimizer of another library that cannot be asked beforehand
+    gets its tables after the first step.
 
     Args:
         table: Print the tables, and a line after the first step.
@@ -41,12 +43,16 @@ class OptimizerStateMemory(Callback):
         self.csv = None if csv is None else Path(csv)
         self._predicted: list[Census] = []
         self._printed = False
-        self._begun = -1  # the step that this fit began with, while nothing is reported
-        self._drawn: list[int] = []  # bytes on the last picture of each optimizer
+        self._moved: set[int] = set()  # optimizers that have taken a real step in this fit
+        self._told: set[int] = set()  # and those of which that is reported
+        self._drawn: dict[int, int] = {}  # bytes on the last picture of each optimizer
+        self._undo: list[Callable[[], None]] = []
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun, self._drawn = trainer.global_step, []
+        self._moved, self._told, self._drawn = set(), set(), {}
+        for i, optimizer in enumerate(trainer.optimizers):
+            self._undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
         self._predicted = _census(trainer, pl_module, predicted_memory, predicted=True)
         self._printed = all(state(rank) for census in self._predicted for rank in census.ranks)
         if self._printed:
@@ -54,25 +60,35 @@ class OptimizerStateMemory(Callback):
         else:
             self._predicted = []
 
+    def _after_step(self, i: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # A step without a gradient makes no state. Not whether there is state: ranks must agree.
+        if i not in self._moved and any(has_gradient(p) for group in optimizer.param_groups for p in group["params"]):
+            self._moved.add(i)
+
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if 0 <= self._begun < trainer.global_step:  # not whether there is state: ranks must agree
+        if self._moved > self._told:
             self._report(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module)
 
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        while self._undo:
+            self._undo.pop()()
+
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = _census(trainer, pl_module, state_memory)
         if not self._printed:
             self._show(trainer, found)
-        if self.table and trainer.is_global_zero and self._begun >= 0:
-            for census in found:
-                Console().print(self._line(trainer, census))
-        self._printed, self._begun = True, -1
+        if self.table and trainer.is_global_zero:
+            for i in sorted(self._moved - self._told):
+                Console().print(self._line(trainer, i, found[i]))
+        self._printed, self._told = True, set(self._moved)
         if self.scalars:
             self._log(trainer, found)
         if self.csv is not None and trainer.is_global_zero:
@@ -83,12 +99,10 @@ class OptimizerStateMemory(Callback):
             for table in (table for census in found for table in tables(census)):
                 Console().print(table)
 
-    def _line(self, trainer: Trainer, census: Census) -> str:
+    def _line(self, trainer: Trainer, i: int, census: Census) -> str:
         words = f"State of {census.title} after the first step: {human(size(census.first))}"
-        for before in self._predicted:
-            if before.title == census.title:
-                words += f" ({human(size(before.first))} predicted)"
-                break
+        if self._predicted:
+            words += f" ({human(size(self._predicted[i].first))} predicted)"
         peak = _peak(trainer)
         return words if peak is None else f"{words}; peak of the device {human(peak)}"
 
@@ -108,9 +122,9 @@ class OptimizerStateMemory(Callback):
         """A picture where the last one is not right any more."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         now = size(census.first)
-        if not (boards and trainer.is_global_zero and can_draw()) or self._drawn[i : i + 1] == [now]:
+        if not (boards and trainer.is_global_zero and can_draw()) or self._drawn.get(i, 0) == now:
             return
-        self._drawn[i : i + 1] = [now]
+        self._drawn[i] = now
         for logger in boards:
             board: Any = logger.experiment
             board.add_figure(f"{prefix}/bars", picture(census), trainer.global_step)

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_optim import second_moment
 from lightning_optim.errors import OptionError
 from lightning_optim.learning_rates import LearningRates, held
+from lightning_optim.roster import has_gradient
 from lightning_optim.schedules import SCHEDULES, Schedule, factor, flat_linear, inverse_sqrt, total_steps
 from lightning_optim.warmup import WARMUPS, can_rectify
 
@@ -128,7 +129,7 @@ class WarmupFreeSchedule(Callback):
     def _after_step(self, i: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Without a gradient nothing moved. A step at other rates is no step of the training: a strategy takes one at 0
         # to have some state to save, and what else changed them is found before the next batch.
-        moved = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        moved = any(has_gradient(p) for group in optimizer.param_groups for p in group["params"])
         if moved and self._rates[i].untouched():
             self._steps[i] += 1
             self._rates[i].scale(NAME, self._factors(i))

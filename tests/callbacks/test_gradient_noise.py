@@ -28,7 +28,7 @@ from lightning_optim.philox import Site, normals, philox
 from lightning_optim.stages import Noise
 from lightning_optim.stages.attach import OnGradients, attach
 from lightning_optim.stages.noise import sites_of
-from tests.callbacks.toys import Make, Run, Toy, batches, slot, trainer, vector
+from tests.callbacks.toys import Make, Pair, Run, Toy, batches, slot, trainer, vector
 from tests.cpu_fsdp import CPUFSDP
 from tests.engines.conftest import torch_functions  # noqa: F401  a fixture
 from tests.engines.test_compiled import exact_roots  # noqa: F401  a fixture
@@ -368,6 +368,19 @@ def test_two_optimizers_count_for_themselves() -> None:
     noise = GradientNoise(0.3)
     Run(sgdw, noise, module=Two(sgdw), fast_dev_run=4)
     assert [stage.steps for stage in noise._stages] == [3, 1]  # four steps of either are the limit
+
+
+def test_two_optimizers_are_both_logged(tmp_path: Path) -> None:
+    """In turns: the step of the Trainer, which counts both, is even for the first and odd for the second."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    Run(sgdw, GradientNoise(0.3), module=Pair(sgdw, second=1), logger=logger, log_every_n_steps=4)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    for i in (0, 1):
+        sigma = [event.value for event in events.Scalars(f"gradient_noise/{i}/sigma")]
+        assert sigma == pytest.approx([annealed(t) for t in (0, 4, 8)])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -410,6 +411,58 @@ def test_several_optimizers_by_hand(tmp_path: Path) -> None:
     sizes = [by_walk(optimizer) for optimizer in run.trainer.optimizers]
     assert [scalars[f"optimizer_state/{i}/bytes"] for i in (0, 1)] == sizes == [4 * 30 * 4 + 8, 2 * 14 * 4 + 8]
     assert {row["optimizer"] for row in rows_of(tmp_path / "memory.csv")} == {"0", "1"}
+
+
+class Late(Pair):
+    """Two of one class; the second, which is smaller, takes its first step in the third batch."""
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(self.net[i].parameters()) for i in (0, 2)]  # type: ignore[index]
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        self.manual_backward(self.loss(batch))
+        for optimizer in self.optimizers()[: 1 if index < 2 else 2]:  # type: ignore[index]
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_each_optimizer_is_reported_after_its_own_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    Run(ours("adan"), OptimizerStateMemory(), module=Late(), logger=logger, log_every_n_steps=1, max_epochs=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "after the first" in line]
+    sizes = [2 * 30 * 4 + 2 * 4, 2 * 14 * 4 + 2 * 4]  # two moments, and two counters
+    assert lines == [f"State of Adam after the first step: {size} B ({size} B predicted)" for size in sizes]
+    assert [step for step, _ in logged(tmp_path)["optimizer_state/1/bytes"]] == [1, 4, 6]  # steps of both
+
+
+class Skipping(Toy):
+    """Its first batch moves nothing."""
+
+    def __init__(self, make: Any, overflow: bool) -> None:
+        super().__init__(make)
+        self.overflow = overflow
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        loss = super().training_step(batch, index)
+        first = loss * torch.inf if self.overflow else None
+        return first if len(self.losses) == 1 else loss
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`", "ignore:Detected call of")
+@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize("make", [ours("adamw"), lambda params: torch.optim.AdamW(params)])
+def test_a_step_that_moves_nothing_is_not_the_first(
+    make: Any, overflow: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaler = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))]
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    options: dict[str, Any] = {"logger": logger, "log_every_n_steps": 1, "plugins": scaler if overflow else []}
+    run = Run(make, OptimizerStateMemory(), module=Skipping(make, overflow), **options)
+    size = by_walk(run.trainer.optimizers[0])
+    assert f"after the first step: {size} B ({size} B predicted)" in capsys.readouterr().out
+    assert logged(tmp_path)["optimizer_state/bytes"] == [(step, size) for step in (2, 4, 8, 12)]
 
 
 def test_fast_dev_run_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
