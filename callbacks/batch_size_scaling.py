@@ -5,6 +5,7 @@ Granziol, Zohren & Roberts 2022, "Learning rates as a function of batch size", J
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -13,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from rich.console import Console
 from typing_extensions import override
 
+from lightning_optim import errors
 from lightning_optim.batch_scaling import RULES, Rule, rule_of, scale
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.learning_rates import LearningRates, held
 
 NAME = "BatchSizeScaling"
@@ -46,10 +48,12 @@ class BatchSizeScaling(Callback):
         batch_size: int | None = None,
         max_factor: float | None = None,
     ) -> None:
-        _check("reference_batch", reference_batch, _whole(reference_batch), "an integer of at least 1")
-        _check("rule", rule, rule in (*RULES, "auto"), "'sqrt', 'linear' or 'auto'")
-        _check("batch_size", batch_size, batch_size is None or _whole(batch_size), "an integer of at least 1")
-        _check("max_factor", max_factor, max_factor is None or 0 < max_factor < math.inf, "above 0")
+        check = functools.partial(errors.check, NAME)
+        check("reference_batch", reference_batch, is_whole(reference_batch), "an integer of at least 1")
+        check("rule", rule, rule in [*RULES, "auto"], "'sqrt', 'linear' or 'auto'")
+        check("batch_size", batch_size, batch_size is None or is_whole(batch_size), "an integer of at least 1")
+        bound = is_number(max_factor) and 0 < max_factor < math.inf
+        check("max_factor", max_factor, max_factor is None or bound, "above 0")
         self.reference_batch, self.rule, self.batch_size = reference_batch, rule, batch_size
         self.max_factor = math.inf if max_factor is None else float(max_factor)
         self.global_batch = 0
@@ -113,7 +117,7 @@ class BatchSizeScaling(Callback):
             return self.batch_size
         loader = trainer.train_dataloader
         found: Any = getattr(loader, "batch_size", None)
-        if not _whole(found):
+        if not is_whole(found):
             raise OptionError(
                 f"{NAME}: the training loader ({type(loader).__name__}) does not say how many samples a batch has: "
                 "there are several loaders, or batches come from a batch_sampler or from the dataset itself. Set "
@@ -151,15 +155,6 @@ class BatchSizeScaling(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = int(state_dict["global_batch"])
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise OptionError(f"{NAME}: {name}={value!r} must be {allowed}.")
 
 
 @rank_zero_only

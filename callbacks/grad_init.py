@@ -20,8 +20,9 @@ from rich.table import Table
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
+from lightning_optim import errors
 from lightning_optim.distributed import is_dtensor, is_flattened
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.grad_init import DIRECTIONS, Iteration, Norm, ScaleSearch, along, norm_of, rates_of, taken_by
 from lightning_optim.probe import TrainingStep, differentiable, half_batches, optimizers_of
 
@@ -78,12 +79,16 @@ class GradInit(Callback):
         second_order: bool = False,
         table: bool = True,
     ) -> None:
-        for name, value in (("gamma", gamma), ("eta", eta), ("lr", lr)):
-            _check(name, value, value is None or value > 0, "a number above 0")
-        _check("iterations", iterations, type(iterations) is int and iterations >= 0, "an integer of at least 0")
-        words = ("optimizer", *DIRECTIONS)
-        _check("follow", follow, follow in words, f"one of {', '.join(words)}")
-        _check("norm", norm, norm in (None, 1, 2), "1, 2 or null")
+        check = functools.partial(errors.check, "GradInit")
+        check("gamma", gamma, gamma is None or (is_number(gamma) and gamma > 0), "a number above 0")
+        for name, value in (("eta", eta), ("lr", lr)):
+            check(name, value, value is None or (is_number(value) and 0 < value < math.inf), "a number above 0")
+        check("iterations", iterations, is_whole(iterations, 0), "an integer of at least 0")
+        words = ["optimizer", *DIRECTIONS]
+        check("follow", follow, follow in words, f"one of {', '.join(words)}")
+        check("norm", norm, norm is None or (is_whole(norm) and norm <= 2), "1, 2 or null")
+        for name, flag in (("second_order", second_order), ("table", table)):
+            check(name, flag, isinstance(flag, bool), "True or False")
         if second_order and follow == "optimizer":
             raise OptionError(f"GradInit: second_order=True needs a step that can be differentiated. {PAPERS}")
         self.gamma, self.iterations, self.follow, self.eta, self.lr = gamma, iterations, follow, eta, lr
@@ -325,8 +330,3 @@ def _draw(board: Any, scales: Mapping[str, float], history: Sequence[Iteration])
         for name, value in curves.items():
             if value is not None:
                 board.add_scalar(f"{KEY}/search/{name}", value, i)
-
-
-def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise OptionError(f"GradInit: {name}={value!r} must be {allowed}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from lightning_optim.errors import OptionError
+from lightning_optim import errors
+from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.norms import count, norm
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.stages.attach import OnGradients, attach
@@ -56,14 +59,15 @@ class GradientNoise(Callback):
         decay: float = 0.99,
         seed: int | None = None,
     ) -> None:
-        _check("eta", eta, 0 <= eta < float("inf"), "a finite number of at least 0")
-        _check("gamma", gamma, 0 <= gamma < float("inf"), "a finite number of at least 0")
+        check = functools.partial(errors.check, "GradientNoise")
+        for name, value in (("eta", eta), ("gamma", gamma)):
+            check(name, value, is_number(value) and 0 <= value < math.inf, "a finite number of at least 0")
         kinds = ("isotropic", "second_moment", "moments")
-        _check("kind", kind, kind in kinds, "'isotropic', 'second_moment' or 'moments'")
-        _check("clipping", clipping, clipping in ("before", "after"), "'before' or 'after'")
-        _check("start", start, isinstance(start, int) and start >= 0, "an integer of at least 0")
-        _check("decay", decay, 0 < decay < 1, "in (0, 1)")
-        _check("seed", seed, seed is None or (isinstance(seed, int) and 0 <= seed < 2**64), "an integer of 64 bits")
+        check("kind", kind, kind in kinds, "'isotropic', 'second_moment' or 'moments'")
+        check("clipping", clipping, clipping in ("before", "after"), "'before' or 'after'")
+        check("start", start, is_whole(start, 0), "an integer of at least 0")
+        check("decay", decay, is_number(decay) and 0 < decay < 1, "in (0, 1)")
+        check("seed", seed, seed is None or (is_whole(seed, 0) and seed < 2**64), "an integer of 64 bits")
         self.eta, self.gamma, self.kind, self.clipping = float(eta), float(gamma), kind, clipping
         self.start, self.decay, self.seed = start, float(decay), seed
         self._stages: list[Noise] = []
@@ -200,8 +204,3 @@ def second_moment(optimizer: torch.optim.Optimizer) -> tuple[str, str, str]:
         f"GradientNoise: kind='second_moment' needs an optimizer with a running mean of squared gradients for each "
         f"element, from zero on, such as adamw; {owner} has none here. Use kind='moments'."
     )
-
-
-def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise OptionError(f"GradientNoise: {name}={value!r} must be {allowed}.")

@@ -5,6 +5,7 @@ Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv:1803.05407; Granziol et al. 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_optim import errors
 from lightning_optim.batch_norm import batch_norm_buffers, recompute
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
 from lightning_optim.distributed import drop_gathered
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.schedules import total_steps
 from lightning_optim.stages.attach import OnWeights, attach
 from lightning_optim.stages.average import Average, Kind
@@ -66,19 +68,19 @@ class IterateAveraging(SwappedWeights):
         window: int | None = None,
         ramp: bool = False,
     ) -> None:
-        whole = start is not None and (0 <= start < 1 or (start >= 1 and float(start).is_integer()))
-        some = isinstance(batch_norm_batches, int) and batch_norm_batches >= 1
-        paced = every in (None, "epoch") or (isinstance(every, int) and every >= 1)
-        last = kind == "mean" and isinstance(window, int) and window >= 1
-        _check("kind", kind, kind in ("mean", "ema", "ema_debiased"), "'mean', 'ema' or 'ema_debiased'")
-        _check("decay", decay, 0 < decay < 1, "in (0, 1)")
-        _check("start", start, start is None or whole, "a step, or a fraction of training below 1")
-        _check("every", every, paced, "an integer of at least 1, or 'epoch'")
-        _check("batch_norm", batch_norm, batch_norm in ("recompute", "keep"), "'recompute' or 'keep'")
+        check = functools.partial(errors.check, "IterateAveraging")
+        check("kind", kind, kind in ("mean", "ema", "ema_debiased"), "'mean', 'ema' or 'ema_debiased'")
+        check("decay", decay, is_number(decay) and 0 < decay < 1, "in (0, 1)")
+        step = is_number(start) and 0 <= start < math.inf and (start < 1 or float(start).is_integer())
+        check("start", start, start is None or step, "a step, or a fraction of training below 1")
+        paced = every is None or every == "epoch" or is_whole(every)
+        check("every", every, paced, "an integer of at least 1, or 'epoch'")
+        check("batch_norm", batch_norm, batch_norm in ("recompute", "keep"), "'recompute' or 'keep'")
         limit = batch_norm_batches
-        _check("batch_norm_batches", limit, limit is None or some, "an integer of at least 1")
-        _check("window", window, window is None or last, "an integer of at least 1, with kind='mean'")
-        _check("ramp", ramp, not ramp or kind == "ema", "False, but with kind='ema'")
+        check("batch_norm_batches", limit, limit is None or is_whole(limit), "an integer of at least 1")
+        last = kind == "mean" and is_whole(window)
+        check("window", window, window is None or last, "an integer of at least 1, with kind='mean'")
+        check("ramp", ramp, ramp is False or (ramp is True and kind == "ema"), "False, but with kind='ema'")
         self.kind, self.decay, self.window, self.ramp = kind, decay, window, ramp
         self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
         self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
@@ -246,11 +248,6 @@ class IterateAveraging(SwappedWeights):
         self.swapped = self._loaded["swapped"]
         self._raw_buffers = dict(self._loaded["raw_buffers"])
         self._loaded = None
-
-
-def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise OptionError(f"IterateAveraging: {name}={value!r} must be {allowed}.")
 
 
 def _share(trainer: Trainer) -> float | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_optim import errors
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, is_number
 from lightning_optim.optimizer import Optimizer
 from lightning_optim.stages.attach import FIRST_MOMENTS, attach
 from lightning_optim.stages.lookahead import Lookahead, Momentum
@@ -43,14 +46,12 @@ class LookaheadSync(SwappedWeights):
         momentum: Momentum = "none",
         evaluate: Literal["fast", "slow"] = "fast",
     ) -> None:
-        if k < 1 or int(k) != k:
-            raise OptionError(f"LookaheadSync: k={k!r} must be an integer of at least 1.")
-        if not 0 < alpha <= 1:
-            raise OptionError(f"LookaheadSync: alpha={alpha!r} must be in (0, 1].")
-        if momentum not in ("none", "reset", "pullback"):
-            raise OptionError(f"LookaheadSync: momentum={momentum!r} must be 'none', 'reset' or 'pullback'.")
-        if evaluate not in ("fast", "slow"):
-            raise OptionError(f"LookaheadSync: evaluate={evaluate!r} must be 'fast' or 'slow'.")
+        check = functools.partial(errors.check, "LookaheadSync")
+        whole = is_number(k) and 1 <= k < math.inf and k == int(k)
+        check("k", k, whole, "an integer of at least 1")
+        check("alpha", alpha, is_number(alpha) and 0 < alpha <= 1, "in (0, 1]")
+        check("momentum", momentum, momentum in ("none", "reset", "pullback"), "'none', 'reset' or 'pullback'")
+        check("evaluate", evaluate, evaluate in ("fast", "slow"), "'fast' or 'slow'")
         self.k, self.alpha, self.momentum, self.evaluate = int(k), float(alpha), momentum, evaluate
         self.swaps = evaluate == "slow"
         self._stages: list[Lookahead] = []

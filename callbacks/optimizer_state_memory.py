@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim import errors
 from lightning_optim.distributed import gathered
 from lightning_optim.groups import plain_name
 from lightning_optim.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
@@ -36,9 +37,16 @@ class OptimizerStateMemory(Callback):
         table: Print the tables, and a line after the first step.
         log: Send scalars to the Trainer's loggers, and to TensorBoard a picture where matplotlib is installed.
         csv: A file for every slot of every parameter on every rank, predicted and actual; by default none.
+
+    Raises:
+        OptionError: where an option is of another type.
     """
 
-    def __init__(self, table: bool = True, log: bool = True, csv: str | None = None) -> None:
+    def __init__(self, table: bool = True, log: bool = True, csv: str | Path | None = None) -> None:
+        check = functools.partial(errors.check, "OptimizerStateMemory")
+        for name, value in (("table", table), ("log", log)):
+            check(name, value, isinstance(value, bool), "True or False")
+        check("csv", csv, csv is None or isinstance(csv, str | Path), "the path of a file, or None")
         self.table, self.scalars = table, log  # `log` is what Lightning calls its own method here
         self.csv = None if csv is None else Path(csv)
         self._predicted: list[Census] = []

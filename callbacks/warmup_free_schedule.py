@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_optim import second_moment
-from lightning_optim.errors import OptionError
+from lightning_optim import errors, second_moment
+from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.learning_rates import LearningRates, held
 from lightning_optim.roster import has_gradient
 from lightning_optim.schedules import SCHEDULES, Schedule, factor, flat_linear, inverse_sqrt, total_steps
@@ -60,15 +60,18 @@ class WarmupFreeSchedule(Callback):
         beta2: float | None = None,
         total_steps: int | None = None,
     ) -> None:
-        _check("warmup", warmup, warmup in (*WARMUPS, "none"), f"one of {', '.join(WARMUPS)}, none")
-        _check("decay", decay, decay in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        span = timescale is None or 0 < timescale < 1 or (timescale >= 1 and float(timescale).is_integer())
-        _check("final", final, final is None or 0 <= final < math.inf, "at least 0")
-        _check("decay_fraction", decay_fraction, decay_fraction is None or 0 < decay_fraction <= 1, "in (0, 1]")
-        _check("timescale", timescale, span, "a number of steps, or a fraction of training below 1")
-        _check("beta2", beta2, beta2 is None or 0 <= beta2 < 1, "in [0, 1)")
-        whole = total_steps is None or (isinstance(total_steps, int) and total_steps >= 1)
-        _check("total_steps", total_steps, whole, "an integer of at least 1")
+        check = functools.partial(errors.check, NAME)
+        check("warmup", warmup, warmup in [*WARMUPS, "none"], f"one of {', '.join(WARMUPS)}, none")
+        check("decay", decay, decay in list(SCHEDULES), f"one of {', '.join(SCHEDULES)}")
+        check("final", final, final is None or (is_number(final) and 0 <= final < math.inf), "at least 0")
+        share = is_number(decay_fraction) and 0 < decay_fraction <= 1
+        check("decay_fraction", decay_fraction, decay_fraction is None or share, "in (0, 1]")
+        steps = is_number(timescale) and 0 < timescale < math.inf and (timescale < 1 or float(timescale).is_integer())
+        check(
+            "timescale", timescale, timescale is None or steps, "a number of steps, or a fraction of training below 1"
+        )
+        check("beta2", beta2, beta2 is None or (is_number(beta2) and 0 <= beta2 < 1), "in [0, 1)")
+        check("total_steps", total_steps, total_steps is None or is_whole(total_steps), "an integer of at least 1")
         if warmup == "none" and decay == "constant":
             raise OptionError(f"{NAME}: warmup='none' with decay='constant' does nothing. Choose a warm-up or a decay.")
         self.warmup, self.decay, self.beta2, self.total_steps = warmup, decay, beta2, total_steps
@@ -237,11 +240,6 @@ def _steps_before(trainer: Trainer, optimizer: torch.optim.Optimizer) -> int:
 
 def _names(optimizer: torch.optim.Optimizer) -> set[str]:
     return {cls.__name__ for cls in type(optimizer).__mro__}
-
-
-def _check(name: str, value: Any, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise OptionError(f"{NAME}: {name}={value!r} must be {allowed}.")
 
 
 def _only(name: str, value: Any, used: bool, where: str) -> None:

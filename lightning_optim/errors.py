@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 
 class OptionError(ValueError, TypeError):
@@ -13,6 +16,31 @@ class OptionError(ValueError, TypeError):
     unknown keyword, and a config file does not tell them apart. The message says what was given, what is allowed
     and what to do.
     """
+
+
+def check(owner: str, name: str, value: object, holds: bool, allowed: str) -> None:
+    """Refuse an option that does not hold, in one sentence.
+
+    Raises:
+        OptionError: where `holds` is false.
+    """
+    if not holds:
+        raise OptionError(f"{owner}: {name}={value!r} must be {allowed}.")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that can be compared: no NaN, and neither a word nor True.
+
+    Example:
+        >>> is_number(1e-3), is_number("1e-3"), is_number(True), is_number(float("nan"))
+        (True, False, False, False)
+    """
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and not math.isnan(value)
+
+
+def is_whole(value: Any, least: int = 1) -> TypeGuard[int]:
+    """Whether a value is an integer of at least `least`."""
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= least
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
