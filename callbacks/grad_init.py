@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from lightning_optim import errors
 from lightning_optim.distributed import is_dtensor, is_flattened
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.grad_init import DIRECTIONS, Iteration, Norm, ScaleSearch, along, norm_of, rates_of, taken_by
-from lightning_optim.probe import TrainingStep, differentiable, half_batches, optimizers_of
+from lightning_optim.probe import NoLoss, TrainingStep, differentiable, half_batches, optimizers_of
 
 KEY = "grad_init"
 LEAST = 0.01  # of the scale of what is no bias; that of a bias may become 0
@@ -32,6 +33,7 @@ ETA = {"sgd": 0.1, "normalized_sgd": 0.1, "adam": 1e-3}  # the paper's, for its 
 LR: dict[Norm, float] = {2: 1e-2, 1: 2.5e-3}
 BETAS: dict[Norm, tuple[float, float]] = {2: (0.9, 0.999), 1: (0.9, 0.98)}
 CLIP: dict[Norm, float] = {2: 1.0, 1: math.inf}
+SKIPS = 100  # batches without a loss in a row, before that is an error
 PAPERS = "Let it follow a step of the paper instead: follow='sgd', 'normalized_sgd' or 'adam'."
 
 
@@ -105,12 +107,12 @@ class GradInit(Callback):
         self._fresh = False
         if stage != "fit":
             return
-        if self.alphas is not None or _is_resumed():
-            rank_zero_info("GradInit is skipped: the weights are scaled already, or come from a checkpoint.")
-            return
 
         def search() -> None:
-            self._scale(trainer, pl_module)
+            if self.alphas is None and not _is_resumed(trainer):
+                self._scale(trainer, pl_module)
+            else:
+                rank_zero_info("GradInit is skipped: the weights are scaled already, or come from a checkpoint.")
 
         if isinstance(trainer.strategy, ModelParallelStrategy):  # its configure_model divides the parameters
             self._undo = _wrap(pl_module, "setup", search, first=False)
@@ -173,7 +175,7 @@ class GradInit(Callback):
             search, halves = self._prepare(trainer, pl_module, optimizer), half_batches(trainer, pl_module)
             for _ in track(range(steps), "GradInit", disable=trainer.progress_bar_callback is None):
                 with differentiable(pl_module):
-                    self.history.append(search.iterate(halves))
+                    self.history.append(_iterate(search, halves))
                 send({})
         except BaseException as error:
             send({"error": str(error)})
@@ -216,6 +218,14 @@ class GradInit(Callback):
         )
 
 
+def _iterate(search: ScaleSearch, halves: Iterator[Any]) -> Iteration:
+    """An iteration on the next batches that have a loss."""
+    for _ in range(SKIPS):
+        with contextlib.suppress(NoLoss):
+            return search.iterate(halves)
+    return search.iterate(halves)
+
+
 def _heard(trainer: Trainer) -> dict[str, float]:
     """What rank 0 found, on the other ranks."""
     nothing: dict[str, Any] = {}
@@ -253,8 +263,15 @@ def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
             )
 
 
-def _is_resumed() -> bool:
-    """Whether the fit loads a checkpoint: where strategies restore late, only Trainer._run knows so early."""
+def _is_resumed(trainer: Trainer) -> bool:
+    """Whether the fit loads a checkpoint.
+
+    Most strategies have loaded it by now, and the Trainer says so. Of those that load it after they have divided the
+    model only Trainer._run knows; should that hide it one day, a search is in vain there, and the checkpoint comes over
+    what it found.
+    """
+    if not trainer.strategy.restore_checkpoint_after_setup:
+        return trainer.ckpt_path is not None
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not Trainer._run.__code__:
         frame = frame.f_back

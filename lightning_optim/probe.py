@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
+class NoLoss(OptionError):
+    """A batch for which training_step returned no loss; the Trainer would go on with the next one."""
+
+
 class TrainingStep(nn.Module):
     """The module's training_step as a function of parameters and batches, on a copy that nobody else uses.
 
-    The copy computes in float32 where the module is in half precision, without dropout, and with batch statistics
-    where the module normalises by those. What it logs with `self.log` goes nowhere.
+    The copy computes in float32 where the module is in half precision, and in float64 where the Trainer does; without
+    dropout, and with batch statistics where the module normalises by those. What it logs with `self.log` goes nowhere.
 
     Args:
         trainer: Says on which device.
@@ -41,7 +49,11 @@ class TrainingStep(nn.Module):
             for name in ("forward", "training_step"):
                 vars(twin).pop(name, None)
         twin.to(trainer.strategy.root_device)
-        twin._apply(lambda x: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+        twin._apply(lambda x: x.float() if x.dtype in HALF else x)
+        self._context: Any = contextlib.nullcontext
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            twin.double()
+            self._context = trainer.precision_plugin.forward_context
         twin.trainer = trainer
         vars(twin)["log"] = lambda *args, **kwargs: None
         for part in twin.modules():
@@ -57,13 +69,15 @@ class TrainingStep(nn.Module):
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def forward(self, batch: Any) -> Tensor:
-        found: Any = self.module.training_step(*((batch, self._calls) if self._takes_index else (batch,)))
+        with self._context():
+            found: Any = self.module.training_step(*((batch, self._calls) if self._takes_index else (batch,)))
         self._calls += 1
         loss = found.get("loss") if isinstance(found, Mapping) else found
         if not isinstance(loss, Tensor) or not loss.requires_grad:
-            raise OptionError(
-                "training_step must return the loss for every batch, as a tensor with a gradient or under 'loss' in a "
-                f"dict; it returned {type(found).__name__}."
+            kind = NoLoss if found is None else OptionError
+            raise kind(
+                "training_step must return the loss, as a tensor with a gradient or under 'loss' in a dict; it "
+                f"returned {type(found).__name__}."
             )
         return loss
 
@@ -99,9 +113,17 @@ def half_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
         count = 0
         for batch, *_ in batches:
             count += 1
-            yield from halves_of(trainer.strategy.batch_to_device(pl_module._on_before_batch_transfer(batch)))
+            batch = trainer.strategy.batch_to_device(pl_module._on_before_batch_transfer(batch))
+            yield from halves_of(_in_precision(trainer, batch))
         if not count:
             raise OptionError("The training loader gives no batch.")
+
+
+def _in_precision(trainer: Trainer, batch: Any) -> Any:
+    """A batch in the type in which `TrainingStep` computes, where that is another than the run's."""
+    if isinstance(trainer.precision_plugin, DoublePrecision):
+        return trainer.precision_plugin.convert_input(batch)
+    return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype in HALF else x, batch)
 
 
 def _copies(loaders: Any) -> CombinedLoader:

@@ -29,7 +29,7 @@ from lightning_optim.callbacks import GradInit, IterateAveraging
 from lightning_optim.errors import OptionError
 from lightning_optim.grad_init import DIRECTIONS, ScaleSearch, along, norm_of, taken_by
 from lightning_optim.probe import joined
-from tests.callbacks.toys import Make, Run, Toy, batches, samples, trainer, vector
+from tests.callbacks.toys import Make, Run, Toy, batches, plain_net, samples, trainer, vector
 from tests.ranks import RankFailure, run_ranks
 from tests.test_cpu_fsdp import Kind, build
 
@@ -341,7 +341,7 @@ class Noisy(Toy):
         return batches(shuffle=True)
 
     def configure_optimizers(self) -> Any:
-        assert self.trainer.estimated_stepping_batches == 12
+        assert self.trainer.estimated_stepping_batches == 3 * math.ceil(4 / self.trainer.accumulate_grad_batches)
         return super().configure_optimizers()
 
 
@@ -353,14 +353,23 @@ class Own(DataLoader[Any]):
 
 
 @pytest.mark.parametrize("make", [sgd, adan, scheduled])
-@pytest.mark.parametrize("loader", [None, Own])
-def test_the_run_is_the_run_without_it(make: Any, loader: Any) -> None:
+@pytest.mark.parametrize(
+    ("loader", "options"),
+    [
+        (None, {}),
+        (Own, {}),
+        (None, {"accumulate_grad_batches": 3}),
+        (None, {"precision": "bf16-mixed"}),
+        (Own, {"precision": "bf16-mixed", "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}),
+    ],
+)
+def test_the_run_is_the_run_without_it(make: Any, loader: Any, options: dict[str, Any]) -> None:
     def run(*callbacks: Callback) -> tuple[Noisy, Witness]:
         seed_everything(0, verbose=False)
         module = Noisy(make, busy_net)
         witness = callbacks[-1]
         assert isinstance(witness, Witness)
-        trainer(*callbacks).fit(module, loader() if loader else None, batches())
+        trainer(*callbacks, **options).fit(module, loader() if loader else None, batches())
         return module, witness
 
     alone, witness = run(Witness())
@@ -498,6 +507,51 @@ def test_half_precision_is_searched_in_full() -> None:
     assert callback.alphas == full.alphas
 
 
+@pytest.mark.parametrize("is_double", [False, True])
+def test_double_precision_is_searched_in_double(is_double: bool) -> None:
+    """Also where the module is in it already, before Lightning converts it, and the data are not."""
+    callback, single = GradInit(10.0, 3, table=False), GradInit(10.0, 3, table=False)
+    Run(
+        adan, callback, net=lambda: plain_net().double() if is_double else plain_net(), precision="64-true", max_steps=1
+    )
+    Run(adan, single, max_steps=1)
+    assert callback.alphas is not None
+    assert single.alphas is not None
+    assert callback.alphas == pytest.approx(single.alphas, abs=1e-4)
+    assert callback.history[-1].loss != single.history[-1].loss
+
+
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}])
+def test_accumulation_and_autocast_do_not_change_the_search(options: dict[str, Any]) -> None:
+    plain, other = GradInit(4.0, 4, table=False), GradInit(4.0, 4, table=False)
+    Run(adan, plain)
+    Run(adan, other, **options)
+    assert other.history == plain.history
+    assert other.alphas == plain.alphas
+
+
+class Sometimes(Toy):
+    """Batches whose targets are zero have no loss."""
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Any:
+        return super().training_step(batch, index) if bool(batch[1].any()) else None
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_batches_without_a_loss_are_passed_over() -> None:
+    """The search is that on a loader without them, where each iteration takes the two halves of one batch."""
+    inputs, targets = samples().tensors
+    spoiled = TensorDataset(torch.cat([inputs, inputs]), torch.cat([targets, 0 * targets]))
+    order = [*range(32, 40), *range(8), *range(40, 56), *range(8, 32)]
+    callbacks = [GradInit(1e-3, 4, table=False) for _ in range(2)]
+    for callback, loader in zip(callbacks, (DataLoader(spoiled, 8, sampler=order), batches()), strict=True):
+        torch.manual_seed(0)
+        Run(sgd, callback, module=Sometimes(sgd), train=loader)
+    assert len(callbacks[0].history) == 4
+    assert callbacks[0].history == callbacks[1].history
+    assert callbacks[0].alphas == callbacks[1].alphas
+
+
 # ---------------------------------------------------------------- when
 
 
@@ -516,6 +570,15 @@ def test_a_resumed_run_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(vector(rest.module), vector(straight.module))
     saved = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["callbacks"]["GradInit"]
     assert json.loads(json.dumps(saved)) == {"alphas": whole.alphas}
+
+
+def test_a_resumed_run_is_told_without_a_look_into_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = Run(adan, GradInit(4.0, 2, table=False), checkpoints(tmp_path))
+    monkeypatch.setattr("lightning_optim.callbacks.grad_init.inspect.currentframe", lambda: None)
+    for callback in (GradInit(4.0, 2, table=False), GradInit(4.0, 2)):
+        rest = Run(adan, callback, checkpoints(tmp_path / "again"), ckpt_path=tmp_path / "step=4.ckpt")
+        assert callback.history == []
+        assert rest.module.losses == straight.module.losses[4:]
 
 
 def test_a_checkpoint_without_it_is_left_alone_too(tmp_path: Path) -> None:
@@ -621,7 +684,7 @@ def frozen() -> nn.Module:
     ("module", "words"),
     [
         (lambda: Manual(sgd), "under manual optimization"),
-        (lambda: Silent(sgd), "must return the loss for every batch.*returned NoneType"),
+        (lambda: Silent(sgd), "training_step must return the loss.*returned NoneType"),
         (lambda: Two(sgd), r"follows one optimizer; configure_optimizers returned 2.*follow='sgd'"),
         (lambda: Toy(sgd, lazy), r"lazy or on the meta device.*call it once"),
         (lambda: Toy(sgd, frozen), r"found no parameter to scale in Toy before SingleDeviceStrategy"),
@@ -736,7 +799,7 @@ def failing() -> None:
 def test_what_fails_on_rank_0_is_heard_by_all() -> None:
     with pytest.raises(RankFailure) as failure:
         run_ranks(failing, timeout=30.0)
-    assert "must return the loss for every batch" in failure.value.causes[0]
+    assert "training_step must return the loss" in failure.value.causes[0]
     assert "GradInit failed on rank 0: training_step must return" in failure.value.causes[1]
 
 
