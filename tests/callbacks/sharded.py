@@ -75,13 +75,13 @@ def journey(
     size = int(os.environ.get("WORLD_SIZE", 1))
     module = (OuterSharded if kind.startswith("fsdp2") else Outer)(make, with_norm)
     saving = ModelCheckpoint(folder, "{step}", monitor="val", save_top_k=-1, every_n_epochs=1)
-    fitting = trainer(callback(), saving, strategy=_strategy(kind, size), devices=size, max_epochs=3)
+    fitting = trainer(callback(), saving, strategy=strategy_of(kind, size), devices=size, max_epochs=3)
     fitting.fit(module, batches(), batches(batch_size=16), ckpt_path=resume)
     scores = {path.split("step=")[-1]: float(score) for path, score in saving.best_k_models.items()}
     best = saving.best_model_path
     fresh = (OuterSharded if kind.startswith("fsdp2") else Outer)(make, with_norm)
     if kind.startswith("fsdp"):  # Lightning does not shard a module again that is sharded
-        testing = trainer(strategy=_strategy(kind, size), devices=size)
+        testing = trainer(strategy=strategy_of(kind, size), devices=size)
         testing.test(fresh, batches(batch_size=16), ckpt_path=best, verbose=False)
         module.seen["test"] = fresh.seen["test"]
     else:
@@ -90,7 +90,7 @@ def journey(
     return {**module.seen, "scores": scores, "best": float(saving.best_model_score)}
 
 
-def _strategy(kind: str, size: int) -> Any:
+def strategy_of(kind: str, size: int) -> Any:
     saved: Any = kind.split()[-1]
     if kind.startswith("fsdp1"):
         return CPUFSDP(auto_wrap_policy={nn.Linear}, state_dict_type=saved)
