@@ -165,14 +165,20 @@ class IterateAveraging(SwappedWeights):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and trainer.loggers and (count := self._count()) and not trainer.sanity_checking:
-            values = {
-                "iterate_averaging/collected": float(count),
-                "iterate_averaging/distance": self.distance(trainer),
-            }
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._log(trainer)
+        super().on_validation_start(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        if trainer.loggers and (count := self._count()):
+            values = {"iterate_averaging/collected": float(count), "iterate_averaging/distance": self.distance(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
-        super().on_validation_start(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

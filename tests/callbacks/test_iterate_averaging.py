@@ -634,12 +634,14 @@ def test_every_strategy_evaluates_saves_and_resumes_the_average(kind: str, with_
         assert rest["val"] == whole["val"][2:]
 
 
-def test_what_a_person_would_look_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"limit_val_batches": 0}])
+def test_what_a_person_would_look_at(options: dict[str, Any], tmp_path: Path) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
-    run = Run(adan, IterateAveraging(start=1, every=1), logger=logger, precision="64-true", log_every_n_steps=4)
+    options = {"logger": logger, "log_every_n_steps": 4, "precision": "64-true", **options}
+    run = Run(adan, IterateAveraging(start=1, every=1), **options)
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     collected = {event.step: event.value for event in events.Scalars("iterate_averaging/collected")}
