@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.configured import ConfiguredOptimizer
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.norms import count, norm
 from lightning_optim.optimizer import Optimizer
@@ -178,7 +179,8 @@ class GradientNoise(Callback):
 def clips(trainer: Trainer, module: LightningModule) -> bool:
     """Whether gradients are clipped between the backward pass and the step, other than by hand."""
     overridden = is_overridden("configure_gradient_clipping", module, LightningModule)
-    return module.automatic_optimization and (bool(trainer.gradient_clip_val) or overridden)
+    ours = getattr(type(module), "configure_gradient_clipping", None) is ConfiguredOptimizer.configure_gradient_clipping
+    return module.automatic_optimization and (bool(trainer.gradient_clip_val) or (overridden and not ours))
 
 
 def second_moment(optimizer: torch.optim.Optimizer) -> tuple[str, str, str]:

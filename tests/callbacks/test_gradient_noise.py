@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, Lion, OptionError, RMSprop, engines
+from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, ConfiguredOptimizer, Lion, OptionError, RMSprop, engines
 from lightning_optim.callbacks import GradientNoise, IterateAveraging, LookaheadSync
 from lightning_optim.callbacks.gradient_noise import second_moment
 from lightning_optim.philox import Site, normals, philox
@@ -260,6 +260,26 @@ class Clipping(Toy):
 def test_a_module_that_clips_itself_counts_as_clipping() -> None:
     run = Run(sgdw, GradientNoise(0.3, seed=11), module=seeded(Clipping, sgdw), precision="64-true")
     expected = plain_loop(sgdw, annealed, 11, after=clip(0.5))
+    assert (run.walk.weights[-1] - expected[-1]).abs().max() <= ROUNDING
+
+
+class Configured(ConfiguredOptimizer, Toy):
+    """Its clipping is the mixin's, which does what the Trainer says."""
+
+    def configure_optimizers(self) -> Any:
+        return Toy.configure_optimizers(self)
+
+    def configure_callbacks(self) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize("clip_val", [None, 0.5])
+def test_the_mixin_alone_does_not_count_as_clipping(clip_val: float | None) -> None:
+    """Noise then comes in the pass of the update, not in one of its own; the numbers are the same."""
+    noise = GradientNoise(0.3, seed=11)
+    run = Run(sgdw, noise, module=seeded(Configured, sgdw), precision="64-true", gradient_clip_val=clip_val)
+    assert [stage.in_pass for stage in noise._stages] == [clip_val is None]
+    expected = plain_loop(sgdw, annealed, 11, after=clip(clip_val or 1e9))
     assert (run.walk.weights[-1] - expected[-1]).abs().max() <= ROUNDING
 
 
