@@ -104,7 +104,7 @@ class Coded:
         A value that is not finite is kept as zero, so that it spoils neither its block nor later steps; the parameter,
         which is computed from values that are not rounded, shows it.
         """
-        values = torch.where(torch.isfinite(values), values, 0.0)
+        values = torch.nan_to_num(values, 0.0, 0.0, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
         draw = draws(t, first, last - first, values.device) if self.format.stochastic else None
         codes, headers = self.format.encode(_blocked(values), _blocked(partner), draw)  # type: ignore[arg-type]

@@ -37,27 +37,27 @@ class Log:
 
     def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         assert draw is not None
-        positive = x > 0
-        bits = torch.where(positive, x, 0.0).view(torch.int32)
+        bits = x.view(torch.int32).clamp_min(0)  # 0 for what is not positive
         high = bits.amax(1, keepdim=True)
-        low = torch.where(positive, bits, high).amin(1, keepdim=True)
+        low = (bits - 1 & 0x7FFFFFFF).amin(1, keepdim=True) + 1  # of those above 0
         low = torch.maximum(low, torch.where(high > 0, (high - (OCTAVES << 23)).clamp_min(1), 0))
         step = _step(low, high)
         level = (bits - low).to(torch.float32) * (1.0 / step)
         nearest = torch.round(level)
-        rounded = torch.where((level - nearest).abs() < SNAP, nearest, torch.floor(level + draw))
-        rounded = rounded.clamp(0.0, LEVELS)
-        last = torch.round(rounded * step) >= (high - low).to(torch.float32)  # not below the largest, so that one
-        codes = torch.where(last | (bits >= high), LEVELS, rounded) + 1.0
-        headers = torch.cat([low, high], 1).view(torch.float32)
-        return torch.where(positive, codes, 0.0).to(torch.uint8), headers
+        rounded = torch.where((level - nearest).abs() < SNAP, nearest, torch.floor(level + draw)).clamp(0.0, LEVELS)
+        span = (high - low).to(torch.float32).to(torch.int32)
+        above = torch.round(rounded * step).to(torch.int32)
+        last = (torch.maximum(above - span, bits - high) + 1).clamp(0, 1)  # 1 for what is not below the largest
+        codes = torch.maximum(rounded.to(torch.int32), last * int(LEVELS)) + 1
+        return (codes * bits.clamp_max(1)).to(torch.uint8), torch.cat([low, high], 1).view(torch.float32)
 
     def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
-        bits = headers.contiguous().view(torch.int32)
-        low, high = bits[:, :1], bits[:, 1:]
-        above = torch.round((codes.to(torch.float32) - 1.0) * _step(low, high)).to(torch.int32)
-        value = torch.where(codes == 255, high, low + above).view(torch.float32)
-        return torch.where(codes == 0, 0.0, value)
+        ends = headers.contiguous().view(torch.int32)
+        low, high = ends[:, :1], ends[:, 1:]
+        level = codes.to(torch.int32)
+        bits = low + torch.round((level - 1).to(torch.float32) * _step(low, high)).to(torch.int32)
+        bits = bits + (level - int(LEVELS)).clamp_min(0) * (high - bits)  # the last code is the largest value itself
+        return (bits * level.clamp_max(1)).view(torch.float32)
 
 
 def _step(low: Tensor, high: Tensor) -> Tensor:

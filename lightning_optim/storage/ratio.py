@@ -38,11 +38,12 @@ class Ratio:
 
     def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
         assert partner is not None
-        ratio = torch.where(partner > 0, x * per_root(partner), 0.0)
+        some = partner.contiguous().view(torch.int32).clamp(0, 1)  # 0 where there is no root to measure in
+        ratio = x * some * per_root(partner)
         # Eight bits of the scale: a decoded block has it again, however its ratios are rounded in float32.
         scale = ratio.abs().amax(1, keepdim=True).to(torch.bfloat16).to(torch.float32)
-        code = torch.round(torch.where(scale > 0, WIDEST * ratio / (scale + CURVE * ratio.abs()), 0.0))
-        return (code.clamp(-127.0, 127.0) + 128.0).to(torch.uint8), scale
+        code = torch.round(WIDEST * ratio / (torch.where(scale > 0, scale, 1.0) + CURVE * ratio.abs()))
+        return (code.clamp(-127.0, 127.0).to(torch.int32) + 128).to(torch.uint8), scale
 
     def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
         assert partner is not None
