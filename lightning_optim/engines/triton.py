@@ -31,9 +31,9 @@ name = "triton"
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 WARPS = 4
-# Multiplications and additions stay apart, as in torch, so that the numbers are the same. The bound on registers lets
-# three programs run on a processor; without one the assembler spills a register or two to fit one more.
-OPTIONS = {"num_warps": WARPS, "maxnreg": 168, "enable_fp_fusion": False}
+# The bound on registers lets three programs run on a processor; without one the assembler spills a register or two to
+# fit one more. Normal numbers are made in float64, which takes more: two programs.
+REGISTERS, REGISTERS_OF_DRAWS = 168, 255
 
 
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
@@ -85,12 +85,12 @@ class _Backend:
             given[word] = book(word == "signed_book", table.rows.device)
         if text.values:
             given["values"] = given["values"].float()
-        launch(kernel, table.count, table.rows, table.blocks, **given)
+        launch(kernel, table.count, table.rows, table.blocks, **given, **options(text))
 
     def combine(self, text: Text, partials: Tensor, table: Table) -> Tensor:
         result = partials.new_empty(len(table.rows) - 1, text.sums)
         constants = {"WIDTH": table.rows.shape[1], "COUNT": text.sums, "MAXIMUM": text.by == "max"}
-        launch(_codes().combine_blocks, result.numel(), partials, table.rows, result, **constants)
+        launch(_codes().combine_blocks, result.numel(), partials, table.rows, result, **constants, **options(text))
         return result
 
 
@@ -117,9 +117,18 @@ def _codes() -> Any:
     return triton_codes
 
 
-def launch(function: Any, count: int, *args: Any, **options: Any) -> None:
+def options(text: Text) -> dict[str, Any]:
+    """What the compiler is told of a kernel.
+
+    Multiplications and additions stay apart, as in torch, so that the numbers are the same.
+    """
+    registers = REGISTERS_OF_DRAWS if text.integers else REGISTERS
+    return {"num_warps": WARPS, "maxnreg": registers, "enable_fp_fusion": False}
+
+
+def launch(function: Any, count: int, *args: Any, **given: Any) -> None:
     """Run a kernel."""
-    function[(count,)](*args, **options, **OPTIONS)
+    function[(count,)](*args, **given)
 
 
 def texts(program: Program, rows: Sequence[Row]) -> list[Text]:

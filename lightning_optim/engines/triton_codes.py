@@ -15,9 +15,7 @@ import math
 
 import triton
 import triton.language as tl
-from triton import knobs
 
-INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 LEVELS = tl.constexpr(254.0)
 SNAP = tl.constexpr(2.0**-10)
 FINEST = tl.constexpr(2048.0)
@@ -36,6 +34,10 @@ def lerp(a, b, weight):
     """As torch computes it: from the nearer end, in one rounding."""
     near = weight < 0.5
     return tl.fma(tl.where(near, weight, weight - 1.0), b - a, tl.where(near, a, b))
+
+
+# Triton before 3.4 does not say otherwise whether it interprets.
+INTERPRETED = tl.constexpr(not isinstance(lerp, triton.JITFunction))
 
 
 @triton.jit
@@ -217,7 +219,31 @@ def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
     radius = tl.sqrt(-2.0 * tl.log(uniform(c0, c1)))
     # An odd place has the sine, which is the cosine a quarter of a turn before.
     turn = uniform(c2, c3) - (place & 1).to(tl.float64) * 0.25
-    return (radius * tl.cos(turn * tl.full((), TURN, tl.float64))).to(tl.float32)
+    return (radius * cosine(turn)).to(tl.float32)
+
+
+@triton.jit
+def cosine(turn):
+    """The cosine of some turns, float64, of less than a million. CUDA's own serves any angle, which takes a stack."""
+    quarter = tl.floor(turn * 4.0 + 0.5)
+    x = (turn - quarter * 0.25) * tl.full((), TURN, tl.float64)  # at most an eighth of a turn
+    z = x * x
+    # Polynomials of Sun's fdlibm, right to the last place of a double there.
+    even = tl.full((), -1.13596475577881948265e-11, tl.float64)
+    even = tl.full((), 2.08757232129817482790e-09, tl.float64) + z * even
+    even = tl.full((), -2.75573143513906633035e-07, tl.float64) + z * even
+    even = tl.full((), 2.48015872894767294178e-05, tl.float64) + z * even
+    even = tl.full((), -1.38888888888741095749e-03, tl.float64) + z * even
+    even = tl.full((), 4.16666666666666019037e-02, tl.float64) + z * even
+    odd = tl.full((), 1.58969099521155010221e-10, tl.float64)
+    odd = tl.full((), -2.50507602534068634195e-08, tl.float64) + z * odd
+    odd = tl.full((), 2.75573137070700676789e-06, tl.float64) + z * odd
+    odd = tl.full((), -1.98412698298579493134e-04, tl.float64) + z * odd
+    odd = tl.full((), 8.33333333332248946124e-03, tl.float64) + z * odd
+    odd = tl.full((), -1.66666666666666324348e-01, tl.float64) + z * odd
+    which = quarter.to(tl.int32) & 3
+    size = tl.where((which & 1) == 0, 1.0 - (z * 0.5 - z * z * even), x + x * z * odd)
+    return tl.where((which == 1) | (which == 2), -size, size)
 
 
 @triton.jit
@@ -237,9 +263,9 @@ def combine_blocks(partials, table, results, WIDTH: tl.constexpr, COUNT: tl.cons
     first = tl.load(table + row * WIDTH)
     last = tl.load(table + (row + 1) * WIDTH)
     empty = float("-inf") if MAXIMUM else 0.0
-    found = tl.full((256,), empty, tl.float64)
-    for low in range(first, last, 256):
-        block = low + tl.arange(0, 256)
+    found = tl.full((1024,), empty, tl.float64)
+    for low in range(first, last, 1024):
+        block = low + tl.arange(0, 1024)
         part = tl.load(partials + block * COUNT + which, mask=block < last, other=empty)
         found = tl.maximum(found, part) if MAXIMUM else found + part
     result = tl.max(found, axis=0) if MAXIMUM else tl.sum(found, axis=0)

@@ -1,7 +1,8 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.engines.sm90 adamw lamb:32`, the latter with state in 32 bits only), where
-Triton compiles and does not interpret.
+To be run by itself (`python -m tests.engines.sm90 adamw lamb:32 adamw+noise combine_blocks`), where Triton compiles and
+does not interpret: all kernels of an optimizer, those with state in 32 bits only, those with stages in the same pass,
+and the one that adds up the sums of blocks.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from lightning_optim.engines import triton as engine
 from lightning_optim.engines.job import make_row
 from lightning_optim.engines.passes import Text
 from lightning_optim.engines.triton_text import TILE
+from lightning_optim.optimizer import Optimizer
+from lightning_optim.stages import Average, Lookahead, Noise
+from lightning_optim.stages.noise import sites_of
 from tests.problems import apply, build, gradients, make_params
 
 SHAPES = ((64, 64),)  # kept in codes at 8 bits
@@ -30,16 +34,28 @@ TARGET = GPUTarget("cuda", 90, 32)
 VARIANTS = [(32, "log"), (8, "log"), (8, "dynamic")]
 
 
-def texts(name: str, bits: int, form: str, dtype: torch.dtype) -> list[Text]:
+def append(optimizer: Optimizer, stages: str) -> None:
+    """Stages by a word: averages and slow weights, or noise with the two slots of its own."""
+    if stages == "averages":
+        optimizer.append(Average())
+        optimizer.append(Lookahead(k=2))
+    if stages == "noise":
+        optimizer.append(Noise(sites_of([], optimizer), kind="moments"))
+
+
+def texts(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "") -> list[Text]:
     """The kernels of a second step: those of the update, and of the prediction where there is one."""
     params = make_params(SHAPES, dtype)
     optimizer = build(name, params, weight_decay=0.1, state_bits=bits, state_format=form, engine="reference")
+    append(optimizer, stages)
     found: list[Text] = []
     for grads in gradients(2, SHAPES, dtype):
         apply(optimizer, params, grads)
     for what in optimizer._programs.values():
         program = list(what.programs.values())[-1]
         rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+        for row, p in zip(rows, params, strict=True) if program.draws else ():
+            row.site = optimizer.stages[0].site_of(p)
         found += engine.texts(program, rows)
     return found
 
@@ -48,7 +64,19 @@ def compile_text(text: Text) -> Any:
     signature = {"table": "*i64", "blocks": "*i32", **text.arguments}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = triton.compiler.ASTSource(engine.compiled(text.name, text.text), signature, {}, aligned)
-    return triton.compile(source, target=TARGET, options=engine.OPTIONS)
+    return triton.compile(source, target=TARGET, options=engine.options(text))
+
+
+def combine_blocks() -> Any:
+    """The kernel that adds up the sums of blocks, compiled."""
+    signature = {"partials": "*fp64", "table": "*i64", "results": "*fp64"}
+    constants = {"WIDTH": 7, "COUNT": 2, "MAXIMUM": False}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
+    given = {(i,): value for i, value in enumerate(constants.values(), 3)}
+    kernel = engine._codes().combine_blocks
+    source = triton.compiler.ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), given, aligned)
+    text = Text("combine_blocks", "", {}, {}, {}, ())
+    return triton.compile(source, target=TARGET, options=engine.options(text))
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -81,21 +109,27 @@ def wide(text: str) -> dict[str, int]:
 
 
 def reports(word: str) -> Iterator[dict[str, Any]]:
+    if word == "combine_blocks":
+        yield {"kernel": word, **resources(combine_blocks().asm["cubin"]), "bound": engine.REGISTERS, **wide("")}
+        return
     name, _, only = word.partition(":")
+    name, _, stages = name.partition("+")
     for bits, form in VARIANTS:
         if only and bits != int(only):
             continue
         for dtype in (torch.float32, torch.bfloat16):
             try:
-                kernels = texts(name, bits, form, dtype)
+                kernels = texts(name, bits, form, dtype, stages)
             except ValueError:  # nothing to keep in 8 bits
                 continue
             for text in kernels:
                 compiled = compile_text(text).asm
                 loads, stores = widths(compiled["ptx"], "ld"), widths(compiled["ptx"], "st")
                 yield {
-                    **{"optimizer": name, "bits": bits, "format": form, "dtype": str(dtype), "kernel": text.name},
+                    **{"optimizer": name, "stages": stages, "bits": bits, "format": form},
+                    **{"dtype": str(dtype), "kernel": text.name},
                     **resources(compiled["cubin"]),
+                    "bound": engine.options(text)["maxnreg"],
                     **wide(text.text),
                     "loads": {width: loads.count(width) for width in sorted(set(loads))},
                     "stores": {width: stores.count(width) for width in sorted(set(stores))},

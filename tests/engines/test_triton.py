@@ -21,7 +21,8 @@ from lightning_optim.engines import triton as engine
 from lightning_optim.engines.job import make_row
 from lightning_optim.errors import OptionError
 from lightning_optim.optimizer import OPTIMIZERS, Optimizer
-from lightning_optim.stages import Average, Lookahead
+from lightning_optim.stages import Average, Lookahead, Noise
+from lightning_optim.stages.noise import sites_of
 from lightning_optim.storage import Coded
 from tests.problems import NAMES, apply, build, flat, gradients, make_params
 
@@ -182,6 +183,20 @@ def test_stages_run_in_the_same_pass(name: str, state_bits: int, expected: int, 
         ends += [optimizer, params]
     assert differences(*ends) == []
     assert len(launches) == 2 * expected
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "moments"])
+@pytest.mark.parametrize("state_bits", [32, 8])
+def test_noise_is_that_of_the_reference(kind: Any, state_bits: int) -> None:
+    """Bit for bit: its cosine is a polynomial, and rounded to float32 equal to the one of torch."""
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(SMALL, torch.float32)
+        optimizer = build("adamw", params, state_bits=state_bits, engine=engine_name)
+        optimizer.append(Noise(sites_of([], optimizer), kind=kind, seed=3 << 40 | 5))
+        run(optimizer, params, 3)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
 
 
 def test_a_tensor_without_gradient_takes_part_in_stages() -> None:
@@ -395,9 +410,9 @@ def check_reports(reports: Sequence[dict[str, Any]]) -> None:
     for report in reports:
         assert report["stack"] == 0, report
         assert report["local"] == 0, report
-        assert report["registers"] <= 168, report
-        assert report["loads"].get("16", 0) >= report["wide_loads"], report
-        assert report["stores"].get("16", 0) >= report["wide_stores"], report
+        assert report["registers"] <= report["bound"], report
+        assert report.get("loads", {}).get("16", 0) >= report["wide_loads"], report
+        assert report.get("stores", {}).get("16", 0) >= report["wide_stores"], report
 
 
 @pytest.mark.timeout(600)
@@ -409,3 +424,17 @@ def test_kernels_compile_for_sm_90() -> None:
 @pytest.mark.timeout(1800)
 def test_all_kernels_compile_for_sm_90() -> None:
     check_reports(compile_reports(SERVED))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("word", ["adamw+averages:32", "adamw+noise:8", "combine_blocks"])
+def test_kernels_with_stages_compile_for_sm_90(word: str) -> None:
+    """Noise takes its cosine from a polynomial: CUDA's own keeps 40 bytes of each thread in memory."""
+    check_reports(compile_reports([word]))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("stages", ["averages", "noise"])
+def test_all_kernels_with_stages_compile_for_sm_90(stages: str) -> None:
+    check_reports(compile_reports([f"{name}+{stages}" for name in SERVED]))
