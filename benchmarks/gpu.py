@@ -276,19 +276,23 @@ def pieces(setting: Setting) -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "first steps", lambda: first_steps(setting)
 
 
-def run_checks(setting: Setting, names: Sequence[str], end: float) -> Iterator[tuple[str, Result]]:
-    """The checks of every optimizer, in several processes on a GPU: compiling is what takes the time."""
+def run_checks(setting: Setting, names: Sequence[str], end: float) -> Iterator[tuple[str, Result | None]]:
+    """The checks of every optimizer, in several processes on a GPU: compiling is what takes the time.
+
+    None stands for one whose process died; what fails in a check that goes on stands in its result.
+    """
     if setting.jobs <= 1:
         for name in names:
             if time.monotonic() > end:
                 return
             yield f"checks/{name}", check_optimizer(name, str(setting.device), quick=setting.tiny)
         return
-    with ProcessPoolExecutor(setting.jobs, mp_context=get_context("spawn")) as pool:
+    # A process for each: after an access out of bounds CUDA refuses all further work of its process.
+    with ProcessPoolExecutor(setting.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         waiting = {pool.submit(check_optimizer, name, str(setting.device), setting.tiny): name for name in names}
         try:
             for done in as_completed(waiting, timeout=max(0.0, end - time.monotonic())):
-                yield f"checks/{waiting[done]}", done.result()
+                yield f"checks/{waiting[done]}", None if done.exception() else done.result()
         except FutureTimeout:
             workers = list(getattr(pool, "_processes", {}).values())  # which a shutdown forgets
             pool.shutdown(wait=False, cancel_futures=True)
@@ -320,7 +324,7 @@ def save(path: Path, found: Result) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run what is not in the results yet; 1 where a check failed."""
+    """Run what is not in the results yet; 1 where a check failed or a piece raised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no piece begins")
     parser.add_argument("--tiny", action="store_true", help="sizes for an interpreter, on the CPU")
@@ -350,7 +354,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
     names = given.optimizers if given.tiny else sorted(OPTIMIZERS)
     unchecked = [name for name in names if wanted(f"checks/{name}")]
+    broken: list[str] = []
     for name, result in run_checks(setting, unchecked, end) if unchecked else ():
+        if result is None:
+            broken.append(name)
+            continue
         done[name] = result
         print(name, result, flush=True)
         save(given.out, found)
@@ -361,13 +369,23 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"the budget ends before {name}; the same command goes on there")
             break
         begin = time.monotonic()
-        done[name] = piece()
+        try:
+            done[name] = piece()
+        except Exception:  # too little memory, say: the others are measured all the same
+            traceback.print_exc()
+            broken.append(name)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
         print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
         save(given.out, found)
     print(gpu_report.page(found))
     if given.page:
         write_part("gpu.md", "measurements", gpu_report.page(found))
-    return int(any(result.get("failed") for name, result in done.items() if name.startswith("checks/")))
+    failed = any(result.get("failed") for name, result in done.items() if name.startswith("checks/"))
+    if broken:
+        print(f"not measured: {', '.join(broken)}", file=sys.stderr)
+    return int(failed or bool(broken))
 
 
 if __name__ == "__main__":

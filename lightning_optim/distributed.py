@@ -391,11 +391,14 @@ class Placement:
     def combine_vector(self, values: Tensor, groups: Sequence[tuple[ProcessGroup, ...]], over: Over, by: By) -> Tensor:
         """As `combine`, for one float64 vector with a number per tensor; it stays on its device."""
         for group in self.groups:
-            divided = [group in own for own in groups]
-            if any(divided):
-                values = torch.where(
-                    torch.tensor(divided, device=values.device), self._reduced(values, by, group), values
-                )
+            divided = torch.tensor([group in own for own in groups])
+            if divided.any():
+                summed = self._reduced(values, by, group)
+                if divided.all():
+                    values = summed
+                    continue
+                mask = divided.pin_memory() if values.is_cuda else divided  # for another copy the host would wait
+                values = torch.where(mask.to(values.device, non_blocking=True), summed, values)
         if over == "all":
             return (values.sum() if by == "sum" else values.max()).expand(len(values))
         return values

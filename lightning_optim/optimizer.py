@@ -89,11 +89,7 @@ class Optimizer(Page, torch.optim.Optimizer):
             )
         options = check_options(options, self.options, owner)
         self.check(options)
-        if options["state_bits"] == 8 and not any(storage.can_be_coded(slot) for slot in self.slots.values()):
-            raise OptionError(
-                f"{owner}: state_bits=8 has nothing to keep in 8 bits: its state is one number per tensor or less, or "
-                "must stay exact. Leave it at 32."
-            )
+        self._refuse_uncodable(options)
         engine = engines.known(options.pop("engine"))
         capturable = options.pop("capturable")
         self._prepare()
@@ -122,6 +118,10 @@ class Optimizer(Page, torch.optim.Optimizer):
         owner = type(self).__name__
         given = {k: v for k, v in param_group.items() if k not in GROUP_KEYS}
         param_group = {**param_group, **check_options(given, self.options, owner)}
+        if whole := [name for name in WHOLE if name in given]:
+            raise OptionError(
+                f"{owner}: {whole[0]} is one for all groups; give it to {owner}(...), and not to a group of it."
+            )
         if not isinstance(param_group.get("params"), Tensor):
             param_group["params"] = list(param_group["params"])
         tensors = tensors_of(param_group["params"])
@@ -132,10 +132,18 @@ class Optimizer(Page, torch.optim.Optimizer):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
         options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
         self.check(options)
+        self._refuse_uncodable(options)
         super().add_param_group({**param_group, **options})
         self._axes = None
         for name in WHOLE:
             self.param_groups[-1].pop(name, None)
+
+    def _refuse_uncodable(self, options: Mapping[str, Any]) -> None:
+        if options["state_bits"] == 8 and not any(storage.can_be_coded(slot) for slot in self.slots.values()):
+            raise OptionError(
+                f"{type(self).__name__}: state_bits=8 has nothing to keep in 8 bits: its state is one number per "
+                "tensor or less, or must stay exact. Leave it at 32."
+            )
 
     def _refuse_uncapturable(self) -> None:
         owner = type(self).__name__

@@ -112,7 +112,7 @@ def build_table(device: torch.device, width: int, tile: int, sizes: Sequence[int
 
 def replace_column(table: Table, place: int, addresses: Sequence[int]) -> Table:
     """The table after one column has moved."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if capturing():
         # A copy from the host would be repeated with the graph, when the host's memory holds something else.
         rows = table.rows.clone()
         for row, address in enumerate(addresses):
@@ -121,6 +121,11 @@ def replace_column(table: Table, place: int, addresses: Sequence[int]) -> Table:
     host = pinned(table.host.clone(), table.rows.device)
     host[:-1, place] = torch.tensor(addresses, dtype=torch.int64)
     return Table(moved(host, table.rows.device), table.blocks, table.count, host)
+
+
+def capturing() -> bool:
+    """Whether what reaches the device is written down for a CUDA graph, and not run."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
@@ -158,7 +163,10 @@ class Group:
             sizes = [row.param.numel() for row in self.rows]
             self.table = build_table(device, self.layout.width, tile, sizes, self.addresses)
         elif grads != self.grads:
-            self.table = replace_column(self.table, self.layout.place("g"), grads)
+            table = replace_column(self.table, self.layout.place("g"), grads)
+            if capturing():
+                return table  # filled when the graph is replayed, and not before: a step outside it cannot go by this
+            self.table = table
         self.grads = grads
         return self.table
 

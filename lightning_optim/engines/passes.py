@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.job import Job, Row, Rows, Step
-from lightning_optim.engines.layout import Layout, Table, grouping
+from lightning_optim.engines.layout import Layout, Table, grouping, moved, pinned
 from lightning_optim.math import FUNCTIONS
 from lightning_optim.trace import Kind, Program, Symbol, look_up
 
@@ -138,7 +138,8 @@ class Plan:
             slot = symbol.args[0]
             if slot in self.step.shared:
                 return float(self.step.shared[slot])
-            return torch.stack([row.state[slot] for row in self.rows]).to(self.device, torch.float64)
+            numbers = torch.stack([row.state[slot] for row in self.rows]).double()
+            return moved(pinned(numbers, self.device), self.device)
         if symbol.name == "count":
             return self.everything if symbol.args[0] == "all" else self.grouping.numel
         args = [self.known[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args]

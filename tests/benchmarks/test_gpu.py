@@ -58,6 +58,17 @@ def test_it_runs_in_pieces_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert "race/tiny" not in capsys.readouterr().out.split("###")[0]
 
 
+def test_a_piece_that_raises_ends_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, it is not saved, and what follows it is measured."""
+    out = tmp_path / "gpu.json"
+    given = ["--tiny", "--rounds", "0", "--optimizers", "lion", "--out", str(out), "--only", "copy", "graphs", "race/"]
+    assert gpu.main(given) == 1  # no round, so no median: whatever measures raises
+    assert list(json.loads(out.read_text())["pieces"]) == ["copy", "graphs"]
+    told = capsys.readouterr().err
+    assert "not measured: race/tiny/lion/float32, race/tiny/adamw/bfloat16" in told
+    assert "Traceback" in told
+
+
 @pytest.mark.parametrize("index", [0, 2, 4])
 def test_a_kernel_that_does_nothing_is_found(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = kernel_checks.cases("adamw", quick=True)[index]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_optim import SGDW, AdamW, OptionError, create_optimizer, engines
+from lightning_optim import SGDW, AdamW, KoalaV, OptionError, create_optimizer, engines
 from lightning_optim.storage import Coded, coded
 from tests.problems import apply, build, flat, gradients, make_params
 
@@ -141,6 +141,32 @@ def test_parameters_without_memory_are_served() -> None:
     freed = nn.Parameter(torch.zeros(5))  # what FSDP1 leaves of a parameter between two uses
     freed.untyped_storage().resize_(0)
     AdamW([freed, *(nn.Parameter(torch.zeros(5)) for _ in range(2))])
+
+
+# ---------------------------------------------------------------------------------------------- groups
+
+
+def test_a_group_for_which_there_is_nothing_to_keep_in_8_bits() -> None:
+    params = make_params(SHAPES, torch.float32)
+    with pytest.raises(OptionError, match=r"KoalaV: state_bits=8 has nothing to keep in 8 bits"):
+        KoalaV([{"params": params, "state_bits": 8}])
+    optimizer = KoalaV(params[:1])
+    with pytest.raises(OptionError, match=r"KoalaV: state_bits=8 has nothing to keep in 8 bits"):
+        optimizer.add_param_group({"params": params[1:], "state_bits": 8})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("option", [{"engine": "reference"}, {"capturable": True}])
+def test_a_group_cannot_have_what_is_one_for_all(option: dict[str, Any]) -> None:
+    """It was dropped without a word, and another engine ran."""
+    params = make_params(SHAPES, torch.float32)
+    word = next(iter(option))
+    with pytest.raises(OptionError, match=rf"AdamW: {word} is one for all groups; give it to AdamW\(\.\.\.\)"):
+        AdamW([{"params": params, **option}])
+    optimizer = AdamW(params[:1])
+    with pytest.raises(OptionError, match=rf"AdamW: {word} is one for all groups"):
+        optimizer.add_param_group({"params": params[1:], **option})
+    assert AdamW(optimizer.param_groups).param_groups[0]["lr"] == 1e-3  # groups as an optimizer holds them have neither
 
 
 # ---------------------------------------------------------------------------------------------- codes

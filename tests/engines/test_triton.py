@@ -266,6 +266,26 @@ def test_the_table_is_kept_while_nothing_moves(tables: list[str]) -> None:
     assert tables[3:] == ["build_table"]
 
 
+def test_a_table_that_is_written_by_a_graph_serves_no_step_outside_it(
+    tables: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a capture writes is there once the graph is replayed; a step that comes before that writes its own."""
+    params = make(SMALL, torch.float32)
+    optimizer = build("adamw", params, engine="triton")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "capturing", lambda: True)
+        optimizer.step()
+    assert tables == ["build_table", "replace_column"]
+    optimizer.step()
+    optimizer.step()
+    assert tables == ["build_table", "replace_column", "replace_column"]
+
+
 def test_a_float_prints_nothing_anew() -> None:
     params = make(((7,),), torch.float32)
     optimizer = build("adamw", params, engine="triton", weight_decay=0.1)
