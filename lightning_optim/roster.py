@@ -116,6 +116,7 @@ class Roster:
         ]
         self.parts: list[Tensor] = parts
         self.placed = self._places()
+        self.forms = self._forms()
         self.versions = self._versions()
 
     def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot]) -> None:
@@ -127,6 +128,10 @@ class Roster:
         parts = map(local, self.parts) if self.divided else self.parts
         return list(map(Tensor.data_ptr, parts))
 
+    def _forms(self) -> list[Any]:
+        """Of each parameter what engines go by besides its address: `p.data = p.data.t()` leaves it where it was."""
+        return [list(map(Tensor.numel, self.everyone)), list(map(Tensor.is_contiguous, self.everyone))]
+
     def _versions(self) -> list[int]:
         return [step._version for step in self.steps]
 
@@ -136,10 +141,11 @@ class Roster:
         return same and (self.versions == self._versions() or self._recounted())
 
     def _kept(self) -> bool:
-        """Whether all state is what it was, and all of it where it was."""
+        """Whether all state is what it was, and all of it where it was and as it was."""
         states = map(self.state.__getitem__, self.everyone)
         values = itertools.chain.from_iterable(map(dict.values, states))
-        return self.known == list(map(id, values)) and self.placed == self._places()
+        same = self.known == list(map(id, values)) and self.placed == self._places()
+        return same and self.forms == self._forms()
 
     def _recounted(self) -> bool:
         """Take counters that somebody else wrote; False where batches have fallen apart."""
@@ -177,8 +183,13 @@ class Roster:
         for batch in self.batches:
             if batch.group is not None:
                 for row, p in zip(batch.rows, batch.params, strict=True):
-                    grad = p.grad
-                    row.grad = grad if row.param is p and grad is not None else _fitting(row, p)
+                    grad = p.grad if row.param is p and p.grad is not None else _fitting(row, p)
+                    if grad is not None and grad.numel() != row.param.numel():
+                        raise RuntimeError(
+                            f"a gradient has the shape {tuple(grad.shape)}, and its parameter "
+                            f"{tuple(row.param.shape)}. Did the parameter change after the backward pass?"
+                        )
+                    row.grad = grad
 
     def drop_gradients(self) -> None:
         """Hold on to no gradient, whose memory may be wanted before the next step."""

@@ -69,6 +69,7 @@ def make_row(p: Tensor, grad: Tensor | None, state: dict[str, Any], slots: Mappi
     param, gradient = local(p), None if grad is None else local(grad)
     state = {name: value if isinstance(value, Coded) else local(value) for name, value in state.items()}
     _refuse_elsewhere(param, state, slots)
+    _refuse_misfits(param, state, slots)
     if param.is_complex():  # real and imaginary parts are elements of their own
         param, gradient = torch.view_as_real(param), None if gradient is None else torch.view_as_real(gradient)
         state = {name: torch.view_as_real(x) if x.is_complex() else x for name, x in state.items()}
@@ -88,6 +89,17 @@ def _refuse_elsewhere(param: Tensor, state: dict[str, Any], slots: Mapping[str, 
             raise RuntimeError(
                 f"{name} of a parameter of shape {tuple(param.shape)} is on {device}, and the parameter on "
                 f"{param.device}. Move the model before its optimizer is made, or load the state again."
+            )
+
+
+def _refuse_misfits(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
+    """Refuse state of another size: engines that go by addresses would read and write beyond its end."""
+    for name, value in state.items():
+        whole = slots[name].per == "element" and slots[name].without is None
+        if whole and value.shape != param.shape:
+            raise RuntimeError(
+                f"{name} has the shape {tuple(value.shape)}, and its parameter {tuple(param.shape)}. Did the parameter "
+                "change after the first step? Make the optimizer anew, or call its reset()."
             )
 
 

@@ -143,6 +143,53 @@ def test_parameters_without_memory_are_served() -> None:
     AdamW([freed, *(nn.Parameter(torch.zeros(5)) for _ in range(2))])
 
 
+# ---------------------------------------------------------------------------------------------- what changed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("shape", [(64, 140), (32, 70), (140, 64)])
+def test_a_parameter_that_changed_its_shape(engine: str, bits: int, shape: tuple[int, ...]) -> None:
+    """Engines that go by addresses wrote beyond the end of the state."""
+    params = make_params(SHAPES, torch.float32)
+    optimizer = build("adamw", params, state_bits=bits, engine=engine_that_serves(engine, bits))
+    apply(optimizer, params, [torch.ones_like(p) for p in params])
+    params[0].data = torch.zeros(shape)
+    with pytest.raises(RuntimeError, match=rf"has the shape \(64, 70\), and its parameter \({shape[0]}, {shape[1]}\)"):
+        apply(optimizer, params, [torch.ones_like(p) for p in params])
+    assert not params[0].any()
+    optimizer.reset()
+    apply(optimizer, params, [torch.ones_like(p) for p in params])
+    assert params[0].all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gradient_of_another_shape(engine: str) -> None:
+    """Torch looks when a gradient is given; what becomes of the parameter later it does not see."""
+    p = nn.Parameter(torch.zeros(8))
+    optimizer = SGDW([p], lr=0.1, engine=engine_that_serves(engine))
+    p.grad = torch.ones(8)
+    p.data = torch.zeros(16)
+    with pytest.raises(RuntimeError, match=r"a gradient has the shape \(8,\), and its parameter \(16,\)\. Did"):
+        optimizer.step()
+    assert not p.any()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_that_is_turned_where_it_is(engine: str) -> None:
+    """Its address stays the same; the state follows the elements by their indices, as in torch.optim."""
+    ends = []
+    for make, options in ((AdamW, {"engine": engine_that_serves(engine)}), (torch.optim.AdamW, {"foreach": False})):
+        p = nn.Parameter(torch.arange(64.0 * 64).view(64, 64) / 64)
+        optimizer = make([p], lr=0.1, **options)
+        for grad in (torch.ones(64, 64), torch.linspace(-1, 1, 64 * 64).view(64, 64)):
+            p.grad = grad
+            optimizer.step()
+            p.data = p.data.t()
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------- groups
 
 
