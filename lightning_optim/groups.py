@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, nearest
 
 ROLES = ("weight", "bias", "norm", "embedding")
 _WRAPPERS = ("_fsdp_wrapped_module.", "_forward_module.", "_orig_mod.")
@@ -32,14 +32,19 @@ def role(owner: nn.Module, name: str) -> str:
 
 
 def named_roles(module: nn.Module) -> dict[str, tuple[nn.Parameter, str]]:
-    """Every trainable parameter of a module once, by its name, with its role."""
+    """Every trainable parameter of a module once, by its first name, with its role.
+
+    One that is an embedding anywhere is an embedding: a head may be tied to it and come first.
+    """
     found: dict[str, tuple[nn.Parameter, str]] = {}
-    seen: set[nn.Parameter] = set()
+    names: dict[nn.Parameter, str] = {}
     for prefix, owner in module.named_modules():
         for name, param in owner.named_parameters(recurse=False):
-            if param.requires_grad and param not in seen:
-                seen.add(param)
-                found[plain_name(f"{prefix}.{name}" if prefix else name)] = (param, role(owner, name))
+            if not param.requires_grad:
+                continue
+            first = names.setdefault(param, plain_name(f"{prefix}.{name}" if prefix else name))
+            if first not in found or role(owner, name) == "embedding":
+                found[first] = (param, role(owner, name))
     return found
 
 
@@ -76,7 +81,7 @@ def make_groups(
         Groups with `params` and `name` and the options in which each differs.
 
     Raises:
-        OptionError: where nothing is trainable, or an override matches no parameter.
+        OptionError: where nothing is trainable, or an override or a pattern of a word list matches no parameter.
     """
     roles = named_roles(module)
     if not roles:
@@ -84,6 +89,7 @@ def make_groups(
             f"{type(module).__name__} has no parameter to train: it has none at all, or all are frozen "
             "(requires_grad=False) when the optimizer is made."
         )
+    _refuse_strangers(module, split)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     used: set[int] = set()
     for name, (param, kind) in roles.items():
@@ -106,3 +112,16 @@ def make_groups(
         some = ", ".join(list(roles)[:4])
         raise OptionError(f"groups: no trainable parameter is meant by {unused[0]!r}; names are like {some}.")
     return list(groups.values())
+
+
+def _refuse_strangers(module: nn.Module, split: Sequence[tuple[Sequence[str], Mapping[str, Any], str]]) -> None:
+    """Refuse a pattern that means nothing, frozen parameters and second names included: a role may be mistyped."""
+    names = [plain_name(name) for name, _ in module.named_parameters(remove_duplicate=False)]
+    for words, _, label in split:
+        for word in words:
+            if word not in ROLES and not any(fnmatch.fnmatchcase(name, word) for name in names):
+                some = ", ".join(names[:4])
+                raise OptionError(
+                    f"{label}: no parameter is meant by {word!r}. Roles are {', '.join(ROLES[1:])}; names are like "
+                    f"{some}.{nearest(word, ROLES)}"
+                )

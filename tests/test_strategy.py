@@ -247,6 +247,26 @@ def test_roles_and_patterns_change_what_decays(no_decay: list[str], without: set
     assert {name for name, decay in decays(Zoo(), no_decay=no_decay).items() if decay == 0} == without
 
 
+@pytest.mark.parametrize("key", ["no_decay", "full_precision"])
+def test_a_word_that_means_no_parameter_is_refused(key: str) -> None:
+    """A mistyped role would let norms decay, or put their state in 8 bits, without a word."""
+    words = rf"{key}: no parameter is meant by 'nrom'\. Roles are bias, norm, embedding; names are like .*mean norm\?"
+    with pytest.raises(OptionError, match=words):
+        create_optimizer({"name": "adamw", "state_bits": 8, key: ["bias", "nrom"]}, Zoo())
+    module = plain_net()
+    module[0].requires_grad_(False)
+    create_optimizer({"name": "adamw", key: ["embedding", "0.*"]}, module)  # frozen, and a role that nobody has
+
+
+def test_an_embedding_that_is_tied_to_a_head_keeps_its_role() -> None:
+    """Also where the head comes first."""
+    head, embedding = nn.Linear(64, 100, bias=False), nn.Embedding(100, 64)
+    head.weight = embedding.weight
+    for module in (nn.Sequential(head, embedding), nn.Sequential(embedding, head)):
+        optimizer = create_optimizer({"name": "adamw", "state_bits": 8}, module)
+        assert [group["state_bits"] for group in optimizer.param_groups] == [32]
+
+
 def test_groups_are_the_same_for_all_options() -> None:
     """So a checkpoint of one setting is read under another."""
     module = Zoo()
