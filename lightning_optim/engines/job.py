@@ -94,12 +94,13 @@ def _refuse_elsewhere(param: Tensor, state: dict[str, Any], slots: Mapping[str, 
 
 def _refuse_misfits(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
     """Refuse state of another size: engines that go by addresses would read and write beyond its end."""
-    for name, value in state.items():
-        whole = slots[name].per == "element" and slots[name].without is None
-        if whole and value.shape != param.shape:
+    for name, slot in slots.items():
+        if slot.per != "element" or slot.without is not None or name not in state:
+            continue
+        if state[name].shape != param.shape:
             raise RuntimeError(
-                f"{name} has the shape {tuple(value.shape)}, and its parameter {tuple(param.shape)}. Did the parameter "
-                "change after the first step? Make the optimizer anew, or call its reset()."
+                f"{name} has the shape {tuple(state[name].shape)}, and its parameter {tuple(param.shape)}. Did the "
+                "parameter change after the first step? Make the optimizer anew, or call its reset()."
             )
 
 
