@@ -64,6 +64,9 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 
+BOUNDS = {"maximum": "min", "minimum": "max"}
+
+
 class Recorder:
     """A value that writes down what is done to it instead of computing: a symbol of `lightning_optim.trace`."""
 
@@ -117,8 +120,9 @@ def apply(name: str, *args: Value) -> Value:
     like = next((arg for arg in args if isinstance(arg, Tensor)), None)
     if like is None:
         return function.number(*args)
-    if name in ("maximum", "minimum"):  # torch wants tensors on both sides
-        args = tuple(arg if isinstance(arg, Tensor) else like.new_tensor(arg) for arg in args)
+    if name in BOUNDS and not all(isinstance(arg, Tensor) for arg in args):
+        number = args[0] if args[1] is like else args[1]
+        return like.clamp(**{BOUNDS[name]: number})  # torch.maximum wants tensors on both sides
     return function.tensor(*args)
 
 

@@ -161,6 +161,8 @@ def _partial(x: Any, by: By) -> Value:
     """The sum, in float64, or the maximum of what this process holds of a tensor."""
     if not isinstance(x, Tensor) or x.dim() == 0:
         return x
+    if by == "sum" and x.numel() <= PIECE:
+        return x.sum(dtype=torch.float64)
     if by == "sum":  # piece by piece: torch makes a float64 copy of all that it sums
         return torch.stack([part.sum(dtype=torch.float64) for part in torch.split(x.reshape(-1), PIECE)]).sum()
     return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64)
