@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    XLAStrategy,
+)
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,6 +37,7 @@ class CheckpointIntegrity(Callback):
     the load fails after that, say since the optimizer has other parameters, the weights are put back.
 
     It is for paths of a file system; those with a protocol (`s3://`) are left to Lightning.
+    `ConfiguredOptimizer` brings it along where it can serve.
 
     Raises:
         OptionError: before a load, for a checkpoint that is cut off, incomplete or changed; at the start, for
@@ -36,6 +47,13 @@ class CheckpointIntegrity(Callback):
     def __init__(self) -> None:
         self._before: list[tuple[Tensor, Tensor]] = []
         self._undo: list[Callable[[], None]] = []
+
+    @staticmethod
+    def serves(strategy: Strategy) -> bool:
+        """Whether the strategy writes checkpoints in a form that is known here, and before its save is over."""
+        known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
+        other = isinstance(strategy, DeepSpeedStrategy | XLAStrategy)  # heirs of DDP with forms of their own
+        return known and not other and isinstance(strategy.checkpoint_io, TorchCheckpointIO)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,8 +81,9 @@ class CheckpointIntegrity(Callback):
         def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
             if not _is_remote(checkpoint_path):
                 _refuse_damage(trainer, Path(checkpoint_path))
-            held = chain(pl_module.parameters(), pl_module.buffers())
-            self._before = [(tensor, local(tensor.detach()).clone()) for tensor in held]
+            if trainer.state.fn == TrainerFn.FITTING:  # the memory of gradients is free as yet
+                held = chain(pl_module.parameters(), pl_module.buffers())
+                self._before = [(tensor, local(tensor.detach()).clone()) for tensor in held]
             return load(checkpoint_path, *args, **kwargs)
 
         strategy.save_checkpoint, strategy.load_checkpoint = save_checkpoint, load_checkpoint

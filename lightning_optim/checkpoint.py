@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.distributed import Placement, any_rank, is_divided, is_flattened, like, local, piece_of
+from lightning_optim.distributed import (
+    Placement,
+    any_rank,
+    gathered,
+    is_divided,
+    is_dtensor,
+    is_flattened,
+    like,
+    local,
+    logical_shape,
+    piece_of,
+)
 from lightning_optim.errors import OptionError
 from lightning_optim.options import check_options
 
@@ -30,8 +41,8 @@ OWN = ("state_bits", "state_format")
 def decoded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict that torch made, with plain tensors in the place of codes.
 
-    Codes of a tensor that nobody divided become values on the CPU, one tensor after the other, so that a save takes no
-    memory of the device. FSDP gathers or splits what it is given on the device, and finds it there.
+    Codes become values on the CPU, one parameter after the other, so that a save takes no memory of the device for
+    all of them. FSDP1 and FSDP2 take what they gather back to the device themselves, by units and by tensors.
     """
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     for index, (_, p) in zip(order, optimizer.every_parameter(), strict=True):
@@ -43,7 +54,8 @@ def decoded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             continue
         coded = [name for name, value in state.items() if isinstance(value, storage.Coded)]
         values = {name: like(value, p) for name, value in storage.read(state, coded).items()}
-        if not is_divided(p):
+        # FSDP2 asks for a state_dict before the first step too, to load a file into it, and wants all on one device.
+        if not (is_dtensor(p) and int(state["step"]) == 0):
             values = {name: value.cpu() for name, value in values.items()}
         found = {**state, **values}
         state_dict["state"][index] = _of_one_type(found) if is_flattened(p) else found
@@ -57,7 +69,7 @@ def _of_one_type(state: dict[str, Any]) -> dict[str, Any]:
     if len(types) < 2:
         return state
     widest = torch.float32 if torch.float64 not in types else torch.float64
-    return {**state, **{name: state[name].to(widest) for name in wide}}
+    return {**state, **{name: state[name].cpu().to(widest) for name in wide}}
 
 
 def renumbered(state_dict: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
@@ -87,8 +99,8 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Refuse what cannot be meant, while nothing has changed yet.
 
     Raises:
-        OptionError: for state of a wrong shape or no number, for a counter that counts nothing, for a slot that is
-            there for some parameters only, and for options that this class refuses.
+        OptionError: for state of a wrong shape or with NaN or infinity in it, for a counter that counts nothing, for a
+            slot that is there for some parameters only, and for options that this class refuses.
     """
     owner = type(optimizer).__name__
     if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
@@ -105,6 +117,7 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     if len(order) != len(own):
         return  # torch says so
     known: dict[tuple[str, ...], set[str]] = {}
+    infinite = ""
     for index, (i, p) in zip(order, own, strict=True):
         saved = present(state_dict["state"].get(index))
         if not saved:
@@ -116,6 +129,7 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                 "steps. The checkpoint is damaged; take an older one."
             )
         _check_slots(optimizer, i, p, saved)
+        infinite = infinite or _not_finite(optimizer, saved, p)
         needed = optimizer.slots_of(i, p)
         has = {name for name in needed if name in saved}
         if known.setdefault(needed, has) != has:
@@ -124,6 +138,21 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                 f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
                 f"{tuple(p.shape)}. The checkpoint is damaged; take an older one."
             )
+    if any(is_divided(p) for _, p in own):  # what is wrong may be in the shard of one rank
+        infinite = next((found for found in gathered(infinite) if found), "")
+    if infinite:
+        raise OptionError(
+            f"{owner} cannot load {infinite}: it holds NaN or infinity, with which no step is of use. The checkpoint "
+            "is damaged, or its run was lost before; take an older one."
+        )
+
+
+def _not_finite(optimizer: Optimizer, saved: dict[str, Any], p: Tensor) -> str:
+    """The first of the saved slots that holds what is no number, in words; empty where none does."""
+    for name in (name for name in optimizer.all_slots() if isinstance(saved.get(name), Tensor)):
+        if not local(saved[name]).isfinite().all():
+            return f"{name} of a parameter of shape {tuple(logical_shape(p))}"
+    return ""
 
 
 def _check_slots(optimizer: Optimizer, i: int, p: Tensor, saved: dict[str, Any]) -> None:

@@ -26,8 +26,13 @@ class ConfiguredOptimizer:
                 self.save_hyperparameters()
 
     A companion callback is left out where the Trainer has one of its type already: what the user configured wins.
+
+    Attributes:
+        checkpoint_integrity: Whether `CheckpointIntegrity` comes along, which makes saves atomic and refuses damaged
+            checkpoints before anything is loaded. Set it to False in the class to do without.
     """
 
+    checkpoint_integrity: bool = True
     hparams: Any
     trainer: Any
 
@@ -55,8 +60,13 @@ class ConfiguredOptimizer:
         return self.optimizer_strategy().configure(self)  # type: ignore[arg-type]
 
     def configure_callbacks(self) -> list[Callback]:
+        from lightning_optim.callbacks import CheckpointIntegrity
+
+        found = self.optimizer_strategy().callbacks()
+        if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
+            found.append(CheckpointIntegrity())
         present = {type(callback) for callback in self.trainer.callbacks}
-        return [callback for callback in self.optimizer_strategy().callbacks() if type(callback) not in present]
+        return [callback for callback in found if type(callback) not in present]
 
     def configure_gradient_clipping(
         self,

@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+PICKLE = b"\x80"  # the first byte of the older form of torch.save; the newer one is a zip archive
+
 
 def partial(path: Path) -> Path:
     """Where a checkpoint stands while it is written: beside its place, and found by nobody who looks for one."""
@@ -74,7 +76,7 @@ def damage(path: Path) -> str:
     """What is wrong with a checkpoint, in one sentence; empty where it is whole.
 
     `torch.save` writes a checksum beside every tensor and `torch.load` does not look at it. Here everything is read
-    once and compared.
+    once and compared. A file of the form that torch wrote before its version 1.6 has none, and passes.
 
     Args:
         path: A file of `torch.save`, or a folder that FSDP1 or FSDP2 saved in parts.
@@ -82,6 +84,8 @@ def damage(path: Path) -> str:
     if path.is_dir():
         return _damage_of_folder(path)
     with path.open("rb") as file:
+        if file.read(1) == PICKLE:
+            return ""
         return _damage_of_archive(file, f"{path}")
 
 
