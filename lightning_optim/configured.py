@@ -65,8 +65,8 @@ class ConfiguredOptimizer:
         found = self.optimizer_strategy().callbacks()
         if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
             found.append(CheckpointIntegrity())
-        present = {type(callback) for callback in self.trainer.callbacks}
-        return [callback for callback in found if type(callback) not in present]
+        present = self.trainer.callbacks
+        return [callback for callback in found if not any(isinstance(other, type(callback)) for other in present)]
 
     def configure_gradient_clipping(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -147,20 +147,24 @@ def _signed(x: int) -> int:
     return (x + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def read(slots: Mapping[str, Any], names: Iterable[str], low: int = 0, high: int | None = None) -> dict[str, Tensor]:
+def read(slots: Mapping[str, Any], names: Collection[str], low: int = 0, high: int | None = None) -> dict[str, Tensor]:
     """The values of coded slots from `low` to `high`, flat, float32."""
     found: dict[str, Tensor] = {}
+    for name in names:
+        _read_into(found, slots, name, low, high)
+    return {name: found[name] for name in names}
 
-    def values(name: str) -> Tensor:
-        if name not in found:
-            slot = slots[name]
-            if isinstance(slot, Coded):
-                found[name] = slot.decode(values(slot.format.partner) if slot.format.partner else None, low, high)
-            else:
-                found[name] = slot.reshape(-1)[low:high]
-        return found[name]
 
-    return {name: values(name) for name in names}
+def _read_into(found: dict[str, Tensor], slots: Mapping[str, Any], name: str, low: int, high: int | None) -> Tensor:
+    # No function inside `read`: one that calls itself is a cycle, which would keep the values until a collection.
+    if name not in found:
+        slot = slots[name]
+        if isinstance(slot, Coded):
+            partner = _read_into(found, slots, slot.format.partner, low, high) if slot.format.partner else None
+            found[name] = slot.decode(partner, low, high)
+        else:
+            found[name] = slot.reshape(-1)[low:high]
+    return found[name]
 
 
 def write(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int, low: int = 0) -> None:
