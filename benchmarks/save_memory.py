@@ -116,9 +116,17 @@ def watched(kind: str) -> Iterator[Watch]:
 def collect(kind: str, model: nn.Module, optimizer: Optimizer) -> Any:
     """The state as Lightning's strategies ask for it in a save."""
     if kind.startswith("fsdp1"):
-        form, weights, state = StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(), ShardedOptimStateDictConfig(True)
+        form, weights, state = (
+            StateDictType.SHARDED_STATE_DICT,
+            ShardedStateDictConfig(),
+            ShardedOptimStateDictConfig(True),
+        )
         if kind == "fsdp1 full":
-            form, weights, state = StateDictType.FULL_STATE_DICT, FullStateDictConfig(), FullOptimStateDictConfig(True, True)
+            form, weights, state = (
+                StateDictType.FULL_STATE_DICT,
+                FullStateDictConfig(),
+                FullOptimStateDictConfig(True, True),
+            )
         with FullyShardedDataParallel.state_dict_type(model, form, weights, state):
             return FullyShardedDataParallel.optim_state_dict(model, optimizer)
     if kind.startswith("fsdp2"):
@@ -166,7 +174,12 @@ def measure(kind: str, bits: int) -> dict[str, Any]:
         found = collect(kind, model, optimizer)
     assert found or int(os.environ.get("RANK", 0))
     own = sum(local(p).numel() for p in model.parameters())
-    return {"full precision": 8 * own, "save, device": watch.most["device"], "save, host": watch.most["host"], "step": steps[-1]}
+    return {
+        "full precision": 8 * own,
+        "save, device": watch.most["device"],
+        "save, host": watch.most["host"],
+        "step": steps[-1],
+    }
 
 
 def measure_all(kinds: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -175,7 +188,9 @@ def measure_all(kinds: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def main() -> None:
     rows = run_ranks(measure_all, KINDS[:1], world_size=1)[0] + run_ranks(measure_all, KINDS[1:], timeout=300)[0]
-    print("| strategy | bits | state in float32 on this rank | a save takes, device | a save takes, host | a step takes |")
+    print(
+        "| strategy | bits | state in float32 on this rank | a save takes, device | a save takes, host | a step takes |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         numbers = [f"{row[key] / 2**20:.2f}" for key in ("full precision", "save, device", "save, host", "step")]

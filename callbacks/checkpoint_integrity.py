@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -17,10 +18,11 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
-    XLAStrategy,
 )
+from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
 from lightning_optim import integrity
@@ -84,7 +86,17 @@ class CheckpointIntegrity(Callback):
             if trainer.state.fn == TrainerFn.FITTING:  # the memory of gradients is free as yet
                 held = chain(pl_module.parameters(), pl_module.buffers())
                 self._before = [(tensor, local(tensor.detach()).clone()) for tensor in held]
-            return load(checkpoint_path, *args, **kwargs)
+            try:
+                return load(checkpoint_path, *args, **kwargs)
+            except CheckpointException as error:  # a folder that FSDP2 reads, and which lacks what it asks for
+                missing = re.search(r"Missing key in checkpoint state_dict: ([\w.]+\w)", str(error))
+                if missing is None:
+                    raise
+                raise OptionError(
+                    f"The checkpoint {checkpoint_path} holds no {missing[1]}, and FSDP2 reads a folder only where it "
+                    "holds all. Make it one file, in which what is missing starts fresh: "
+                    f"python -m lightning_optim.consolidate {checkpoint_path} full.ckpt"
+                ) from error
 
         strategy.save_checkpoint, strategy.load_checkpoint = save_checkpoint, load_checkpoint
         self._undo = [lambda: setattr(strategy, "save_checkpoint", save)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from lightning_optim.options import check_options
 if TYPE_CHECKING:
     from lightning_optim.optimizer import Optimizer
 
-log = logging.getLogger(__name__)
+Handed = dict[int, tuple["weakref.ref[Tensor]", int]]  # tensors by their id, with the version that they had
 
 # What a torch.optim checkpoint says about how torch runs a step; it means nothing here.
 TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
@@ -81,6 +81,71 @@ def renumbered(state_dict: dict[str, Any], places: Sequence[int]) -> dict[str, A
     groups = [{**group, "params": [number[i] for i in group["params"]]} for group in state_dict["param_groups"]]
     state = {number.get(i, i): value for i, value in state_dict["state"].items()}
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def regrouped(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict of `torch.optim` with one group for all, in the groups of an optimizer that has more; else as it is.
+
+    What was trained by `torch.optim.AdamW(self.parameters())` goes on in groups by role. Parameters are found by their
+    order in the model, those that are frozen included or not. Options are the optimizer's own: one set of the
+    checkpoint's would undo what the groups are for.
+    """
+    if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
+        return state_dict
+    saved, own = state_dict["param_groups"], optimizer.param_groups
+    count = len(optimizer.every_parameter())
+    if len(saved) != 1 or "state_bits" in saved[0] or len(optimizer.places) != count:
+        return state_dict
+    ids = saved[0]["params"]
+    if len(own) == 1 and len(ids) == count:
+        return state_dict
+    if any(is_flattened(p) for _, p in optimizer.every_parameter()):  # FSDP1 has found out which is which
+        numbers = list(range(count)) if sorted(ids) == list(range(count)) else []
+    elif len(ids) == count:
+        rank = {place: k for k, place in enumerate(sorted(optimizer.places))}
+        numbers = [ids[rank[place]] for place in optimizer.places]
+    else:
+        numbers = [ids[place] for place in optimizer.places] if len(ids) > max(optimizer.places) else []
+    if not numbers:
+        return state_dict
+    rest = iter(numbers)
+    groups = [{**group, "params": [next(rest) for _ in group["params"]]} for group in own]
+    return {
+        **state_dict,
+        "state": {i: v for i, v in state_dict["state"].items() if i in numbers},
+        "param_groups": groups,
+    }
+
+
+def without_own(state_dict: dict[str, Any], handed: Handed) -> dict[str, Any]:
+    """The state_dict without the tensors that this optimizer gave away itself and that nobody has filled since.
+
+    FSDP2 loads a full file into the optimizer's state_dict. What the file lacks comes back as it was, and would pass
+    for the file's.
+    """
+
+    def own(value: Any) -> bool:
+        reference, version = handed.get(id(value), (None, -1))
+        held = reference() if reference is not None else None
+        return held is not None and held is value and local(held)._version == version
+
+    if not handed:
+        return state_dict
+    state = {
+        key: {name: value for name, value in saved.items() if not own(value)}
+        for key, saved in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def given_away(state_dict: dict[str, Any]) -> Handed:
+    """What `without_own` needs to know again the tensors of a state_dict that counts no step as yet."""
+    return {
+        id(value): (weakref.ref(value), local(value)._version)
+        for saved in state_dict["state"].values()
+        for value in saved.values()
+        if isinstance(value, Tensor) and is_dtensor(value) and not float(saved["step"])
+    }
 
 
 def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
@@ -178,16 +243,19 @@ def present(saved: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (saved or {}).items() if value is not None}
 
 
-def adopt(optimizer: Optimizer, state_dict: dict[str, Any], before: list[dict[str, Any]]) -> None:
+def adopt(
+    optimizer: Optimizer, state_dict: dict[str, Any], before: list[dict[str, Any]], other_groups: bool = False
+) -> None:
     """Make the groups that torch has just loaded, and the state that was saved, the optimizer's own.
 
     Args:
         optimizer: Has the groups of the state_dict, and no state.
         state_dict: What is loaded; it passed `check`.
         before: The groups of the optimizer before, without parameters.
+        other_groups: Whether the checkpoint had other groups than the optimizer, which keeps its own.
     """
     owner = type(optimizer).__name__
-    foreign = False
+    foreign = other_groups
     for group, own in zip(optimizer.param_groups, before, strict=True):
         for key in TORCH_FLAGS:
             foreign |= group.pop(key, None) is not None
@@ -204,16 +272,23 @@ def adopt(optimizer: Optimizer, state_dict: dict[str, Any], before: list[dict[st
             _restore(optimizer, p, i, saved)
             taken.update(name for name in saved if name in optimizer.state[p])
             left.update(name for name in saved if name not in optimizer.state[p])
-            fresh.update(name for name in optimizer.state[p] if name not in saved)
+            needed = {*optimizer.state[p], *optimizer.slots_of_stages(i, p)}
+            fresh.update(name for name in needed if name not in saved)
     if fresh or left or foreign:
         takes = f"{', '.join(sorted(taken)) or 'nothing'} taken"
         starts = f"; {', '.join(sorted(fresh))} starts fresh" if fresh else ""
         drops = f"; {', '.join(sorted(left))} of the checkpoint is left out" if left else ""
-        said = f"{owner} loads a checkpoint with other state: {takes}{starts}{drops}."
+        whose = "of torch.optim" if foreign else "with other state"
+        keeps = "; options are those of this optimizer, as its parameter groups are others" if other_groups else ""
+        said = f"{owner} loads a checkpoint {whose}: {takes}{starts}{drops}{keeps}."
         if fresh or left:
             warnings.warn(said, stacklevel=7)
         else:
-            log.info("%s loads a checkpoint of torch.optim: %s.", owner, takes)
+            from lightning.pytorch.utilities import (
+                rank_zero_info,  # seconds, which importing an optimizer does not cost
+            )
+
+            rank_zero_info(said)
 
 
 def _restore(optimizer: Optimizer, p: Tensor, i: int, saved: dict[str, Any]) -> None:

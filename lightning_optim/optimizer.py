@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo
 
 from lightning_optim import checkpoint, engines, storage
 from lightning_optim.checkpoint import OWN
-from lightning_optim.distributed import local, logical_shape, mean_over_ranks, refuse_orphans
+from lightning_optim.distributed import is_divided, local, logical_shape, mean_over_ranks, refuse_orphans
 from lightning_optim.errors import OptionError
 from lightning_optim.options import Option, check_options, read_options, signature
 from lightning_optim.overlap import refuse_overlap, refuse_repeats, tensors_of
@@ -109,6 +109,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         self._known_parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
         self._counters_agree = True
         self._for_file = False
+        self._handed: checkpoint.Handed = {}
         self.places: list[int] = getattr(self, "places", [])  # of the parameters in their model, where that is known
         self._axes: int | None = None
         self._slots: dict[Any, tuple[str, ...]] = {}
@@ -372,6 +373,10 @@ class Optimizer(Page, torch.optim.Optimizer):
                 found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
         return found
 
+    def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
+        """Names of the slots that the stages keep for a tensor like `p` in group `i`."""
+        return tuple(name for stage in self.stages for name in stage.slots_beside(self.slots_of(i, p)))
+
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
         """What depends on the logical shape and the type of a tensor in group `i`."""
         view = SimpleNamespace(**self.options_of(self.param_groups[i]))
@@ -423,10 +428,15 @@ class Optimizer(Page, torch.optim.Optimizer):
         """
         hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.decoded(self, found), prepend=True)
         for_file, self._for_file = self._for_file, False
+        if self.state and (for_file or any(is_divided(p) for _, p in self.every_parameter())):
+            for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter which had no gradient yet
+                if p.requires_grad and not self.state.get(p):
+                    self.start_state(p, i)
         try:
             found = super().state_dict()
         finally:
             hook.remove()
+        self._handed = checkpoint.given_away(found)
         return checkpoint.renumbered(found, self.places) if for_file else found
 
     def consolidate_state_dict(self, to: int = 0) -> None:
@@ -449,8 +459,14 @@ class Optimizer(Page, torch.optim.Optimizer):
         """
         before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         found: dict[str, Any] = {}
+        other_groups = False
 
         def hold(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            nonlocal other_groups
+            whole = given
+            given = checkpoint.regrouped(self, whole)
+            other_groups = given is not whole
+            given = checkpoint.without_own(given, self._handed)
             checkpoint.check(self, given)
             found.update(given)
             return {**given, "state": {}}  # or torch would cast all of it to the parameters' types, at once
@@ -458,7 +474,9 @@ class Optimizer(Page, torch.optim.Optimizer):
         # After the hooks that may change what is loaded, and before those that look at the result.
         hooks = (
             self.register_load_state_dict_pre_hook(hold),
-            self.register_load_state_dict_post_hook(lambda _: checkpoint.adopt(self, found, before), prepend=True),
+            self.register_load_state_dict_post_hook(
+                lambda _: checkpoint.adopt(self, found, before, other_groups), prepend=True
+            ),
         )
         try:
             super().load_state_dict(state_dict)

@@ -13,13 +13,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import OptimizerStrategy
-from lightning_optim.callbacks import CheckpointIntegrity
 from tests.distributed.checkpoints import Parts, Setting, Task, fit, strategy_of
 from tests.ranks import run_ranks
 
