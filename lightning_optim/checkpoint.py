@@ -124,15 +124,25 @@ def without_own(state_dict: dict[str, Any], handed: Handed) -> dict[str, Any]:
     for the file's.
     """
 
+    if not handed:
+        return state_dict
+
     def own(value: Any) -> bool:
         reference, version = handed.get(id(value), (None, -1))
         held = reference() if reference is not None else None
         return held is not None and held is value and local(held)._version == version
 
-    if not handed:
-        return state_dict
+    there: dict[str, bool] = {}  # slots of which something is filled; nobody fills a part without elements
+    for saved in state_dict["state"].values():
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and local(value).numel():
+                there[name] = there.get(name, False) or not own(value)
+
+    def lacks(name: str, value: Any) -> bool:
+        return own(value) and bool(local(value).numel() or not there.get(name, True))
+
     state = {
-        key: {name: value for name, value in saved.items() if not own(value)}
+        key: {name: value for name, value in saved.items() if not lacks(name, value)}
         for key, saved in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
