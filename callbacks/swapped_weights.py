@@ -148,9 +148,14 @@ class SwappedWeights(Callback):
 
     @torch.no_grad()
     def distance(self, trainer: Trainer) -> float:
-        """How far the weights of training are from the others, as a share of their norm."""
-        held = list(self._held(trainer, range(len(trainer.optimizers))))
-        params = [p for p, _ in held]
-        apart = norm((p.detach() - state[self.slot] for p, state in held), params)
+        """How far the weights of training are from the others, as a share of their norm.
+
+        Over all that is trained, in an order that is the same on every rank: one that holds no element of a parameter
+        may have no state for it.
+        """
+        optimizers = trainer.optimizers
+        params = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.requires_grad]
+        slots = {p: state[self.slot] for p, state in self._held(trainer, range(len(optimizers)))}
+        apart = norm((p.detach() - slots[p] if p in slots else None for p in params), params)
         size = norm(params, params)
         return apart / size if size else 0.0
