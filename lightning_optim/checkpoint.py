@@ -93,6 +93,10 @@ def regrouped(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any
     if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
         return state_dict
     saved, own = state_dict["param_groups"], optimizer.param_groups
+    of_torch = [any(flag in group for flag in TORCH_FLAGS) for group in saved]
+    if len(saved) == len(own) and any(of_torch) and not all(of_torch):  # by FSDP2, to the last one
+        groups = [{**group, "params": dealt["params"]} for group, dealt in zip(own, saved, strict=True)]
+        return {**state_dict, "param_groups": groups}
     count = len(optimizer.every_parameter())
     if len(saved) != 1 or "state_bits" in saved[0] or len(optimizer.places) != count:
         return state_dict

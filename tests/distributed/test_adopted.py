@@ -27,6 +27,18 @@ class OfTorch(Task):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad or frozen_too], lr=0.01)
 
 
+class Used(Task):
+    """Torch's own loader for FSDP2 wants state of every parameter that is trained."""
+
+    def __init__(self, optimizer: OptimizerStrategy, sharded: bool) -> None:
+        super().__init__(optimizer, sharded)
+        self.net.unused.requires_grad_(False)
+
+
+class UsedOfTorch(Used, OfTorch):
+    pass
+
+
 def go(
     setting: Setting,
     task_class: type[Task],
@@ -57,6 +69,8 @@ def go(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trainer.fit(task, DataLoader(TensorDataset(x, x[:, :1].sin()), batch_sampler=parts), ckpt_path=resume)
+    if resume is not None:  # whatever the groups of the checkpoint were
+        assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.01, 0.0]
     return task.losses, [str(one.message) for one in said if "loads a checkpoint" in str(one.message)]
 
 
@@ -74,6 +88,15 @@ def test_a_run_of_torch_goes_on_in_groups_by_role(setting: Setting, tmp_path: Pa
     (fresh, _), *_ = run_ranks(go, setting, Task, world_size=ranks)
     assert ours == pytest.approx(whole[EPOCH:], rel=3e-4)
     assert fresh[:EPOCH] != pytest.approx(ours, rel=0.1)
+
+
+def test_fsdp2_does_not_give_torchs_options_to_the_last_group(tmp_path: Path) -> None:
+    """Which `go` asserts of the groups."""
+    (setting,) = settings("fsdp2 full")
+    (whole, _), *_ = run_ranks(go, setting, UsedOfTorch)
+    run_ranks(go, setting, UsedOfTorch, tmp_path)
+    (ours, _), *_ = run_ranks(go, setting, Used, resume=tmp_path / "saved.ckpt")
+    assert ours == pytest.approx(whole[EPOCH:], rel=3e-4)
 
 
 @pytest.mark.parametrize("setting", settings("single", "fsdp1 full", "fsdp2 full", "fsdp2 sharded"), ids=str)
