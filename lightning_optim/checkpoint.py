@@ -298,9 +298,8 @@ def adopt(
         if fresh or left:
             warnings.warn(said, stacklevel=7)
         else:
-            from lightning.pytorch.utilities import (
-                rank_zero_info,  # seconds, which importing an optimizer does not cost
-            )
+            # Here, since it takes seconds to import, which an optimizer alone does not.
+            from lightning.pytorch.utilities import rank_zero_info
 
             rank_zero_info(said)
 

@@ -43,9 +43,8 @@ static inline int32_t as_bits(float x) {
     return bits;
 }
 
-// The nearest integer, ties to even, as processors round: for |x| < 2^31; the second for |x| < 2^22, as a float.
+// The nearest integer, ties to even, as processors round, for |x| < 2^31.
 static inline int32_t rounded(float x) { return __builtin_irintf(x); }
-static inline float nearest_small(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // One of two numbers as a mask says, which is all ones or zero: compilers make branches of too many `?`.
 static inline int32_t mask(bool x) { return -int32_t(x); }
