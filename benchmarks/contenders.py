@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.peers import PEERS, missing
 from lightning_optim import Optimizer
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim.language.program import Kind, Program, Symbol
 from lightning_optim.storage import Coded
-from lightning_optim.trace import Kind, Program, Symbol
 
 NAMES = ("adamw", "adan", "lion", "lamb", "radam")
 SHARED: dict[str, dict[str, Any]] = {

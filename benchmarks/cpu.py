@@ -25,7 +25,7 @@ from benchmarks.pairs import bandwidths, measure
 from benchmarks.records import Record, commit, load, machine, save
 from benchmarks.shapes import Shape, gpt2_124m, tiny, two_million
 from lightning_optim import OptionError
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
 
 CASES: dict[str, tuple[str, Callable[[], list[Shape]]]] = {
     "a": ("200 tensors, 2.0 M parameters", two_million),

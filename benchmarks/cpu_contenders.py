@@ -12,7 +12,7 @@ import torch
 from benchmarks.contenders import SHARED, Contender
 from benchmarks.peers import PEERS, Peer, missing
 from lightning_optim import storage
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
 
 PACKAGES = ("torch.optim", "pytorch_optimizer", "optimi", "bitsandbytes", "torchao.optim")
 BASE = Peer("torch AdamW fused", "torch.optim", "AdamW", 32, {"fused": True})

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.pages import table
 from benchmarks.pictures import new_figure, save_figure
 from benchmarks.records import Record, describe
-from lightning_optim.catalog import line
+from lightning_optim.config.catalog import line
 
 BASE_BYTES = 28  # AdamW: parameter, gradient and two slots read, all but the gradient written
 FIXED = {("adan", 32): 2.0, ("lamb", 32): 2.5, ("adamw", 8): 3.0}

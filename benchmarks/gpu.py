@@ -38,8 +38,8 @@ from benchmarks.pages import RESULTS, ROOT, write_part
 from benchmarks.peers import versions
 from benchmarks.shapes import LISTS, tiny
 from benchmarks.timing import copy_bandwidth, launches, peak_memory, random_params, side_by_side, synchronize
-from lightning_optim.memory import state_memory
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.reports.memory import state_memory
 from tests.problems import apply, build, gradients, make_params
 
 Result = dict[str, Any]

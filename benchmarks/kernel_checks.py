@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import OptionError, engines, storage
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Coded
 from tests.problems import apply, build, gradients, make_params

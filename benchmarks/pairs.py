@@ -20,7 +20,7 @@ from benchmarks.contenders import bytes_that_must_move
 from benchmarks.shapes import Shape
 from benchmarks.timing import VISIT
 from lightning_optim import Optimizer, engines
-from lightning_optim.memory import state_memory
+from lightning_optim.reports.memory import state_memory
 
 Make = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 Result = dict[str, Any]

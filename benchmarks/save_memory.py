@@ -38,8 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_optim import create_optimizer
-from lightning_optim.distributed import local
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.distributed.shards import local
 from tests.ranks import run_ranks
 
 LAYERS, WIDTH = 16, 256

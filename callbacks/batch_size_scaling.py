@@ -15,9 +15,9 @@ from rich.console import Console
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.batch_scaling import RULES, Rule, rule_of, scale
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.learning_rates import LearningRates, held
+from lightning_optim.training.batch_scaling import RULES, Rule, rule_of, scale
+from lightning_optim.training.learning_rates import LearningRates, held
 
 NAME = "BatchSizeScaling"
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
-from lightning_optim import integrity
-from lightning_optim.distributed import local, mean_over_ranks
+from lightning_optim.checkpoints import integrity
+from lightning_optim.distributed.shards import local, mean_over_ranks
 from lightning_optim.errors import OptionError
 
 
@@ -95,7 +95,7 @@ class CheckpointIntegrity(Callback):
                 raise OptionError(
                     f"The checkpoint {checkpoint_path} holds no {missing[1]}, and FSDP2 reads a folder only where it "
                     "holds all. Make it one file, in which what is missing starts fresh: "
-                    f"python -m lightning_optim.consolidate {checkpoint_path} full.ckpt"
+                    f"python -m lightning_optim.checkpoints.consolidate {checkpoint_path} full.ckpt"
                 ) from error
 
         strategy.save_checkpoint, strategy.load_checkpoint = save_checkpoint, load_checkpoint

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_optim.communication import Exchange, HalfPrecision, PostLocalSGD, PowerSGD, read
+from lightning_optim.distributed.communication import Exchange, HalfPrecision, PostLocalSGD, PowerSGD, read
 from lightning_optim.errors import OptionError
 
 

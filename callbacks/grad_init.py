@@ -22,10 +22,19 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.distributed import is_dtensor, is_flattened
+from lightning_optim.distributed.shards import is_dtensor, is_flattened
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.grad_init import DIRECTIONS, Iteration, Norm, ScaleSearch, along, norm_of, rates_of, taken_by
-from lightning_optim.probe import NoLoss, TrainingStep, differentiable, half_batches, optimizers_of
+from lightning_optim.training.dry_run import NoLoss, TrainingStep, differentiable, half_batches, optimizers_of
+from lightning_optim.training.grad_init import (
+    DIRECTIONS,
+    Iteration,
+    Norm,
+    ScaleSearch,
+    along,
+    norm_of,
+    rates_of,
+    taken_by,
+)
 
 KEY = "grad_init"
 LEAST = 0.01  # of the scale of what is no bias; that of a bias may become 0

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.configured import ConfiguredOptimizer
+from lightning_optim.config.mixin import ConfiguredOptimizer
+from lightning_optim.core.attach import OnGradients, attach
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.distributed.norms import count, norm
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.norms import count, norm
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.stages.attach import OnGradients, attach
 from lightning_optim.stages.noise import Kind, Noise, sites_of
 
 # Where optimizers of torch keep the mean of squared gradients, by the option that is its decay.

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.batch_norm import batch_norm_buffers, recompute
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
-from lightning_optim.distributed import drop_gathered
+from lightning_optim.core.attach import OnWeights, attach
+from lightning_optim.distributed.shards import drop_gathered
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.schedules import total_steps
-from lightning_optim.stages.attach import OnWeights, attach
 from lightning_optim.stages.average import Average, Kind
+from lightning_optim.training.batch_norm import batch_norm_buffers, recompute
+from lightning_optim.training.schedules import total_steps
 
 
 class IterateAveraging(SwappedWeights):

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.core.optimizer import Optimizer
 
 
 class LossInput(Callback):

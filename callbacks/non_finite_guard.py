@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_optim.distributed import drop_gradients, local, mean_over_ranks
+from lightning_optim.distributed.shards import drop_gradients, local, mean_over_ranks
 from lightning_optim.errors import OptionError
 
 

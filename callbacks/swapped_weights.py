@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_optim.distributed import drop_gathered
+from lightning_optim.distributed.norms import norm
+from lightning_optim.distributed.shards import drop_gathered
 from lightning_optim.errors import OptionError
-from lightning_optim.norms import norm
 
 
 class SwappedWeights(Callback):

@@ -14,12 +14,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_optim import errors, second_moment
+from lightning_optim import errors
+from lightning_optim.core.batches import has_gradient
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.learning_rates import LearningRates, held
-from lightning_optim.roster import has_gradient
-from lightning_optim.schedules import SCHEDULES, Schedule, factor, flat_linear, inverse_sqrt, total_steps
-from lightning_optim.warmup import WARMUPS, can_rectify
+from lightning_optim.training import second_moment
+from lightning_optim.training.learning_rates import LearningRates, held
+from lightning_optim.training.schedules import SCHEDULES, Schedule, factor, flat_linear, inverse_sqrt, total_steps
+from lightning_optim.training.warmups import WARMUPS, can_rectify
 
 NAME = "WarmupFreeSchedule"
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from lightning_optim.catalog import markdown
+from lightning_optim.config.catalog import markdown
 
 ROOT = Path(__file__).parent.parent
 PART = re.compile(r"(<!-- optimizers: [^\n]*-->\n).*?(<!-- end of optimizers -->\n)", re.DOTALL)

@@ -16,7 +16,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """`lightning-optim fit | validate | test | predict ...`, or `lightning-optim optimizers [name]`."""
     given = list(sys.argv[1:] if args is None else args)
     if given[:1] == ["optimizers"]:
-        from lightning_optim.catalog import show
+        from lightning_optim.config.catalog import show
 
         raise SystemExit(show(given[1:]))
     sys.path.insert(0, os.getcwd())  # so that a config may name classes of the folder it is used in

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 
 SHAPES = ((), (5,), (3, 4), (2, 3, 4), (0,), (4, 2, 3, 3))
 NAMES = sorted(OPTIMIZERS)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import lightning_optim
 from lightning_optim import OptimizerStrategy
 from lightning_optim.cli import main
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
 from tests.bad import BAD
 from tests.callbacks.toys import batches
 from tests.test_strategy import Configured, frozen

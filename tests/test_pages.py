@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_optim import optimizers as pages
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.optimizers import (
     LAMB,
     LARS,

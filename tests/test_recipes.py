@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import AdamW, ConfiguredOptimizer, OptimizerSpec, Padam, RAdam, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
-from lightning_optim.recipes import RECIPES
+from lightning_optim.config.recipes import RECIPES
 from lightning_optim.stages import Average
 from tests.goldens import AVERAGES, GOLDENS
 

@@ -16,9 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from lightning_optim import create_optimizer
-from lightning_optim.clipping import clip_gradient_norm
-from lightning_optim.distributed import gradient_of, local, piece_of
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.distributed.clipping import clip_gradient_norm
+from lightning_optim.distributed.shards import gradient_of, local, piece_of
 from tests.distributed.checkpoints import Setting, fit
 from tests.distributed.worlds import Odd, World, batches, spread, train, whole
 from tests.ranks import RankFailure, run_ranks

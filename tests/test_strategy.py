@@ -25,7 +25,7 @@ from lightning_optim import (
     list_optimizers,
 )
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
 from tests.bad import BAD
 from tests.callbacks.toys import batches, plain_net, trainer
 

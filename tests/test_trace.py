@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lightning_optim.math import ema, mean, norm, sqrt, where
-from lightning_optim.trace import Programs, trace
+from lightning_optim.language.math import ema, mean, norm, sqrt, where
+from lightning_optim.language.program import Programs, trace
 
 
 def adam(p: Any, g: Any, s: Any, h: Any) -> Any:

@@ -11,9 +11,9 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_optim.engines import blocked, compiled, reference, triton
-from lightning_optim.engines.job import Row, Step
+from lightning_optim.engines.step import Row, Step
 from lightning_optim.errors import OptionError, nearest
-from lightning_optim.trace import Program
+from lightning_optim.language.program import Program
 
 
 class Engine(Protocol):

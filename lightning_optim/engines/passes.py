@@ -16,10 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lightning_optim.engines.job import Job, Row, Rows, Step
-from lightning_optim.engines.layout import Layout, Table, grouping, moved, pinned
-from lightning_optim.math import FUNCTIONS
-from lightning_optim.trace import Kind, Program, Symbol, look_up
+from lightning_optim.engines.launch import Layout, Table, grouping, moved, pinned
+from lightning_optim.engines.step import Job, Row, Rows, Step
+from lightning_optim.language.math import FUNCTIONS
+from lightning_optim.language.program import Kind, Program, Symbol, look_up
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.distributed import Placement
-from lightning_optim.engines.job import Job, Row, Step
-from lightning_optim.math import By, Over, Value, evaluating
-from lightning_optim.philox import normals
-from lightning_optim.trace import Program, State, namespace
+from lightning_optim.distributed.philox import normals
+from lightning_optim.distributed.shards import Placement
+from lightning_optim.engines.step import Job, Row, Step
+from lightning_optim.language.math import By, Over, Value, evaluating
+from lightning_optim.language.program import Program, State, namespace
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

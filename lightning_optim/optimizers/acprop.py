@@ -7,10 +7,10 @@ their code eps is added to s, and kept in it, in every step but the first, and t
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, maximum, minimum, sqrt, where
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, maximum, minimum, sqrt, where
+from lightning_optim.language.slot import Slot
 from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
-from lightning_optim.slot import Slot
 
 
 class ACProp(Optimizer):

@@ -6,10 +6,10 @@ steps are those of RAdam (arXiv:1908.03265), with momentum steps at first, and t
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, maximum, sqrt, where
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt, where
+from lightning_optim.language.slot import Slot
 from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
-from lightning_optim.slot import Slot
 
 
 class AdaBelief(Optimizer):

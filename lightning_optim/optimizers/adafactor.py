@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.factors import factored_axes
-from lightning_optim.math import Value, ema, maximum, mean, rms, sqrt
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.language.axes import factored_axes
+from lightning_optim.language.math import Value, ema, maximum, mean, rms, sqrt
+from lightning_optim.language.slot import Slot
 
 
 class Adafactor(Optimizer):

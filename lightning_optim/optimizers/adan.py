@@ -6,9 +6,9 @@ gradient is zero; the paper starts the averages at the first gradient and its sq
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, ema, minimum, norm, sqrt, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, ema, minimum, norm, sqrt, where
+from lightning_optim.language.slot import Slot
 
 
 class Adan(Optimizer):

@@ -7,10 +7,10 @@ other step has gathered a little more or less; the first step is therefore 1.7 l
 import math
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
+from lightning_optim.language.slot import Slot
 from lightning_optim.optimizers.pnm import positive_negative
-from lightning_optim.slot import Slot
 
 
 class AdaPNM(Optimizer):

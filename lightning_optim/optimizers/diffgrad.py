@@ -6,9 +6,9 @@ buffer that the next gradient overwrites, and eps is added to the root before th
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, exp, sqrt
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, exp, sqrt
+from lightning_optim.language.slot import Slot
 
 
 class DiffGrad(Optimizer):

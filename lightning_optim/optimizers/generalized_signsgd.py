@@ -6,9 +6,9 @@ correction and decoupled decay are additions.
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, sqrt
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, sqrt
+from lightning_optim.language.slot import Slot
 
 
 class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):

@@ -7,11 +7,11 @@ float32.
 
 from typing import Any, ClassVar
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, count, norm, where
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.language.math import Value, count, norm, where
+from lightning_optim.language.slot import Slot
 from lightning_optim.optimizers.koala_v import RANGES, measure, refuse_maximize
-from lightning_optim.slot import Slot
 
 
 class KoalaM(Optimizer, name="koala_m"):

@@ -8,10 +8,10 @@ as theirs does.
 
 from typing import Any, ClassVar
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, maximum, total, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.language.math import Value, maximum, total, where
+from lightning_optim.language.slot import Slot
 
 RANGES = {"r": "> 0", "R0": "> 0", "alpha_r": "[0, 1)", "loss_target": "any"}
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, ema, maximum, minimum, norm, sqrt, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.language.math import Value, ema, maximum, minimum, norm, sqrt, where
+from lightning_optim.language.slot import Slot
 
 
 class LAMB(Optimizer):

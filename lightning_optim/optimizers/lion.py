@@ -2,9 +2,9 @@
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, sign
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, sign
+from lightning_optim.language.slot import Slot
 
 
 class Lion(Optimizer):

@@ -6,9 +6,9 @@ average of the gradient's norm that has not seen the current gradient, with an a
 
 from typing import Any, ClassVar, Literal
 
-from lightning_optim.math import Value, decayed, ema, sqrt, total, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, sqrt, total, where
+from lightning_optim.language.slot import Slot
 
 
 class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):

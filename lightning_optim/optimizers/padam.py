@@ -7,9 +7,9 @@ corrects nothing, as in the paper. The decoupled decay is that of GadamX (arXiv:
 
 from typing import Any, ClassVar, Literal
 
-from lightning_optim.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
+from lightning_optim.language.slot import Slot
 
 
 class Padam(Optimizer):

@@ -7,9 +7,9 @@ momenta.
 import math
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, where
+from lightning_optim.language.slot import Slot
 
 
 def positive_negative(s: Value, g: Value, odd: Value, b1: Value, b0: Value) -> Value:

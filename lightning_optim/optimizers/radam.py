@@ -7,10 +7,10 @@ and their weight decay with them: fallback="skip" with decoupled_weight_decay=Tr
 
 from typing import Any, ClassVar, Literal
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, decayed, ema, sqrt, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.language.math import Value, decayed, ema, sqrt, where
+from lightning_optim.language.slot import Slot
 
 
 def rectification(b2: float, t: int, threshold: float = 5.0) -> tuple[bool, float]:

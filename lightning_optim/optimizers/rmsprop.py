@@ -6,9 +6,9 @@ rounding can make of it; torch takes the root of it as it is.
 
 from typing import Any, ClassVar
 
-from lightning_optim.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
+from lightning_optim.language.slot import Slot
 
 
 class RMSprop(Optimizer):

@@ -7,9 +7,9 @@ published relatives.
 
 from typing import Any, ClassVar, Literal
 
-from lightning_optim.math import Value, count, decayed, ema, sqrt, total
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.math import Value, count, decayed, ema, sqrt, total
+from lightning_optim.language.slot import Slot
 
 
 class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):

@@ -7,10 +7,10 @@ gradient.
 
 from typing import Any, ClassVar
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.math import Value, decayed, where
-from lightning_optim.optimizer import Optimizer
-from lightning_optim.slot import Slot
+from lightning_optim.language.math import Value, decayed, where
+from lightning_optim.language.slot import Slot
 
 
 class SGDW(Optimizer):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_optim.math import lerp
-from lightning_optim.slot import Slot
+from lightning_optim.language.math import lerp
+from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
 Momentum = Literal["none", "reset", "pullback"]

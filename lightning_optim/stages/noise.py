@@ -13,10 +13,10 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optim.distributed import piece_of
-from lightning_optim.math import ema, maximum, normal, sqrt
-from lightning_optim.philox import Site
-from lightning_optim.slot import Slot
+from lightning_optim.distributed.philox import Site
+from lightning_optim.distributed.shards import piece_of
+from lightning_optim.language.math import ema, maximum, normal, sqrt
+from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
 Kind = Literal["isotropic", "second_moment", "moments"]

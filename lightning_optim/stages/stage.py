@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_optim.philox import Site
-from lightning_optim.slot import Slot
+from lightning_optim.distributed.philox import Site
+from lightning_optim.language.slot import Slot
 
 
 class Stage:

@@ -17,8 +17,8 @@ from benchmarks.pages import ROOT, replace_part
 from benchmarks.pairs import Tensors, measure
 from benchmarks.records import load, machine
 from benchmarks.shapes import scaled, tiny, two_million
-from lightning_optim.memory import state_memory
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim.reports.memory import state_memory
 
 # Bytes per parameter of a large matrix, counted by hand: p, g and slots read, p and slots written, all in float32; LAMB
 # reads p, g and both slots once more for its norms.

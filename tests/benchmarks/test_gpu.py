@@ -17,8 +17,8 @@ from benchmarks import gpu, kernel_checks
 from benchmarks.contenders import bytes_that_must_move, one_by_one, others, ours
 from benchmarks.shapes import decoder_1b, gpt2_124m, many_small
 from benchmarks.timing import random_params, side_by_side
+from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.engines import triton as engine
-from lightning_optim.optimizer import OPTIMIZERS
 from tests.problems import build
 
 pytest.importorskip("triton")

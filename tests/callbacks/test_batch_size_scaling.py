@@ -23,10 +23,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 import lightning_optim
 from lightning_optim import OptionError, create_optimizer, list_optimizers
-from lightning_optim.batch_scaling import rule_of
 from lightning_optim.callbacks import BatchSizeScaling, WarmupFreeSchedule
 from lightning_optim.cli import main
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim.training.batch_scaling import rule_of
 from tests.callbacks.test_warmup_free_schedule import (
     LR,
     SCHEDULED,

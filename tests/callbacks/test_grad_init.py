@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import OptimizerStrategy, create_optimizer, list_optimizers
 from lightning_optim.callbacks import GradInit, IterateAveraging
 from lightning_optim.errors import OptionError
-from lightning_optim.grad_init import DIRECTIONS, ScaleSearch, along, norm_of, taken_by
-from lightning_optim.probe import joined
+from lightning_optim.training.dry_run import joined
+from lightning_optim.training.grad_init import DIRECTIONS, ScaleSearch, along, norm_of, taken_by
 from tests.callbacks.toys import Make, Run, Toy, batches, plain_net, samples, trainer, vector
 from tests.ranks import RankFailure, run_ranks
 from tests.test_cpu_fsdp import Kind, build

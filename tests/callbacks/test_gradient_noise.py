@@ -24,9 +24,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, ConfiguredOptimizer, Lion, OptionError, RMSprop, engines
 from lightning_optim.callbacks import GradientNoise, IterateAveraging, LookaheadSync
 from lightning_optim.callbacks.gradient_noise import second_moment
-from lightning_optim.philox import Site, normals, philox
+from lightning_optim.core.attach import OnGradients, attach
+from lightning_optim.distributed.philox import Site, normals, philox
 from lightning_optim.stages import Noise
-from lightning_optim.stages.attach import OnGradients, attach
 from lightning_optim.stages.noise import sites_of
 from tests.callbacks.toys import Make, Pair, Run, Toy, batches, slot, trainer, vector
 from tests.cpu_fsdp import CPUFSDP

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
+from lightning_optim.core.attach import attach
 from lightning_optim.stages import Lookahead
-from lightning_optim.stages.attach import attach
 from tests.callbacks.sharded import KINDS, journey
 from tests.callbacks.toys import Make, Pair, Run, Toy, batches, samples, slot, vector
 from tests.ranks import run_ranks

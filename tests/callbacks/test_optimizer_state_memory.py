@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, list_optimizers
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput, OptimizerStateMemory
-from lightning_optim.memory import predicted_memory, state_memory
+from lightning_optim.reports.memory import predicted_memory, state_memory
 from tests.callbacks.toys import Make, Run, Toy, trainer
 from tests.ranks import run_ranks
 from tests.test_cpu_fsdp import Kind, build

@@ -27,10 +27,11 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 import lightning_optim
-from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, second_moment
+from lightning_optim import OptimizerStrategy, OptionError, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, NonFiniteGuard, WarmupFreeSchedule
 from lightning_optim.cli import main
-from lightning_optim.warmup import WARMUPS
+from lightning_optim.training import second_moment
+from lightning_optim.training.warmups import WARMUPS
 from tests.callbacks.toys import BATCHES, Make, Run, Toy, batches, samples, trainer, vector
 from tests.ranks import run_ranks
 from tests.test_cpu_fsdp import build

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import OptimizerStrategy
 from lightning_optim.callbacks import LookaheadSync
-from lightning_optim.consolidate import consolidate
+from lightning_optim.checkpoints.consolidate import consolidate
 from tests.distributed.checkpoints import EPOCH, Parts, Setting, Task, strategy_of
 from tests.ranks import run_ranks
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_optim.consolidate import consolidate
+from lightning_optim.checkpoints.consolidate import consolidate
 from tests.distributed.checkpoints import EPOCH, KINDS, Run, Setting, fit, identical
 from tests.ranks import run_ranks
 

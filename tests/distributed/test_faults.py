@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import create_optimizer
 from lightning_optim.callbacks import CheckpointIntegrity, Communication, IterateAveraging, NonFiniteGuard
 from lightning_optim.callbacks.non_finite_guard import all_finite
+from lightning_optim.checkpoints.integrity import damage
 from lightning_optim.errors import OptionError
-from lightning_optim.integrity import damage
 from tests.ranks import RankFailure, run_ranks
 from tests.test_cpu_fsdp import Kind, Regression, build
 

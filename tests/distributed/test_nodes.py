@@ -85,7 +85,7 @@ def test_they_are_those_of_one_process(results: tuple[Path, list[dict[str, Any]]
 
 
 def test_one_checkpoint_is_written_and_whole(results: tuple[Path, list[dict[str, Any]]]) -> None:
-    from lightning_optim.integrity import damage
+    from lightning_optim.checkpoints.integrity import damage
 
     folder, found = results
     (checkpoint,) = folder.rglob("*.ckpt")

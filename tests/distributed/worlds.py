@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_optim import OptimizerStrategy
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.core.optimizer import Optimizer
 
 World = Literal["single", "ddp", "fsdp1", "fsdp1 fused", "fsdp2", "hybrid fsdp1", "hybrid fsdp2", "tensor fsdp2"]
 STEPS = 5

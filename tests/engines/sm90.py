@@ -20,11 +20,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.engines import triton as engine
-from lightning_optim.engines.job import make_row
 from lightning_optim.engines.passes import Text
-from lightning_optim.engines.triton_text import TILE
-from lightning_optim.optimizer import Optimizer
+from lightning_optim.engines.step import make_row
+from lightning_optim.engines.triton.printer import TILE
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.stages.noise import sites_of
 from tests.problems import apply, build, gradients, make_params

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed import Placement
+from lightning_optim.distributed.shards import Placement
 from lightning_optim.engines import blocked, reference
-from lightning_optim.engines.job import Job, Row, Rows, Step
-from lightning_optim.math import maximum, minimum, norm, sign, sqrt, total, where
-from lightning_optim.trace import trace
+from lightning_optim.engines.step import Job, Row, Rows, Step
+from lightning_optim.language.math import maximum, minimum, norm, sign, sqrt, total, where
+from lightning_optim.language.program import trace
 
 Formula = Callable[[Any, Any, Any, Any], Any]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_optim import SGDW, AdamW
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.engines import triton as engine
 from lightning_optim.errors import OptionError
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.stages import Average
 from tests.engines.test_triton import CODED, differences
 from tests.problems import NAMES, build, make_params

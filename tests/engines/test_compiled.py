@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from lightning_optim import engines
-from lightning_optim.distributed import Placement
+from lightning_optim.distributed.shards import Placement
 from lightning_optim.engines import compiled
-from lightning_optim.engines.job import Job, Row, Rows, Step
+from lightning_optim.engines.step import Job, Row, Rows, Step
 from lightning_optim.errors import OptionError
-from lightning_optim.math import FUNCTIONS, Function, exp
+from lightning_optim.language.math import FUNCTIONS, Function, exp
+from lightning_optim.language.program import trace
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Coded
-from lightning_optim.trace import trace
 from tests.engines.test_triton import CODED, SERVED, SHAPES, differences, make, run
 from tests.problems import build, make_params
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lightning_optim import engines, storage
-from lightning_optim.engines import layout
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.engines import launch as layout
 from lightning_optim.engines import triton as engine
-from lightning_optim.engines.job import make_row
+from lightning_optim.engines.step import make_row
 from lightning_optim.errors import OptionError
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.stages.noise import sites_of
 from lightning_optim.storage import Coded
@@ -399,8 +399,8 @@ def test_the_package_does_not_import_triton() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == "triton" and "engines" not in ast.dump(node) for name in names):
                 importers.append(file.name)
-            assert not any("triton_codes" in name for name in names), file
-    assert set(importers) == {"triton_codes.py"}
+            assert not any("triton.codes" in name for name in names), file
+    assert set(importers) == {"codes.py"}
 
 
 def test_the_text_can_be_read() -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.memory import predicted_memory, state_memory
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
-from lightning_optim.options import Option
+from lightning_optim.language.options import Option
+from lightning_optim.reports.memory import predicted_memory, state_memory
 from lightning_optim.storage import Coded
 from tests.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, create_optimizer
-from lightning_optim.groups import named_roles
+from lightning_optim.config.groups import named_roles
 from lightning_optim.nn import StableEmbedding
 from lightning_optim.storage import Coded
 from tests.callbacks.toys import trainer

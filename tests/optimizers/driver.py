@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import lightning_optim.optimizers  # noqa: F401  (registers the pages)
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 
 Array = NDArray[np.float64]
 History = list[list[Array]]

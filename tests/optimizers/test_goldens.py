@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from tests.goldens import ADAN_RESTART, ADAN_RESTART_AFTER, GOLDENS, Golden, Tensors
 from tests.optimizers.driver import History, run
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim.optimizer import OPTIMIZERS
+from lightning_optim.core.optimizer import OPTIMIZERS
 from tests.goldens import (
     FIVE_GRADIENTS,
     MATRIX,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import lightning_optim.optimizers  # noqa: F401  (registers the pages)
-from lightning_optim.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from tests.problems import flat, gradients, make_params
 
 SHAPES = ((), (5,), (3, 4), (4, 2, 3, 3))

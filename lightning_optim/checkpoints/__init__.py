@@ -1,0 +1,1 @@
+"""Checkpoint files: whole or not there, and gathered into one."""

@@ -1,0 +1,85 @@
+"""The mixin that makes `self.hparams.optimizer` the optimizer of a LightningModule."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from lightning_optim.config.strategy import OptimizerStrategy
+from lightning_optim.distributed.clipping import clip_gradient_norm
+from lightning_optim.distributed.shards import is_flattened
+from lightning_optim.errors import OptionError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from torch.optim import Optimizer
+
+
+class ConfiguredOptimizer:
+    """Turns `hparams.optimizer` into `configure_optimizers` and `configure_callbacks`.
+
+    Put it before LightningModule, annotate the argument with `OptimizerSpec`, and save the hyper-parameters:
+
+        class Classifier(ConfiguredOptimizer, LightningModule):
+            def __init__(self, optimizer: OptimizerSpec = "adan"):
+                super().__init__()
+                self.save_hyperparameters()
+
+    A companion callback is left out where the Trainer has one of its type already: what the user configured wins.
+
+    Attributes:
+        checkpoint_integrity: Whether `CheckpointIntegrity` comes along, which makes saves atomic and refuses damaged
+            checkpoints before anything is loaded. Set it to False in the class to do without.
+    """
+
+    checkpoint_integrity: bool = True
+    hparams: Any
+    trainer: Any
+
+    def optimizer_strategy(self) -> OptimizerStrategy:
+        """The strategy that `hparams.optimizer` describes.
+
+        Raises:
+            OptionError: where there is no `hparams.optimizer`, or where it is wrong.
+        """
+        if "optimizer" not in self.hparams:
+            raise OptionError(
+                f"{type(self).__name__} has no hparams.optimizer. Give its __init__ an argument "
+                "`optimizer: OptimizerSpec` and call self.save_hyperparameters() there."
+            )
+        return OptimizerStrategy.parse(self.hparams["optimizer"])
+
+    def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
+        """Lightning's, with the optimizer as a word or a mapping: a checkpoint holds nothing that needs pickle."""
+        frame = frame or inspect.currentframe().f_back  # type: ignore[union-attr]
+        super().save_hyperparameters(*args, frame=frame, **kwargs)  # type: ignore[misc]
+        if isinstance(self.hparams.get("optimizer"), OptimizerStrategy):
+            self.hparams["optimizer"] = self.hparams["optimizer"].as_config()
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer_strategy().configure(self)  # type: ignore[arg-type]
+
+    def configure_callbacks(self) -> list[Callback]:
+        from lightning_optim.callbacks import CheckpointIntegrity
+
+        found = self.optimizer_strategy().callbacks()
+        if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
+            found.append(CheckpointIntegrity())
+        present = self.trainer.callbacks
+        return [callback for callback in found if not any(isinstance(other, type(callback)) for other in present)]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `Trainer(gradient_clip_val=...)` says; by norm under FSDP1 as well, where Lightning has no way."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if gradient_clip_val and by_norm and any(is_flattened(p) for p in params):
+            clip_gradient_norm(params, float(gradient_clip_val))
+        else:
+            super().configure_gradient_clipping(  # type: ignore[misc]
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )

@@ -1,0 +1,1 @@
+"""The optimizer: its state, its step, its state_dict."""

@@ -1,0 +1,512 @@
+"""The base of every optimizer: options, parameter groups, state, stages, and what a step consists of.
+
+A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics. Everything else that a
+`torch.optim.Optimizer` must do stands here, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from lightning_optim import engines, storage
+from lightning_optim.core import state_dict as checkpoint
+from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
+from lightning_optim.core.batches import has_gradient
+from lightning_optim.core.runner import Runner
+from lightning_optim.core.state_dict import OWN
+from lightning_optim.distributed.shards import is_divided, local, logical_shape, mean_over_ranks, refuse_orphans
+from lightning_optim.errors import OptionError
+from lightning_optim.language.definition import Page
+from lightning_optim.language.options import Option, check_options, read_options, signature
+from lightning_optim.language.program import Program, Programs
+from lightning_optim.language.slot import Slot
+from lightning_optim.stages.stage import Stage
+
+# Keys of a parameter group that are no options: torch's, Lightning's and the schedulers' own.
+GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+
+
+NUMBERS = (float, float | None)
+# Options of the whole optimizer.
+WHOLE = ("engine", "capturable")
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {}
+
+
+class Optimizer(Page, torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose mathematics stands in one `update`.
+
+    Args:
+        params: Parameters, named parameters or parameter groups, as for `torch.optim`.
+        maximize: Walk uphill.
+        state_bits: Bits per value of state. 32 keeps float32 (float64 for float64 parameters), also beside bf16
+            and fp16 parameters; 16 keeps bfloat16 and 8 keeps codes of 8 bits for tensors of 4096 elements or more,
+            save for slots that must stay exact.
+        state_format: The codes of 8 bits: "log" keeps second moments by their logarithm with stochastic rounding and
+            first moments as the ratio to their root; "dynamic" is the dynamic-tree code of bitsandbytes.
+        engine: Who runs the update: "auto" takes the fastest that can serve, "reference" is plain torch.
+        capturable: Let a step be captured in a CUDA graph: counters live on the GPU, and so may `lr`, as a tensor; what
+            depends on them is computed there. A step outside a graph takes longer so. The first steps, which make the
+            state, must have run before.
+
+    Raises:
+        OptionError: for an unknown, ill-typed or out-of-range option, an empty parameter list, or a parameter that
+            is given twice.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[dict[str, Option]]
+    slots: ClassVar[dict[str, Slot]]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        """Read the page: its options become the constructor, its slots the state, its name the word in a config."""
+        super().__init_subclass__(**kwargs)
+        if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
+            return  # Lightning makes a subclass of each optimizer that it wraps; that is no page
+        cls.name = name or cls.__name__.lower()
+        cls.options = read_options(cls, Page)
+        cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
+        cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
+        OPTIMIZERS[cls.name] = cls
+
+    # ------------------------------------------------------------------ construction
+
+    def _begin(self, params: Any, options: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        if isinstance(params, torch.nn.Module):
+            raise OptionError(f"{owner} got a module; give it module.parameters(), or use create_optimizer.")
+        groups = params if isinstance(params, Tensor) else list(params)  # torch refuses a bare tensor in good words
+        if not isinstance(groups, Tensor) and not groups:
+            raise OptionError(
+                f"{owner} got an empty parameter list. Does the model have parameters, and is the list a generator "
+                "that was used up before?"
+            )
+        options = check_options(options, self.options, owner)
+        self.check(options)
+        self._refuse_uncodable(options)
+        engine = engines.known(options.pop("engine"))
+        capturable = options.pop("capturable")
+        self._prepare()
+        if capturable:
+            self._refuse_uncapturable()
+        defaults = {name: options[name] for name in self.options if name not in WHOLE}
+        torch.optim.Optimizer.__init__(self, groups, defaults)
+        self.defaults.update(engine=engine, capturable=capturable)
+        refuse_overlap(owner, [p for _, p in self.every_parameter()])
+
+    def _prepare(self) -> None:
+        """Make what is not saved: the programs, and the inputs that the next step will read."""
+        self.stages: list[Stage] = getattr(self, "stages", [])
+        self._inputs: dict[str, Any] = {}
+        self._programs: dict[Any, Programs] = {}
+        self._runner = Runner(self)
+        self._known_parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
+        self._counters_agree = True
+        self._for_file = False
+        self._handed: checkpoint.Handed = {}
+        self.places: list[int] = getattr(self, "places", [])  # of the parameters in their model, where that is known
+        self._axes: int | None = None
+        self._slots: dict[Any, tuple[str, ...]] = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked like the constructor's."""
+        owner = type(self).__name__
+        given = {k: v for k, v in param_group.items() if k not in GROUP_KEYS}
+        param_group = {**param_group, **check_options(given, self.options, owner)}
+        if whole := [name for name in WHOLE if name in given]:
+            raise OptionError(
+                f"{owner}: {whole[0]} is one for all groups; give it to {owner}(...), and not to a group of it."
+            )
+        if not isinstance(param_group.get("params"), Tensor):
+            param_group["params"] = list(param_group["params"])
+        tensors = tensors_of(param_group["params"])
+        refuse_repeats(owner, tensors, self.param_groups)
+        if "engine" in self.defaults:  # while torch's constructor adds groups, all wait for the look at its end
+            refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
+        if self.real_only and any(p.is_complex() for p in tensors):
+            raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
+        options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
+        self.check(options)
+        self._refuse_uncodable(options)
+        super().add_param_group({**param_group, **options})
+        self._axes = None
+        for name in WHOLE:
+            self.param_groups[-1].pop(name, None)
+
+    def _refuse_uncodable(self, options: Mapping[str, Any]) -> None:
+        if options["state_bits"] == 8 and not any(storage.can_be_coded(slot) for slot in self.slots.values()):
+            raise OptionError(
+                f"{type(self).__name__}: state_bits=8 has nothing to keep in 8 bits: its state is one number per "
+                "tensor or less, or must stay exact. Leave it at 32."
+            )
+
+    def _refuse_uncapturable(self) -> None:
+        owner = type(self).__name__
+        host = [name for name, slot in self.slots.items() if slot.per != "element" or slot.without]
+        why = "it reads the loss" if self.inputs else f"its {host[0]} is not one number per element" if host else ""
+        if self.predict is not None:
+            why = "it moves twice in a step"
+        if why:
+            raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
+        if self.stages:
+            raise OptionError(
+                f"{owner}: capturable=True and {self.stages[0]!r} do not go together: what a callback adds to a step "
+                "is counted on the host, which a graph leaves out. Leave out one of the two."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "stages": self.stages}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def __repr__(self) -> str:
+        lines = super().__repr__().splitlines()
+        params = [p for _, p in self.every_parameter()]
+        engine = engines.describe(self.defaults["engine"], self.first_programs(), params)
+        runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages)]
+        return "\n".join([*lines[:-1], *(f"    {line}" for line in runs), lines[-1]])
+
+    # ------------------------------------------------------------------ stages and inputs
+
+    def append(self, stage: Stage) -> None:
+        """Let a stage run before or after the update, in the same pass over memory."""
+        if any(other.name == stage.name for other in self.stages):
+            raise OptionError(f"{type(self).__name__} has a stage named {stage.name!r} already.")
+        self.stages.append(stage)
+        if self.defaults["capturable"]:
+            try:
+                self._refuse_uncapturable()
+            except OptionError:
+                self.stages.pop()
+                raise
+        self.stages.sort(key=lambda stage: stage.order)
+        self._programs.clear()
+        self._runner.forget()
+        for i, p in self.every_parameter():
+            if "step" not in self.state[p]:  # loaders of sharded checkpoints read into what they find here, and no more
+                self.start_state(p, i)
+            for name in stage.slots_beside(self.slots_of(i, p)):
+                self.create_slot(name, p, i, {})
+
+    def remove(self, stage: Stage) -> None:
+        """Take a stage away again; its slots stay in the state."""
+        self.stages.remove(stage)
+        self._programs.clear()
+        self._runner.forget()
+
+    def set_loss(self, loss: Any, second_moment: Any = None) -> None:
+        """Tell the next step the loss of its batch, for an update that reads it (KOALA).
+
+        Args:
+            loss: Mean loss of the batch of this rank, a number or a tensor of one element; averaged over ranks.
+            second_moment: Mean of the squared losses of the single samples. Without it the square of the mean is
+                taken, which is a lower bound of it.
+        """
+        self._inputs.update(loss=loss, loss_second_moment=second_moment)
+
+    def has_second_moment(self) -> bool:
+        """Whether the caller gave the next step more than the mean loss."""
+        return self._inputs.get("loss_second_moment") is not None
+
+    # ------------------------------------------------------------------ the step
+
+    @_disable_dynamo  # a compiled training step calls it as it is
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; returns what the closure returns.
+
+        Raises:
+            RuntimeError: for a sparse gradient, or where the update reads the loss and nobody supplied it.
+        """
+        if not self._counters_agree:
+            checkpoint.agree_on_counters(self)
+            self._counters_agree = True
+        if closure is None and not self.state and checkpoint.is_rehearsal(self):
+            for i, p in self.every_parameter():
+                self.start_state(p, i)
+            return None
+        predicted = self.param_groups[0].get("predicted", False)
+        if self.predict is not None and not predicted:
+            self._runner.run("predict", self.every_parameter())
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_gradient = self._with_gradient()
+        if with_gradient:  # without a single gradient nothing moves, and no stage counts
+            inputs = self._take_inputs(loss)
+            acting = {stage.name: stage.advance() for stage in self.stages}
+            after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
+            idle = self._without_gradient() if after else []
+            self._runner.run("update", with_gradient, {**inputs, **acting}, idle)
+        elif not any(float(state["step"]) for state in self.state.values()):
+            refuse_orphans(type(self).__name__, [p for _, p in self.every_parameter()])
+        if self.predict is not None:
+            # Without a closure the forward pass lies between two calls of step, so its prediction is made here. A
+            # prediction that no gradient has corrected still holds.
+            self.param_groups[0]["predicted"] = closure is None or not with_gradient
+            if closure is None and with_gradient:
+                self._runner.run("predict", self.every_parameter())
+        return loss
+
+    def _with_gradient(self) -> list[tuple[int, Tensor]]:
+        found = [pair for pair in self.every_parameter() if pair[1].grad is not None or has_gradient(pair[1])]
+        for _, p in found:
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(
+                    f"{type(self).__name__} got a sparse gradient of shape {tuple(p.shape)}; its state is dense. "
+                    "Use torch.optim.SparseAdam or SGD for that parameter, or Embedding(sparse=False)."
+                )
+        return found
+
+    def _without_gradient(self) -> list[tuple[int, Tensor]]:
+        return [pair for pair in self.every_parameter() if not has_gradient(pair[1])]
+
+    def every_parameter(self) -> list[tuple[int, Tensor]]:
+        """All parameters in order, each with the number of its group."""
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        if self._known_parameters[0] != ids:  # thousands of new pairs in each step would wake the garbage collector
+            pairs = [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
+            self._known_parameters = ids, pairs
+        return self._known_parameters[1]
+
+    def _take_inputs(self, loss: Any) -> dict[str, Any]:
+        if not self.inputs:
+            return {}
+        given, closed = dict(self._inputs), loss
+        self._inputs.clear()
+        loss = given.get("loss") if given.get("loss") is not None else closed
+        if loss is None:
+            raise RuntimeError(
+                f"{type(self).__name__} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a "
+                "closure that returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
+            )
+        square = given.get("loss_second_moment")
+        mean = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
+        squares = torch.as_tensor(0.0 if square is None else square, dtype=torch.float64, device=mean.device)
+        loss, mean_square = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
+        return {"loss": loss, "loss_second_moment": loss * loss if square is None else mean_square}
+
+    def options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
+        """The options of a group as plain numbers, floats where a scheduler put an int; tensors on a GPU may stay."""
+        found = {}
+        for name, option in self.options.items():
+            if name in WHOLE or name in OWN:
+                continue
+            value = found[name] = group[name]
+            stays = keep_tensors and isinstance(value, Tensor) and value.device == local(group["params"][0]).device
+            if isinstance(value, Tensor | int) and option.type in NUMBERS and not stays:
+                found[name] = float(value)
+        return found
+
+    def program(self, what: str, h: Mapping[str, Any]) -> Program:
+        if what not in self._programs:
+            formula = {"update": self._update, "stages": self._idle, "predict": self._predict}[what]
+            scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
+            self._programs[what] = Programs(formula, scalar)
+        return self._programs[what](h)
+
+    def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for stage in self.stages:
+            options = getattr(h, stage.name, None)
+            if options is not None:
+                g = stage.before(g, s, options, h)
+        return self._stages(self.update(p, -g if h.maximize else g, s, h), None, s, h)
+
+    def _stages(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for stage in self.stages:
+            options = getattr(h, stage.name, None)
+            if options is not None:
+                p = stage.update(p, s, options)
+        return p
+
+    def _idle(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for name in h.present:
+            getattr(s, name)  # no update shows the stages what there is
+        return self._stages(p, g, s, h)
+
+    def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        assert self.predict is not None
+        return self.predict(p, s, h)
+
+    # ------------------------------------------------------------------ state
+
+    def all_slots(self) -> dict[str, Slot]:
+        """The slots of the page and of the stages, by name."""
+        return {**self.slots, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
+
+    def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
+        """Names of the slots that a tensor like `p` has in group `i`, whatever the step."""
+        options, traits = self.options_of(self.param_groups[i]), self.traits_of(i, p)
+        key = (*options.values(), *traits.values())
+        if key not in self._slots:
+            self._slots[key] = self._touched(options, traits)
+        return self._slots[key]
+
+    def _touched(self, options: dict[str, Any], traits: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the slots that some step under these options and traits reads or writes."""
+        first = self.scalars(SimpleNamespace(**options), 1)
+        flags = [name for name, value in first.items() if isinstance(value, bool)]
+        touched: set[str] = set()
+        for choice in itertools.product((False, True), repeat=len(flags)):
+            scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
+            h = {**options, **traits, **scalars}
+            touched |= self.program("update", h).slots
+            touched |= self.program("predict", h).slots if self.predict is not None else set()
+        return tuple(name for name in self.slots if name in touched)
+
+    def first_programs(self) -> list[Program]:
+        """The programs of a first step, one for each group, to read facts from without running anything."""
+        found = []
+        for i, group in enumerate(self.param_groups):
+            for p in group["params"][:1]:
+                options = self.options_of(group)
+                scalars = {**self.scalars(SimpleNamespace(**options), 1), **dict.fromkeys(self.inputs, 0.0)}
+                found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
+        return found
+
+    def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
+        """Names of the slots that the stages keep for a tensor like `p` in group `i`."""
+        return tuple(name for stage in self.stages for name in stage.slots_beside(self.slots_of(i, p)))
+
+    def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
+        """What depends on the logical shape and the type of a tensor in group `i`."""
+        view = SimpleNamespace(**self.options_of(self.param_groups[i]))
+        return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
+
+    def most_dims(self) -> int:
+        """The largest number of axes of any parameter; known until a group is added."""
+        if self._axes is None:
+            self._axes = max((len(logical_shape(p)) for _, p in self.every_parameter()), default=0)
+        return self._axes
+
+    def start_state(self, p: Tensor, i: int) -> None:
+        """Give a parameter its counter and its slots."""
+        self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
+        h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
+        for name in self.slots_of(i, p):
+            self.create_slot(name, p, i, h)
+
+    def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
+        slot, group = self.all_slots()[name], self.param_groups[i]
+        if storage.is_coded(p, group["state_bits"], slot):
+            self.state[p][name] = self.codes_of(slot, i, p, local(p))
+            return
+        value = slot.empty(p, self.slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
+        if slot.per == "optimizer":
+            self.param_groups[0].setdefault(name, value)
+        else:
+            self.state[p][name] = value
+
+    def codes_of(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Coded:
+        """Codes without content for a slot of `p` in group `i`, for a local part like `part`."""
+        partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
+        return storage.make(part, slot, partner, self.param_groups[i]["state_format"])
+
+    def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
+        """The type that a slot of `p` in group `i` has where it is a tensor."""
+        return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
+
+    def shared_slots(self) -> dict[str, Tensor]:
+        first = self.param_groups[0]
+        return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain tensors of the parameters' own shapes, also where it is kept in codes.
+
+        So the file loads under any `state_bits`, strategy and number of ranks, and by `torch.optim` where it has the
+        algorithm; codes are made again on load, the same ones. The full-precision tensors exist until the caller
+        drops them.
+        """
+        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.decoded(self, found), prepend=True)
+        for_file, self._for_file = self._for_file, False
+        if self.state and (for_file or any(is_divided(p) for _, p in self.every_parameter())):
+            for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter which had no gradient yet
+                if p.requires_grad and not self.state.get(p):
+                    self.start_state(p, i)
+        try:
+            found = super().state_dict()
+        finally:
+            hook.remove()
+        self._handed = checkpoint.given_away(found)
+        return checkpoint.renumbered(found, self.places) if for_file else found
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Number parameters as in the model, and not as in the groups, in the next `state_dict`.
+
+        Lightning and Fabric call this before they write a file in which they expect whole tensors. FSDP numbers
+        parameters by the model, and reads files so; torch itself does not look at the numbers.
+        """
+        self._for_file = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class, or of the same algorithm in `torch.optim`.
+
+        The options of the checkpoint hold, save `state_bits` and `state_format`, which stay what this optimizer was
+        built with. Slots come back in this optimizer's storage whatever the parameter's dtype; slots that the
+        checkpoint lacks start fresh, and those that this class does not have are left out, with a warning.
+
+        Raises:
+            ValueError: where the groups of the checkpoint, or the shapes in its state, do not match this optimizer's.
+        """
+        before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        found: dict[str, Any] = {}
+        other_groups = False
+
+        def hold(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            nonlocal other_groups
+            whole = given
+            given = checkpoint.regrouped(self, whole)
+            other_groups = given is not whole
+            given = checkpoint.without_own(given, self._handed)
+            checkpoint.check(self, given)
+            found.update(given)
+            return {**given, "state": {}}  # or torch would cast all of it to the parameters' types, at once
+
+        # After the hooks that may change what is loaded, and before those that look at the result.
+        hooks = (
+            self.register_load_state_dict_pre_hook(hold),
+            self.register_load_state_dict_post_hook(
+                lambda _: checkpoint.adopt(self, found, before, other_groups), prepend=True
+            ),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._counters_agree = False
+
+    def reset(self) -> None:
+        """Forget all state: the next step is a first step. (Adan's restart is this.)"""
+        self.state.clear()
+        self._runner.forget()
+        for name, slot in self.slots.items():
+            if slot.per == "optimizer":
+                self.param_groups[0].pop(name, None)
+
+
+def _constructor(cls: type[Optimizer]) -> Callable[..., None]:
+    """A constructor with the page's options as its signature, so that help, checkers and parsers see them."""
+    form = signature(cls.options)
+
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        known = {name: value for name, value in kwargs.items() if name in form.parameters}
+        check_options({k: v for k, v in kwargs.items() if k not in known}, cls.options, cls.__name__)
+        bound = form.bind(self, *args, **known)
+        bound.apply_defaults()
+        self._begin(bound.arguments["params"], {name: bound.arguments[name] for name in cls.options})
+
+    __init__.__signature__ = form  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__doc__ = Optimizer.__doc__  # the shared options, for parsers that read help from docstrings
+    return __init__

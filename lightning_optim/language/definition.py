@@ -1,0 +1,67 @@
+"""What a page of an optimizer declares, and what it may leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from lightning_optim.language.options import Declared, shared
+
+
+class Page(Declared):
+    """The mathematics of one optimizer: options as annotated attributes, slots, scalars of a step and one update.
+
+    Attributes:
+        title: The method's name for people.
+        paper: Authors, year and number.
+        advice: One sentence for those who come from AdamW or SGD.
+        recommended: Options to start with on a small classifier.
+        ranges: Ranges of options that differ from `options.RANGES`.
+        inputs: What the update reads besides options: "loss", "loss_second_moment".
+        predict: For methods that move before the gradient is taken: the new parameter from `p, s, h`.
+        real_only: Why complex parameters are refused; empty where they are served.
+    """
+
+    params: Any
+    maximize: bool = shared(default=False, kw_only=True)
+    state_bits: Literal[32, 16, 8] = shared(default=32, kw_only=True)
+    state_format: Literal["log", "dynamic"] = shared(default="log", kw_only=True)
+    engine: str = shared(default="auto", kw_only=True)
+    capturable: bool = shared(default=False, kw_only=True)
+
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+    recommended: ClassVar[Mapping[str, Any]] = {}
+    ranges: ClassVar[Mapping[str, Any]] = {}
+    inputs: ClassVar[tuple[str, ...]] = ()
+    predict: ClassVar[Callable[..., Any] | None] = None
+    real_only: ClassVar[str] = ""
+
+    @staticmethod
+    def scalars(h: Any, t: int) -> dict[str, float | bool]:
+        """What depends only on the options `h` and the step counter `t` (1 at the first step), in float64.
+
+        Floats reach the update as numbers; a bool selects between two forms of it, by `where`. Under `capturable` both
+        `t` and `h.lr` are tensors, so roots and choices are those of `lightning_optim.language.math`.
+        """
+        return {}
+
+    @staticmethod
+    def traits(h: Any, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has.
+
+        Not on `lr` or `weight_decay`, which schedules move.
+        """
+        return {}
+
+    @staticmethod
+    def update(p: Any, g: Any, s: Any, h: Any) -> Any:
+        """The new parameter from the parameter, the gradient, the slots `s` (which it assigns) and the options `h`."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        """Refuse combinations of options that have no meaning; may complete `options` in place."""

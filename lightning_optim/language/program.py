@@ -1,0 +1,364 @@
+"""Read an update once, on symbols, and keep what it does as a small graph: a `Program`.
+
+The graph is data, so the facts that other libraries declare beside the formula are read off it: which slots exist
+under these options, how many bytes an element moves, what the update needs (a norm, the loss), in how many passes
+it can run. Two laws for scalars hold: floats travel, flags specialise. A float of the options or of the step stays
+a symbol and is filled in at run time; a bool, a string, None or a small int selects a program. The only question
+that an update may ask about a float is whether it is zero (`if h.momentum:`); the answer becomes part of the
+program's key.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_optim.language.math import FUNCTIONS, By, Over, Recorder, Value
+
+
+class Kind(enum.IntEnum):
+    """How many values a symbol stands for, and so when it is known."""
+
+    HOST = 0  # one number, known when the step begins
+    SCALAR = 1  # one number per tensor or per optimizer, known after a pass
+    ELEMENT = 2  # one number per element
+    WHOLE = 3  # needs the whole tensor at once: a mean along an axis
+
+
+class Symbol(Recorder):
+    """One value of the update: an input, or a function of earlier symbols and numbers."""
+
+    __slots__ = ("args", "kind", "level", "name", "tracer")
+
+    def __init__(self, tracer: Tracer, name: str, args: tuple[Any, ...], kind: Kind, level: int) -> None:
+        self.tracer, self.name, self.args, self.kind, self.level = tracer, name, args, kind, level
+
+    def record(self, name: str, *args: Value) -> Symbol:
+        symbols = [arg for arg in args if isinstance(arg, Symbol)]
+        return self.tracer.symbol(name, args, max(s.kind for s in symbols), max(s.level for s in symbols))
+
+    def reduce(self, over: Over, by: By) -> Symbol:
+        kind = Kind.WHOLE if self.kind == Kind.WHOLE else Kind.SCALAR
+        return self.tracer.symbol("total", (self, over, by), kind, self.level + 1)
+
+    def mean(self, axis: int) -> Symbol:
+        return self.tracer.symbol("mean", (self, axis), Kind.WHOLE, self.level)
+
+    def count(self, over: Over) -> Symbol:
+        return self.tracer.symbol("count", (over,), Kind.SCALAR, 0)
+
+    def normal(self, *counter: Value) -> Symbol:
+        return self.tracer.symbol("normal", counter, Kind.ELEMENT, 0)
+
+    def __bool__(self) -> bool:
+        return self.tracer.is_nonzero(self)
+
+    def __add__(self, other: Value) -> Symbol:
+        return self.record("add", self, other)
+
+    def __radd__(self, other: Value) -> Symbol:
+        return self.record("add", other, self)
+
+    def __sub__(self, other: Value) -> Symbol:
+        return self.record("sub", self, other)
+
+    def __rsub__(self, other: Value) -> Symbol:
+        return self.record("sub", other, self)
+
+    def __mul__(self, other: Value) -> Symbol:
+        return self.record("mul", self, other)
+
+    def __rmul__(self, other: Value) -> Symbol:
+        return self.record("mul", other, self)
+
+    def __truediv__(self, other: Value) -> Symbol:
+        return self.record("div", self, other)
+
+    def __rtruediv__(self, other: Value) -> Symbol:
+        return self.record("div", other, self)
+
+    def __pow__(self, other: Value) -> Symbol:
+        return self.record("pow", self, other)
+
+    def __neg__(self) -> Symbol:
+        return self.record("neg", self)
+
+    def __abs__(self) -> Symbol:
+        return self.record("abs", self)
+
+    def __gt__(self, other: Value) -> Symbol:
+        return self.record("gt", self, other)
+
+    def __ge__(self, other: Value) -> Symbol:
+        return self.record("ge", self, other)
+
+    def __repr__(self) -> str:
+        if self.name in ("host", "scalar", "element"):
+            return str(self.args[0])
+        return f"{self.name}({', '.join(map(repr, self.args))})"
+
+
+class Tracer:
+    """Writes symbols down in the order in which they are made; equal expressions become one symbol."""
+
+    def __init__(self) -> None:
+        self.symbols: dict[tuple[Any, ...], Symbol] = {}
+        self.values: dict[Symbol, float] = {}
+        self.guards: dict[str, bool] = {}
+
+    def symbol(self, name: str, args: tuple[Any, ...], kind: Kind, level: int) -> Symbol:
+        key = (name, *args)
+        if key not in self.symbols:
+            self.symbols[key] = Symbol(self, name, args, kind, level)
+        return self.symbols[key]
+
+    def host(self, name: str, value: Any) -> Any:
+        """A symbol for a float; a flag stays what it is; tuples and dicts become tuples and namespaces of these."""
+        if isinstance(value, tuple):
+            return tuple(self.host(f"{name}.{i}", item) for i, item in enumerate(value))
+        if isinstance(value, dict):
+            return SimpleNamespace(**{key: self.host(f"{name}.{key}", item) for key, item in value.items()})
+        if isinstance(value, Tensor):  # a number on a device, which the host does not know
+            return self.symbol("host", (name,), Kind.SCALAR, 0)
+        if not isinstance(value, float):
+            return value
+        symbol = self.symbol("host", (name,), Kind.HOST, 0)
+        self.values[symbol] = float(value)
+        return symbol
+
+    def is_nonzero(self, symbol: Symbol) -> bool:
+        if symbol not in self.values:
+            raise TypeError(
+                f"an update cannot branch on {symbol!r}: its value is not known when the update is read. "
+                "Use `where(condition, a, b)`, or a bool from `scalars`."
+            )
+        self.guards[symbol.args[0]] = self.values[symbol] != 0
+        return self.guards[symbol.args[0]]
+
+
+class State:
+    """What an update sees as `s`: slots that read as their current value and take a new one.
+
+    Args:
+        read: Gives the value that a slot had before the step.
+    """
+
+    def __init__(self, read: Callable[[str], Value]) -> None:
+        object.__setattr__(self, "_read", read)
+        object.__setattr__(self, "seen", {})
+        object.__setattr__(self, "written", {})
+
+    def __getattr__(self, name: str) -> Value:
+        if name in self.written:
+            return self.written[name]
+        if name not in self.seen:
+            self.seen[name] = self._read(name)
+        return self.seen[name]
+
+    def __setattr__(self, name: str, value: Value) -> None:
+        self.written[name] = value
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the slot was read or written already: a stage so finds out what an update has."""
+        return name in self.seen or name in self.written
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """An update as data, for one choice of flags.
+
+    Attributes:
+        formula: The update itself, to be called on tensors as `formula(p, g, s, h)`.
+        symbols: Every symbol, in an order in which each stands after its arguments.
+        outputs: The new value of the parameter (under `"p"`) and of every slot that is written.
+        reads: Names of the per-element inputs that are read: `"p"`, `"g"` and slots.
+        slots: Names of all slots that are read or written.
+        guards: The floats whose being zero or not selected this program.
+        clock: The counter of the step, where it is on a device and only there.
+        reductions: The sums and maxima, in order.
+    """
+
+    formula: Callable[[Value, Value, Any, Any], Value]
+    symbols: tuple[Symbol, ...]
+    outputs: dict[str, Value]
+    reads: frozenset[str]
+    slots: frozenset[str]
+    guards: dict[str, bool]
+    clock: Symbol | None
+    reductions: tuple[Symbol, ...]
+
+    @functools.cached_property
+    def elementwise(self) -> bool:
+        """Whether blocks of elements can be served one by one, apart from sums over the tensor."""
+        return all(symbol.kind != Kind.WHOLE for symbol in self.symbols)
+
+    @functools.cached_property
+    def writes(self) -> frozenset[str]:
+        """Names of the per-element outputs: the parameter, where it moves, and slots."""
+        return frozenset(
+            name for name, value in self.outputs.items() if isinstance(value, Symbol) and value.kind >= Kind.ELEMENT
+        )
+
+    @functools.cached_property
+    def draws(self) -> tuple[Symbol, ...]:
+        """The fields of normal numbers that it takes, for which an engine must know where its elements are."""
+        return tuple(symbol for symbol in self.symbols if symbol.name == "normal")
+
+    @functools.cached_property
+    def moving(self) -> tuple[str, ...]:
+        """Names of the outputs that a last pass writes: those per element whose new value is not the old one."""
+
+        def moves(value: Symbol, name: str) -> bool:
+            return not (value.name == "element" and value.args[0] == name)
+
+        return tuple(n for n, value in self.outputs.items() if n in self.writes and moves(value, n))
+
+    @functools.cached_property
+    def _known_on_host(self) -> tuple[Symbol, ...]:
+        return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.HOST)
+
+    def numbers(self, h: Mapping[str, Any]) -> dict[Symbol, Any]:
+        """The values of all symbols that are known when a step begins, under its options and scalars."""
+        known: dict[Symbol, Any] = {}
+        for symbol in self._known_on_host:
+            if symbol.name == "host":
+                known[symbol] = float(look_up(h, symbol.args[0]))
+            else:
+                args = [known[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args]
+                known[symbol] = FUNCTIONS[symbol.name].number(*args)
+        return known
+
+    @functools.cached_property
+    def levels(self) -> int:
+        """How many passes of sums come before the last one."""
+        return max((symbol.level for symbol in self.reductions), default=0)
+
+    def sums(self, level: int) -> list[tuple[tuple[Any, ...], Symbol]]:
+        """The reductions of a level, each with its place: over what, by what, and the how manieth of its kind it is.
+
+        Programs differ between jobs, so places tell which belong together: the first sum over all tensors of one is the
+        first of another, and two of them must not mix.
+        """
+        wanted = [symbol for symbol in self.reductions if symbol.level == level]
+        kinds = [symbol.args[1:] for symbol in wanted]
+        return [((*kind, kinds[:i].count(kind)), wanted[i]) for i, kind in enumerate(kinds)]
+
+    @functools.cached_property
+    def needs(self) -> tuple[str, ...]:
+        """What the update needs beyond one element: sums, means, the loss; in words."""
+        found = [_need(symbol) for symbol in self.symbols]
+        return tuple(dict.fromkeys(need for need in found if need))
+
+
+def _need(symbol: Symbol) -> str | None:
+    if symbol.name == "total":
+        return "norm of all tensors" if symbol.args[1] == "all" else "norm of each tensor"
+    if symbol.name == "mean":
+        return "row and column means"
+    if symbol.name == "host" and symbol.args[0] in ("loss", "loss_second_moment"):
+        return "loss"
+    return None
+
+
+def trace(
+    formula: Callable[[Value, Value, Any, Any], Value],
+    h: Mapping[str, Any],
+    scalar_slots: Iterable[str] = (),
+) -> Program:
+    """Call `formula` once on symbols and return what it did.
+
+    Args:
+        formula: Takes the parameter, the gradient, the slots and the options; returns the new parameter.
+        h: Options and scalars of a step: floats become symbols, everything else selects the program.
+        scalar_slots: Names of the slots that hold one number per tensor or per optimizer.
+    """
+    tracer = Tracer()
+    scalar_slots = frozenset(scalar_slots)
+    p = tracer.symbol("element", ("p",), Kind.ELEMENT, 0)
+    g = tracer.symbol("element", ("g",), Kind.ELEMENT, 0)
+
+    def read(name: str) -> Symbol:
+        scalar = name in scalar_slots
+        return tracer.symbol("scalar" if scalar else "element", (name,), Kind.SCALAR if scalar else Kind.ELEMENT, 0)
+
+    s = State(read)
+    new = formula(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
+    outputs = {"p": new, **{name: value for name, value in s.written.items() if value is not s.seen.get(name)}}
+    clock = tracer.symbols.get(("host", "t"))
+    clock = clock if clock is not None and clock.kind == Kind.SCALAR else None
+    symbols = _reachable([*outputs.values(), *([] if clock is None else [clock])])
+    return Program(
+        formula=formula,
+        symbols=symbols,
+        outputs=outputs,
+        reads=frozenset(symbol.args[0] for symbol in symbols if symbol.name == "element"),
+        slots=frozenset(s.seen) | frozenset(s.written),
+        guards=tracer.guards,
+        clock=clock,
+        reductions=tuple(symbol for symbol in symbols if symbol.name == "total"),
+    )
+
+
+def _reachable(outputs: Iterable[Value]) -> tuple[Symbol, ...]:
+    """The symbols that the outputs depend on, arguments first."""
+    found: dict[Symbol, None] = {}
+
+    def visit(value: Value) -> None:
+        if isinstance(value, Symbol) and value not in found:
+            for arg in value.args:
+                visit(arg)
+            found[value] = None
+
+    for output in outputs:
+        visit(output)
+    return tuple(found)
+
+
+class Programs:
+    """The programs of one formula, by flags and guards."""
+
+    def __init__(self, formula: Callable[[Value, Value, Any, Any], Value], scalar_slots: Iterable[str]) -> None:
+        self.formula, self.scalar_slots = formula, frozenset(scalar_slots)
+        self.guarded: set[str] = set()
+        self.programs: dict[tuple[Any, ...], Program] = {}
+
+    def __call__(self, h: Mapping[str, Any]) -> Program:
+        """The program for these options, traced where it is the first of its kind."""
+        key = self._key(h)
+        if key not in self.programs:
+            program = trace(self.formula, h, self.scalar_slots)
+            self.guarded |= set(program.guards)
+            key = self._key(h)  # the new guards belong to it
+            self.programs[key] = program
+        return self.programs[key]
+
+    def _key(self, h: Mapping[str, Any]) -> tuple[Any, ...]:
+        flags = tuple(_flag(value) for value in h.values())
+        return (*h, *flags, *(bool(look_up(h, name)) for name in sorted(self.guarded)))
+
+
+def namespace(h: Mapping[str, Any]) -> SimpleNamespace:
+    """The options and scalars of a step as an update sees them: `h.lr`, and `h.average.weight` for a stage."""
+    return SimpleNamespace(**{key: namespace(item) if isinstance(item, dict) else item for key, item in h.items()})
+
+
+def look_up(h: Mapping[str, Any], name: str) -> Any:
+    """The value behind a symbol's name: `lr`, `betas.0` for an item of a tuple, `average.weight` for a stage's."""
+    head, _, rest = name.partition(".")
+    if not rest:
+        return h[head]
+    return h[head][rest] if isinstance(h[head], dict) else h[head][int(rest)]
+
+
+def _flag(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_flag(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _flag(item)) for key, item in value.items())
+    return "float" if isinstance(value, float) else "tensor" if isinstance(value, Tensor) else value

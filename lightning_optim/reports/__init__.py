@@ -1,0 +1,1 @@
+"""What state costs in memory, for programs and for people."""

@@ -1,0 +1,131 @@
+"""Batch-norm statistics of averaged weights, from a pass over training batches.  Izmailov et al. 2018, section 3.2."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from lightning_optim.distributed.shards import any_rank, drop_gathered, mean_over_ranks
+from lightning_optim.errors import OptionError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+def batch_norm_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of all batch normalisations of a module, by name."""
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, part in module.named_modules()
+        if isinstance(part, _BatchNorm)
+        for name, buffer in part.named_buffers(recurse=False)
+    }
+
+
+@torch.no_grad()
+def recompute(trainer: Trainer, module: LightningModule, batches: int | None = None) -> None:
+    """Replace the running statistics by those of the current weights over training batches.
+
+    A batch of b samples after n earlier ones enters with weight b / (n + b), and so do the samples of the ranks at the
+    end. The run's random state, the mode of every submodule and the iterator of training are left as they were. Where
+    parameters are gathered for a forward pass (FSDP), ranks need equally many batches, as in training.
+
+    Raises:
+        OptionError: where the training loader gives nothing, or batches that `forward` cannot take.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    momenta = [part.momentum for part in norms]
+    modes = {part: part.training for part in module.modules()}
+    seen = 0
+    forward = _gathering(trainer.strategy.model, module)
+    module.eval()
+    for part in norms:
+        part.reset_running_stats()
+        part.train()
+    try:
+        with isolate_rng(), _pass(trainer) as loader, trainer.precision_plugin.forward_context():
+            for batch in itertools.islice(loader, batches):
+                inputs = inputs_of(trainer.precision_plugin.convert_input(batch))
+                seen += len(inputs)
+                for part in norms:
+                    part.momentum = len(inputs) / seen
+                forward(trainer.strategy.batch_to_device(inputs))
+    finally:
+        for part, momentum in zip(norms, momenta, strict=True):
+            part.momentum = momentum
+        for member, mode in modes.items():
+            member.training = mode
+        drop_gathered(trainer.strategy.model)
+    if any_rank(not seen):
+        raise OptionError(
+            "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "
+            "batch_norm='keep'."
+        )
+    share = seen / float(mean_over_ranks(torch.tensor(float(seen))))
+    for part in norms:
+        for buffer in (part.running_mean, part.running_var):
+            assert buffer is not None
+            buffer.copy_(mean_over_ranks(buffer.double() * share))
+
+
+def _gathering(outermost: Any, module: LightningModule) -> Any:
+    """What to call for a forward pass: the module, or around it what gathers its parameters.
+
+    DDP's wrapper is left out: it would give all ranks the statistics of the first one.
+    """
+    fully_sharded = sys.modules.get("torch.distributed.fsdp")
+    wrapped = fully_sharded is not None and isinstance(outermost, fully_sharded.FullyShardedDataParallel)
+    return outermost if wrapped else module
+
+
+@contextmanager
+def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
+    """The batches of an epoch, from a loader of its own: training may stand in the middle of the other one."""
+    loader: Any = trainer.train_dataloader
+    if hasattr(loader, "state_dict"):  # it knows its place in the epoch, so ask for one that begins
+        loader = trainer.fit_loop._data_source.dataloader()
+        if loader is trainer.train_dataloader:
+            raise OptionError(
+                "IterateAveraging cannot recompute batch-norm statistics: the training loader is in the middle of its "
+                "epoch, and there is no other. Give the Trainer a LightningDataModule, or a module with "
+                "train_dataloader, instead of a loader with state_dict; or set batch_norm='keep'."
+            )
+    if not isinstance(loader, DataLoader):
+        yield iter(loader)
+        return
+    loader = copy.copy(loader)
+    vars(loader)["_iterator"] = None  # where workers persist, the iterator is training's
+    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    generators = {getattr(part, "generator", None) for part in (loader, *samplers)}
+    drawn = [generator for generator in generators if generator is not None]
+    states = [(generator, generator.get_state()) for generator in drawn]
+    try:
+        yield iter(loader)
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def inputs_of(batch: Any) -> Tensor:
+    """What the module's `forward` takes: the batch itself, or its first item where it is a sequence.
+
+    Raises:
+        OptionError: for a batch of another kind.
+    """
+    first = batch[0] if isinstance(batch, list | tuple) else batch
+    if isinstance(first, Tensor):
+        return first
+    raise OptionError(
+        f"IterateAveraging cannot tell what to give to forward from a batch of type {type(batch).__name__}: it takes a "
+        "tensor, or a list whose first item is one. Set batch_norm='keep', or let the loader give such batches."
+    )
