@@ -40,7 +40,7 @@ from benchmarks.shapes import LISTS, tiny
 from benchmarks.timing import copy_bandwidth, launches, peak_memory, random_params, side_by_side, synchronize
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.reports.memory import state_memory
-from tests.problems import apply, build, gradients, make_params
+from tests.harness.problems import apply, build, gradients, make_params
 
 Result = dict[str, Any]
 

@@ -19,7 +19,7 @@ from lightning_optim import OptionError, engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Coded
-from tests.problems import apply, build, gradients, make_params
+from tests.harness.problems import apply, build, gradients, make_params
 
 SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (3, 1400), (20, 30))  # the last one turned
 SMALL = ((0,), (7,), (257,), (3, 1400))

@@ -40,7 +40,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_optim import create_optimizer
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.shards import local
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
 
 LAYERS, WIDTH = 16, 256
 KINDS = ("single", "ddp", "fsdp1 full", "fsdp1 sharded", "fsdp1 fused", "fsdp2 full", "fsdp2 sharded")

@@ -19,7 +19,7 @@ from benchmarks.shapes import decoder_1b, gpt2_124m, many_small
 from benchmarks.timing import random_params, side_by_side
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.engines import triton as engine
-from tests.problems import build
+from tests.harness.problems import build
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="sizes for the interpreter")

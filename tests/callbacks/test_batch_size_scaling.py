@@ -44,9 +44,9 @@ from tests.callbacks.test_warmup_free_schedule import (
     sharded_data,
     stored,
 )
-from tests.callbacks.toys import BATCH, Make, Run, Toy, batches, samples, trainer, vector
-from tests.ranks import run_ranks
-from tests.test_cpu_fsdp import build
+from tests.harness.ranks import run_ranks
+from tests.harness.test_cpu_fsdp import build
+from tests.harness.toys import BATCH, Make, Run, Toy, batches, samples, trainer, vector
 
 SQRT, LINEAR = 2.0, 4.0  # of the toy's batch of 8 against one of 2
 
@@ -367,8 +367,8 @@ def test_from_a_config(tmp_path: Path) -> None:
         "tests.callbacks.test_warmup_free_schedule.Note": {},
     }
     config = {
-        "model": {"class_path": "tests.test_strategy.Configured"},
-        "data": {"class_path": "tests.test_cli.Data"},
+        "model": {"class_path": "tests.config.test_strategy.Configured"},
+        "data": {"class_path": "tests.config.test_cli.Data"},
         "trainer": {
             **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False},
             **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(tmp_path)},

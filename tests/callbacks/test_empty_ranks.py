@@ -18,9 +18,9 @@ from lightning_optim.callbacks import (
     OptimizerStateMemory,
     WarmupFreeSchedule,
 )
-from tests.callbacks.sharded import Outer, strategy_of
-from tests.callbacks.toys import batches, trainer
-from tests.ranks import run_ranks
+from tests.harness.journeys import Outer, strategy_of
+from tests.harness.ranks import run_ranks
+from tests.harness.toys import batches, trainer
 
 LAST = "net.3.bias"
 

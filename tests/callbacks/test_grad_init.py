@@ -29,9 +29,9 @@ from lightning_optim.callbacks import GradInit, IterateAveraging
 from lightning_optim.errors import OptionError
 from lightning_optim.training.dry_run import joined
 from lightning_optim.training.grad_init import DIRECTIONS, ScaleSearch, along, norm_of, taken_by
-from tests.callbacks.toys import Make, Run, Toy, batches, plain_net, samples, trainer, vector
-from tests.ranks import RankFailure, run_ranks
-from tests.test_cpu_fsdp import Kind, build
+from tests.harness.ranks import RankFailure, run_ranks
+from tests.harness.test_cpu_fsdp import Kind, build
+from tests.harness.toys import Make, Run, Toy, batches, plain_net, samples, trainer, vector
 
 # ---------------------------------------------------------------- the worked numbers
 
@@ -816,7 +816,7 @@ def test_it_is_set_from_yaml(tmp_path: Path) -> None:
 
     config = f"""
 model:
-  class_path: tests.test_strategy.Configured
+  class_path: tests.config.test_strategy.Configured
   init_args: {{optimizer: {{name: adan, lr: 0.01}}}}
 data: tests.callbacks.test_grad_init.Data
 trainer:

@@ -28,11 +28,11 @@ from lightning_optim.core.attach import OnGradients, attach
 from lightning_optim.distributed.philox import Site, normals, philox
 from lightning_optim.stages import Noise
 from lightning_optim.stages.noise import sites_of
-from tests.callbacks.toys import Make, Pair, Run, Toy, batches, slot, trainer, vector
-from tests.cpu_fsdp import CPUFSDP
 from tests.engines.conftest import torch_functions  # noqa: F401  a fixture
 from tests.engines.test_compiled import exact_roots  # noqa: F401  a fixture
-from tests.ranks import run_ranks
+from tests.harness.cpu_fsdp import CPUFSDP
+from tests.harness.ranks import run_ranks
+from tests.harness.toys import Make, Pair, Run, Toy, batches, slot, trainer, vector
 
 ROUNDING = 1e-12  # of a dozen steps in float64
 

@@ -20,9 +20,9 @@ from examples.digits.digits import GlobalBatches, Loader
 from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging
 from lightning_optim.stages import Average
-from tests.callbacks.sharded import KINDS, journey
-from tests.callbacks.toys import BATCH, Make, Pair, Run, Toy, Walk, batches, samples, slot, trainer, vector
-from tests.ranks import run_ranks
+from tests.harness.journeys import KINDS, journey
+from tests.harness.ranks import run_ranks
+from tests.harness.toys import BATCH, Make, Pair, Run, Toy, Walk, batches, samples, slot, trainer, vector
 
 ROUNDING = 1e-13  # of a dozen additions in float64
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from lightning_optim import Adan
 from lightning_optim.callbacks import IterateAveraging
-from tests.callbacks.sharded import journey
-from tests.callbacks.toys import Run, Toy, Walk, batches, trainer, vector
-from tests.ranks import RankFailure, run_ranks
+from tests.harness.journeys import journey
+from tests.harness.ranks import RankFailure, run_ranks
+from tests.harness.toys import Run, Toy, Walk, batches, trainer, vector
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*was called without a model", "ignore:.*there is no last checkpoint", "ignore:.*Swapping scheduler"

@@ -16,9 +16,9 @@ from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.core.attach import attach
 from lightning_optim.stages import Lookahead
-from tests.callbacks.sharded import KINDS, journey
-from tests.callbacks.toys import Make, Pair, Run, Toy, batches, samples, slot, vector
-from tests.ranks import run_ranks
+from tests.harness.journeys import KINDS, journey
+from tests.harness.ranks import run_ranks
+from tests.harness.toys import Make, Pair, Run, Toy, batches, samples, slot, vector
 
 ROUNDING = 1e-13
 

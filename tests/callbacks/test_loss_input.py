@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from lightning_optim import KoalaV
 from lightning_optim.callbacks import LossInput
-from tests.callbacks.toys import BATCH, Run, Toy, batches, samples, vector
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
+from tests.harness.toys import BATCH, Run, Toy, batches, samples, vector
 
 ROUNDING = 1e-12
 

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, list_optimizers
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput, OptimizerStateMemory
 from lightning_optim.reports.memory import predicted_memory, state_memory
-from tests.callbacks.toys import Make, Run, Toy, trainer
-from tests.ranks import run_ranks
-from tests.test_cpu_fsdp import Kind, build
+from tests.harness.ranks import run_ranks
+from tests.harness.test_cpu_fsdp import Kind, build
+from tests.harness.toys import Make, Run, Toy, trainer
 
 VALUES = 4 * 6 + 6 + 6 * 2 + 2  # of the toy's two layers
 TENSORS = 4
@@ -536,9 +536,9 @@ def test_it_is_set_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "fit.yaml"
     path.write_text(f"""
 model:
-  class_path: tests.test_strategy.Configured
+  class_path: tests.config.test_strategy.Configured
   init_args: {{optimizer: {{name: adan, state_bits: 16}}}}
-data: tests.test_cli.Data
+data: tests.config.test_cli.Data
 trainer:
   accelerator: cpu
   devices: 1

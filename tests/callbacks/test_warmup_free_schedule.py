@@ -32,9 +32,9 @@ from lightning_optim.callbacks import IterateAveraging, LookaheadSync, NonFinite
 from lightning_optim.cli import main
 from lightning_optim.training import second_moment
 from lightning_optim.training.warmups import WARMUPS
-from tests.callbacks.toys import BATCHES, Make, Run, Toy, batches, samples, trainer, vector
-from tests.ranks import run_ranks
-from tests.test_cpu_fsdp import build
+from tests.harness.ranks import run_ranks
+from tests.harness.test_cpu_fsdp import build
+from tests.harness.toys import BATCHES, Make, Run, Toy, batches, samples, trainer, vector
 
 ROUNDING = 1e-13  # of sums in another order, in float64
 LR = 0.05
@@ -789,8 +789,8 @@ def test_from_a_config(tmp_path: Path) -> None:
         "tests.callbacks.test_warmup_free_schedule.Note": {},
     }
     config = {
-        "model": {"class_path": "tests.test_strategy.Configured"},
-        "data": {"class_path": "tests.test_cli.Data"},
+        "model": {"class_path": "tests.config.test_strategy.Configured"},
+        "data": {"class_path": "tests.config.test_cli.Data"},
         "trainer": {
             **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False},
             **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(tmp_path)},

@@ -24,8 +24,8 @@ from lightning_optim import ConfiguredOptimizer, OptimizerSpec, OptimizerStrateg
 from lightning_optim.callbacks import Communication
 from lightning_optim.distributed.communication import PowerSGD
 from lightning_optim.errors import OptionError
-from tests.ranks import RankFailure, run_ranks
-from tests.test_cpu_fsdp import build
+from tests.harness.ranks import RankFailure, run_ranks
+from tests.harness.test_cpu_fsdp import build
 
 ROOT = Path(__file__).parent.parent.parent
 BATCH = 4

@@ -30,8 +30,8 @@ from lightning_optim.callbacks import CheckpointIntegrity, Communication, Iterat
 from lightning_optim.callbacks.non_finite_guard import all_finite
 from lightning_optim.checkpoints.integrity import damage
 from lightning_optim.errors import OptionError
-from tests.ranks import RankFailure, run_ranks
-from tests.test_cpu_fsdp import Kind, Regression, build
+from tests.harness.ranks import RankFailure, run_ranks
+from tests.harness.test_cpu_fsdp import Kind, Regression, build
 
 EPOCH = 4  # steps, of 8 samples on each rank
 

@@ -15,8 +15,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from examples.digits.digits import DigitsClassifier, DigitsData
-from tests.callbacks.toys import trainer, vector
-from tests.ranks import _free_port
+from tests.harness.ranks import _free_port
+from tests.harness.toys import trainer, vector
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "examples/multi_node/digits.yaml"

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from benchmarks.communication import counted
 from benchmarks.scale import messages, tables
 from lightning_optim import create_optimizer
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "scale.md"
 

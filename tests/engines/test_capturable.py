@@ -22,7 +22,7 @@ from lightning_optim.engines import triton as engine
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average
 from tests.engines.test_triton import CODED, differences
-from tests.problems import NAMES, build, make_params
+from tests.harness.problems import NAMES, build, make_params
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("torch_functions")

@@ -24,7 +24,7 @@ from lightning_optim.language.program import trace
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Coded
 from tests.engines.test_triton import CODED, SERVED, SHAPES, differences, make, run
-from tests.problems import build, make_params
+from tests.harness.problems import build, make_params
 
 needs_compiler = pytest.mark.skipif(bool(compiled.without_compiler()), reason="no C++ compiler")
 # Their exponentials and powers are our own: a few units in the last place from torch's.

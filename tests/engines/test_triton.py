@@ -24,7 +24,7 @@ from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.stages.noise import sites_of
 from lightning_optim.storage import Coded
-from tests.problems import NAMES, apply, build, flat, gradients, make_params
+from tests.harness.problems import NAMES, apply, build, flat, gradients, make_params
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -418,7 +418,7 @@ def test_the_text_can_be_read() -> None:
 
 def compile_reports(names: Sequence[str]) -> list[dict[str, Any]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.engines.sm90", *names]
+    command = [sys.executable, "-m", "tests.harness.sm90", *names]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=1500)
     assert not done.returncode, done.stderr[-3000:]

@@ -21,7 +21,7 @@ from lightning_optim.errors import OptionError
 from lightning_optim.language.options import Option
 from lightning_optim.reports.memory import predicted_memory, state_memory
 from lightning_optim.storage import Coded
-from tests.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
+from tests.harness.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
 
 MIRRORED = [name for name in NAMES if not OPTIMIZERS[name].inputs]  # a loss below its target has no mirror image
 UNCODED = [name for name in NAMES if not any(storage.can_be_coded(s) for s in OPTIMIZERS[name].slots.values())]

@@ -20,7 +20,7 @@ from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, create_optim
 from lightning_optim.config.groups import named_roles
 from lightning_optim.nn import StableEmbedding
 from lightning_optim.storage import Coded
-from tests.callbacks.toys import trainer
+from tests.harness.toys import trainer
 
 ROWS, WIDTH = 300, 16
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_optim.core.optimizer import OPTIMIZERS
-from tests.optimizers.driver import Array, run
+from tests.harness.driver import Array, run
 from tests.oracles import ORACLES
 
 STEPS = 60

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
-from tests.goldens import ADAN_RESTART, ADAN_RESTART_AFTER, GOLDENS, Golden, Tensors
-from tests.optimizers.driver import History, run
+from tests.harness.driver import History, run
+from tests.optimizers.goldens import ADAN_RESTART, ADAN_RESTART_AFTER, GOLDENS, Golden, Tensors
 
 ENGINES = ("reference", "auto")
 

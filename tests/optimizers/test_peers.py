@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from lightning_optim.core.optimizer import OPTIMIZERS
-from tests.goldens import (
+from tests.harness.driver import Array, run
+from tests.harness.problems import gradients, make_params
+from tests.optimizers.goldens import (
     FIVE_GRADIENTS,
     MATRIX,
     MATRIX_GRADIENTS,
@@ -27,8 +29,6 @@ from tests.goldens import (
     VECTOR_GRADIENTS,
     Tensors,
 )
-from tests.optimizers.driver import Array, run
-from tests.problems import gradients, make_params
 
 ADABELIEF, LION = "adabelief_pytorch.AdaBelief", "lion_pytorch.Lion"
 DISTRIBUTIONS = {

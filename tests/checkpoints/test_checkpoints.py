@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lightning_optim.checkpoints.consolidate import consolidate
-from tests.distributed.checkpoints import EPOCH, KINDS, Run, Setting, fit, identical
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
+from tests.harness.runs import EPOCH, KINDS, Run, Setting, fit, identical
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "checkpoint_matrix.json"

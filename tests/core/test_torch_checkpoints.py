@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lightning_optim.optimizers  # noqa: F401  (registers the pages)
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
-from tests.problems import flat, gradients, make_params
+from tests.harness.problems import flat, gradients, make_params
 
 SHAPES = ((), (5,), (3, 4), (4, 2, 3, 3))
 BEFORE, AFTER = 7, 10  # RAdam rectifies from step 6 on: both of its branches lie before the checkpoint

@@ -1,6 +1,6 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.engines.sm90 adamw lamb:32 adamw+noise combine_blocks`), where Triton compiles and
+To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+noise combine_blocks`), where Triton compiles and
 does not interpret: all kernels of an optimizer, those with state in 32 bits only, those with stages in the same pass,
 and the one that adds up the sums of blocks.
 """
@@ -27,7 +27,7 @@ from lightning_optim.engines.step import make_row
 from lightning_optim.engines.triton.printer import TILE
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.stages.noise import sites_of
-from tests.problems import apply, build, gradients, make_params
+from tests.harness.problems import apply, build, gradients, make_params
 
 SHAPES = ((64, 64),)  # kept in codes at 8 bits
 TARGET = GPUTarget("cuda", 90, 32)

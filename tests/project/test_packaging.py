@@ -14,7 +14,7 @@ import pytest
 
 import lightning_optim
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LINK = "lightning_optim/callbacks"  # the real folder is callbacks/
 
 IMPORT_ALL = """
@@ -71,7 +71,7 @@ def test_the_sdist_holds_the_callbacks_and_the_tests(built: Path, sources: set[s
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
     assert {name for name in names if re.match(r"lightning_optim/.*\.py$", name)} == sources
-    assert {"LICENSE", "README.md", "pyproject.toml", "tests/test_packaging.py"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "tests/project/test_packaging.py"} <= names
 
 
 def test_the_wheel_holds_exactly_the_modules_in_git(wheel: Path, sources: set[str]) -> None:

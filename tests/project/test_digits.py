@@ -22,10 +22,10 @@ from examples.digits.digits import DigitsClassifier, DigitsData, GlobalBatches
 from lightning_optim import OptimizerSpec
 from lightning_optim.callbacks import IterateAveraging
 from lightning_optim.cli import main
-from tests.callbacks.toys import trainer, vector
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
+from tests.harness.toys import trainer, vector
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = "examples/digits/adan.yaml"
 
 # ---------------------------------------------------------------- the command

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import OptimizerStrategy
-from tests.distributed.checkpoints import Parts, Setting, Task, fit, strategy_of
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
+from tests.harness.runs import Parts, Setting, Task, fit, strategy_of
 
 SETTINGS = [
     Setting("single", 8, 1),

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, storage
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
-from tests.cpu_fsdp import CPUFSDP
-from tests.distributed.worlds import UNITS, Odd, Wide, whole
+from tests.harness.cpu_fsdp import CPUFSDP
+from tests.harness.worlds import UNITS, Odd, Wide, whole
 
 EPOCH = 4
 KINDS = ("single", "ddp", "fsdp1 full", "fsdp1 sharded", "fsdp2 full", "fsdp2 sharded")

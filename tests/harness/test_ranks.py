@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import RankFailure, run_ranks
+from tests.harness.ranks import RankFailure, run_ranks
 
 
 def rank() -> int:

@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from tests.callbacks.toys import batches, trainer
-from tests.cpu_fsdp import CPUFSDP
+from tests.harness.cpu_fsdp import CPUFSDP
+from tests.harness.toys import batches, trainer
 
 SHARDED_FILES = [pytest.param(kind, marks=pytest.mark.full) for kind in ("fsdp1 sharded", "fsdp2 sharded")]
 KINDS = ["ddp", "fsdp1 full", "fsdp2 full", *SHARDED_FILES]

@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
-from tests.problems import NAMES, flat, make_params
+from tests.harness.problems import NAMES, flat, make_params
 
 pytest.importorskip("expecttest", reason="torch's test machinery needs expecttest")
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.cpu_fsdp import CPUFSDP
-from tests.ranks import run_ranks
+from tests.harness.cpu_fsdp import CPUFSDP
+from tests.harness.ranks import run_ranks
 
 Kind = Literal["ddp", "fsdp1 full", "fsdp1 sharded", "fsdp2 full", "fsdp2 sharded"]
 SHARDED: list[Kind] = ["fsdp1 full", "fsdp1 sharded", "fsdp2 full", "fsdp2 sharded"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_optim import list_optimizers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_tables_are_current() -> None:

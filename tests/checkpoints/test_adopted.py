@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import OptimizerStrategy
 from lightning_optim.callbacks import LookaheadSync
 from lightning_optim.checkpoints.consolidate import consolidate
-from tests.distributed.checkpoints import EPOCH, Parts, Setting, Task, strategy_of
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
+from tests.harness.runs import EPOCH, Parts, Setting, Task, strategy_of
 
 
 class OfTorch(Task):

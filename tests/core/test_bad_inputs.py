@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_optim import SGDW, AdamW, KoalaV, OptionError, create_optimizer, engines
 from lightning_optim.storage import Coded, coded
-from tests.problems import apply, build, flat, gradients, make_params
+from tests.harness.problems import apply, build, flat, gradients, make_params
 
 ENGINES = ["auto", *engines.ENGINES]
 SHAPES = ((64, 70), (3,))

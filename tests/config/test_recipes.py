@@ -14,7 +14,7 @@ from lightning_optim import AdamW, ConfiguredOptimizer, OptimizerSpec, Padam, RA
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.config.recipes import RECIPES
 from lightning_optim.stages import Average
-from tests.goldens import AVERAGES, GOLDENS
+from tests.optimizers.goldens import AVERAGES, GOLDENS
 
 
 class Line(ConfiguredOptimizer, LightningModule):

@@ -26,8 +26,8 @@ from lightning_optim import (
 )
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput
 from lightning_optim.core.optimizer import OPTIMIZERS
-from tests.bad import BAD
-from tests.callbacks.toys import batches, plain_net, trainer
+from tests.config.bad import BAD
+from tests.harness.toys import batches, plain_net, trainer
 
 
 class Configured(ConfiguredOptimizer, LightningModule):

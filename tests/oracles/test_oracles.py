@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.goldens import (
+from tests.optimizers.goldens import (
     ADAN_RESTART,
     ADAN_RESTART_AFTER,
     AVERAGES,

@@ -18,9 +18,9 @@ import lightning_optim
 from lightning_optim import OptimizerStrategy
 from lightning_optim.cli import main
 from lightning_optim.core.optimizer import OPTIMIZERS
-from tests.bad import BAD
-from tests.callbacks.toys import batches
-from tests.test_strategy import Configured, frozen
+from tests.config.bad import BAD
+from tests.config.test_strategy import Configured, frozen
+from tests.harness.toys import batches
 
 
 class Plain(LightningModule):
@@ -64,8 +64,8 @@ def config(tmp_path: Path) -> Any:
         }
         content = {
             "seed_everything": 0,
-            "model": model or {"class_path": "tests.test_strategy.Configured"},
-            "data": {"class_path": "tests.test_cli.Data"},
+            "model": model or {"class_path": "tests.config.test_strategy.Configured"},
+            "data": {"class_path": "tests.config.test_cli.Data"},
             "trainer": {**quiet, "callbacks": [saving, *callbacks], **trainer},
         }
         path = tmp_path / "config.in.yaml"
@@ -76,7 +76,7 @@ def config(tmp_path: Path) -> Any:
 
 
 def configured(spec: Any) -> dict[str, Any]:
-    return {"class_path": "tests.test_strategy.Configured", "init_args": {"optimizer": spec}}
+    return {"class_path": "tests.config.test_strategy.Configured", "init_args": {"optimizer": spec}}
 
 
 def trained(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,7 +180,7 @@ def test_wrong_callbacks_in_a_config(
 def test_what_only_the_module_shows_is_said_before_training(
     config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = said(capsys, ["fit", "--config", config({"class_path": "tests.test_cli.Frozen"})])
+    text = said(capsys, ["fit", "--config", config({"class_path": "tests.config.test_cli.Frozen"})])
     assert text.splitlines()[-1].startswith("lightning-optim: Frozen has no parameter to train")
     assert not (tmp_path / "end.ckpt").exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.save_memory import KINDS, LAYERS, measure
-from tests.ranks import run_ranks
+from tests.harness.ranks import run_ranks
 
 
 def measure_codes(kinds: tuple[str, ...]) -> list[dict[str, Any]]:
