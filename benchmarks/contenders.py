@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.peers import PEERS, missing
 from lightning_optim import Optimizer
 from lightning_optim.core.optimizer import OPTIMIZERS
-from lightning_optim.language.program import Kind, Program, Symbol
+from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Kind, Symbol
 from lightning_optim.storage import Coded
 
 NAMES = ("adamw", "adan", "lion", "lamb", "radam")

@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_optim import create_optimizer
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.distributed.shards import local
+from lightning_optim.distributed.placement import local
 from tests.harness.ranks import run_ranks
 
 LAYERS, WIDTH = 16, 256

@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
 from lightning_optim.checkpoints import integrity
-from lightning_optim.distributed.shards import local, mean_over_ranks
+from lightning_optim.distributed.placement import local
+from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 
 

@@ -22,7 +22,8 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.distributed.shards import is_dtensor, is_flattened
+from lightning_optim.distributed.fsdp1 import is_flattened
+from lightning_optim.distributed.placement import is_dtensor
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training.dry_run import NoLoss, TrainingStep, differentiable, half_batches, optimizers_of
 from lightning_optim.training.grad_init import (

@@ -14,12 +14,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.config.mixin import ConfiguredOptimizer
-from lightning_optim.core.attach import OnGradients, attach
+from lightning_optim.core.foreign_stages import OnGradients, attach
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.distributed.norms import count, norm
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.stages.noise import Kind, Noise, sites_of
+from lightning_optim.stages.noise import Kind, Noise
+from lightning_optim.training.clipping import GradientClipping
 
 # Where optimizers of torch keep the mean of squared gradients, by the option that is its decay.
 SECOND_MOMENTS = {"betas": ("exp_avg_sq", "betas", "1"), "alpha": ("square_avg", "alpha", "")}
@@ -88,7 +89,7 @@ class GradientNoise(Callback):
             named = pl_module.named_parameters()
             moment = second_moment(optimizer) if self.kind == "second_moment" else ("", "", "")
             stage = Noise(
-                sites_of(named, optimizer),
+                global_indices(named, optimizer),
                 self.kind,
                 self.eta,
                 self.gamma,
@@ -179,7 +180,7 @@ class GradientNoise(Callback):
 def clips(trainer: Trainer, module: LightningModule) -> bool:
     """Whether gradients are clipped between the backward pass and the step, other than by hand."""
     overridden = is_overridden("configure_gradient_clipping", module, LightningModule)
-    ours = getattr(type(module), "configure_gradient_clipping", None) is ConfiguredOptimizer.configure_gradient_clipping
+    ours = getattr(type(module), "configure_gradient_clipping", None) is GradientClipping.configure_gradient_clipping
     return module.automatic_optimization and (bool(trainer.gradient_clip_val) or (overridden and not ours))
 
 

@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
-from lightning_optim.core.attach import OnWeights, attach
-from lightning_optim.distributed.shards import drop_gathered
+from lightning_optim.core.foreign_stages import OnWeights, attach
+from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.average import Average, Kind
 from lightning_optim.training.batch_norm import batch_norm_buffers, recompute
@@ -120,7 +120,7 @@ class IterateAveraging(SwappedWeights):
         """At the end of an epoch take in the weights, whatever the number of steps that it really had."""
         if self.every != "epoch" or not (trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches):
             return
-        drop_gathered(trainer.strategy.model)  # after a batch without a loss FSDP still shows whole parameters
+        reshard(trainer.strategy.model)  # after a batch without a loss FSDP still shows whole parameters
         for stage, alone in zip(self._stages, self._alone, strict=True):
             if stage.steps > stage.latest and self._has_begun(trainer, stage):
                 alone.run(stage.collect())

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_optim.distributed.shards import drop_gradients, local, mean_over_ranks
+from lightning_optim.distributed.placement import drop_gradients, local
+from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.config.groups import plain_name
-from lightning_optim.core.batches import has_gradient
-from lightning_optim.distributed.shards import gathered
+from lightning_optim.distributed.names import plain_name
+from lightning_optim.distributed.placement import has_gradient
+from lightning_optim.distributed.ranks import gathered
 from lightning_optim.reports.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
 from lightning_optim.reports.memory_views import Census, can_draw, picture, scalars, size, state, tables, write_csv
 

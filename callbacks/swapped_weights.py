@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.distributed.norms import norm
-from lightning_optim.distributed.shards import drop_gathered
+from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError
 
 
@@ -129,7 +129,7 @@ class SwappedWeights(Callback):
         A parameter in 16 bits cannot hold what is in the slot, which therefore stays where it is; the weights of
         training go to a slot `raw` meanwhile.
         """
-        drop_gathered(trainer.strategy.model)
+        reshard(trainer.strategy.model)
         for p, state in self._held(trainer, [i for i in range(len(trainer.optimizers)) if self.ready(i)]):
             other = state[self.slot]
             if other.dtype == p.dtype:

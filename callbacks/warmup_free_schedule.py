@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.core.batches import has_gradient
+from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training import second_moment
 from lightning_optim.training.learning_rates import LearningRates, held

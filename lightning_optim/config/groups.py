@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from lightning_optim.distributed.names import plain_name
 from lightning_optim.errors import OptionError, nearest
 
 ROLES = ("weight", "bias", "norm", "embedding")
-_WRAPPERS = ("_fsdp_wrapped_module.", "_forward_module.", "_orig_mod.")
 
 
 def role(owner: nn.Module, name: str) -> str:
@@ -46,18 +46,6 @@ def named_roles(module: nn.Module) -> dict[str, tuple[nn.Parameter, str]]:
             if first not in found or role(owner, name) == "embedding":
                 found[first] = (param, role(owner, name))
     return found
-
-
-def plain_name(name: str) -> str:
-    """The name of a parameter without what wrapping strategies put into it.
-
-    Example:
-        >>> plain_name("net._fsdp_wrapped_module.0.weight")
-        'net.0.weight'
-    """
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def matches(name: str, kind: str, words: Iterable[str]) -> bool:

@@ -6,16 +6,14 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from lightning_optim.config.strategy import OptimizerStrategy
-from lightning_optim.distributed.clipping import clip_gradient_norm
-from lightning_optim.distributed.shards import is_flattened
 from lightning_optim.errors import OptionError
+from lightning_optim.training.clipping import GradientClipping
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
-    from torch.optim import Optimizer
 
 
-class ConfiguredOptimizer:
+class ConfiguredOptimizer(GradientClipping):
     """Turns `hparams.optimizer` into `configure_optimizers` and `configure_callbacks`.
 
     Put it before LightningModule, annotate the argument with `OptimizerSpec`, and save the hyper-parameters:
@@ -67,19 +65,3 @@ class ConfiguredOptimizer:
             found.append(CheckpointIntegrity())
         present = self.trainer.callbacks
         return [callback for callback in found if not any(isinstance(other, type(callback)) for other in present)]
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as `Trainer(gradient_clip_val=...)` says; by norm under FSDP1 as well, where Lightning has no way."""
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        if gradient_clip_val and by_norm and any(is_flattened(p) for p in params):
-            clip_gradient_norm(params, float(gradient_clip_val))
-        else:
-            super().configure_gradient_clipping(  # type: ignore[misc]
-                optimizer, gradient_clip_val, gradient_clip_algorithm
-            )

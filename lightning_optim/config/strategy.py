@@ -15,7 +15,7 @@ from lightning_optim.config.groups import make_groups
 from lightning_optim.config.recipes import RECIPES, Recipe
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed.communication import read as read_communication
-from lightning_optim.distributed.shards import is_fused
+from lightning_optim.distributed.fsdp1 import is_flat_parameter
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.language.options import check_options
 from lightning_optim.training.schedules import SCHEDULES, factor, total_steps
@@ -135,7 +135,7 @@ class OptimizerStrategy:
         precise = {"state_bits": 32} if self._value("state_bits") != 32 else {}
         # Also where a split changes nothing: the groups of a checkpoint are the same for all options.
         split = [(self.no_decay, plain, "no_decay"), (self.full_precision, precise, "full_precision")]
-        if any(is_fused(p) for p in module.parameters()):
+        if any(is_flat_parameter(p) for p in module.parameters()):
             labels = [label for words, changed, label in split if words and changed]
             if not labels:
                 return make_groups(module, (), self.groups)
@@ -152,7 +152,7 @@ class OptimizerStrategy:
             return self.optimizer_class(model_or_params, **self.options)
         optimizer = self.optimizer_class(self.param_groups(model_or_params), **self.options)
         places: dict[Any, int] = {p: place for place, p in enumerate(model_or_params.parameters())}
-        optimizer.places = [places[p] for _, p in optimizer.every_parameter()]
+        optimizer.model_order = [places[p] for _, p in optimizer.every_parameter()]
         return optimizer
 
     def callbacks(self) -> list[Callback]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.shards import local
+from lightning_optim.distributed.placement import local
 from lightning_optim.errors import OptionError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_optim import engines, storage
-from lightning_optim.core.batches import has_gradient
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.distributed.shards import Placement
-from lightning_optim.engines.step import Job, Step, make_row
+from lightning_optim.core.state_layout import first_value
+from lightning_optim.distributed.placement import has_gradient
+from lightning_optim.distributed.reductions import Reductions
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Programs
 from lightning_optim.language.slot import Slot
@@ -114,7 +114,7 @@ class OnGradients:
         Raises:
             OptionError: for a sparse gradient.
         """
-        jobs: dict[Any, Job] = {}
+        batches: dict[Any, Batch] = {}
         params = []
         for i, group in enumerate(self.optimizer.param_groups):
             options = {name: _numbers(value) for name, value in group.items() if _is_number(value)}
@@ -133,15 +133,15 @@ class OnGradients:
                 if not program.slots <= state.keys():
                     self._excuse(p, program.slots)
                     continue
-                job = jobs.setdefault((i, t), Job(program, h))
+                batch = batches.setdefault((i, t), Batch.of(program, h))
                 own = {name: state[name] for name in program.slots}
-                row = make_row(p.grad, None, own, {name: self.stage.slots.get(name, Slot()) for name in own})
-                row.site = self.stage.site_of(p) if program.draws else None
-                job.rows.append(row)
+                local = LocalParameter.of(p.grad, own, {name: self.stage.slots.get(name, Slot()) for name in own})
+                local.global_index = self.stage.global_index_of(p) if program.draws else None
+                batch.params.append(local)
                 params.append(p)
-        if jobs:
-            step = Step(list(jobs.values()), {}, Placement(params))
-            engines.choose("auto", [job.program for job in step.jobs], step.rows).run(step)
+        if batches:
+            step = Step(list(batches.values()), {}, Reductions(params))
+            engines.choose("auto", [batch.program for batch in step.batches], step.params).run(step)
 
     def _excuse(self, p: Tensor, names: Iterable[str]) -> None:
         """What a stage reads is not there before the first step, but after it must be."""
@@ -177,20 +177,21 @@ class OnWeights:
     @torch.no_grad()
     def run(self, options: Mapping[str, Any]) -> None:
         """Let the stage act under these options, on every parameter that has its slots."""
-        jobs: dict[Any, Job] = {}
+        batches: dict[Any, Batch] = {}
         params = [p for group in self.optimizer.param_groups for p in group["params"] if self._has(p)]
         for p in params:
             state = self.optimizer.state[p]
             present = tuple(_moments(self.stage, state))
-            if present not in jobs:
+            if present not in batches:
                 h = {"stage": options, "present": present}
-                jobs[present] = Job(self.programs(h), h)
-            job = jobs[present]
-            own = {name: state[name] for name in job.program.slots}
-            job.rows.append(make_row(p, None, own, {name: self.stage.slots.get(name, Slot()) for name in own}))
-        if jobs:
-            step = Step(list(jobs.values()), {}, Placement(params))
-            engines.choose("auto", [job.program for job in step.jobs], step.rows).run(step)
+                batches[present] = Batch.of(self.programs(h), h)
+            batch = batches[present]
+            own = {name: state[name] for name in batch.program.slots}
+            slots = {name: self.stage.slots.get(name, Slot()) for name in own}
+            batch.params.append(LocalParameter.of(p, own, slots))
+        if batches:
+            step = Step(list(batches.values()), {}, Reductions(params))
+            engines.choose("auto", [batch.program for batch in step.batches], step.params).run(step)
 
     def _has(self, p: Tensor) -> bool:
         state = self.optimizer.state.get(p, {})
@@ -223,7 +224,7 @@ class _Guest:
 
     def _new(self, p: Tensor, names: Any) -> dict[str, Tensor]:
         slots = {name: self.stage.slots[name] for name in names}
-        return {n: s.empty(p, storage.dtype(p.dtype, 32, s), SimpleNamespace(), {}) for n, s in slots.items()}
+        return {n: first_value(s, p, storage.dtype(p.dtype, 32, s), {}) for n, s in slots.items()}
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -6,10 +6,8 @@ A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +16,14 @@ from torch._compile import _disable_dynamo
 from lightning_optim import engines, storage
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
-from lightning_optim.core.batches import has_gradient
+from lightning_optim.core.guards import refuse_orphans
 from lightning_optim.core.runner import Runner
-from lightning_optim.core.state_dict import OWN
-from lightning_optim.distributed.shards import is_divided, local, logical_shape, mean_over_ranks, refuse_orphans
+from lightning_optim.core.state_layout import WHOLE, StateLayout
+from lightning_optim.distributed.placement import has_gradient, is_sharded
+from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
-from lightning_optim.language.definition import Page
-from lightning_optim.language.options import Option, check_options, read_options, signature
-from lightning_optim.language.program import Program, Programs
+from lightning_optim.language.definition import Definition
+from lightning_optim.language.options import check_options, read_options, signature
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
@@ -33,14 +31,10 @@ from lightning_optim.stages.stage import Stage
 GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
 
-NUMBERS = (float, float | None)
-# Options of the whole optimizer.
-WHOLE = ("engine", "capturable")
-
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-class Optimizer(Page, torch.optim.Optimizer):
+class Optimizer(StateLayout):
     """A `torch.optim.Optimizer` whose mathematics stands in one `update`.
 
     Args:
@@ -61,17 +55,13 @@ class Optimizer(Page, torch.optim.Optimizer):
             is given twice.
     """
 
-    name: ClassVar[str]
-    options: ClassVar[dict[str, Option]]
-    slots: ClassVar[dict[str, Slot]]
-
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Read the page: its options become the constructor, its slots the state, its name the word in a config."""
         super().__init_subclass__(**kwargs)
         if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
             return  # Lightning makes a subclass of each optimizer that it wraps; that is no page
         cls.name = name or cls.__name__.lower()
-        cls.options = read_options(cls, Page)
+        cls.options = read_options(cls, Definition)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
         cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         OPTIMIZERS[cls.name] = cls
@@ -103,17 +93,12 @@ class Optimizer(Page, torch.optim.Optimizer):
 
     def _prepare(self) -> None:
         """Make what is not saved: the programs, and the inputs that the next step will read."""
-        self.stages: list[Stage] = getattr(self, "stages", [])
         self._inputs: dict[str, Any] = {}
-        self._programs: dict[Any, Programs] = {}
+        self._prepare_layout()
         self._runner = Runner(self)
-        self._known_parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
         self._counters_agree = True
         self._for_file = False
         self._handed: checkpoint.Handed = {}
-        self.places: list[int] = getattr(self, "places", [])  # of the parameters in their model, where that is known
-        self._axes: int | None = None
-        self._slots: dict[Any, tuple[str, ...]] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's."""
@@ -136,7 +121,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         self.check(options)
         self._refuse_uncodable(options)
         super().add_param_group({**param_group, **options})
-        self._axes = None
+        self._most_dims = None
         for name in WHOLE:
             self.param_groups[-1].pop(name, None)
 
@@ -190,7 +175,7 @@ class Optimizer(Page, torch.optim.Optimizer):
                 raise
         self.stages.sort(key=lambda stage: stage.order)
         self._programs.clear()
-        self._runner.forget()
+        self._runner.clear_cache()
         for i, p in self.every_parameter():
             if "step" not in self.state[p]:  # loaders of sharded checkpoints read into what they find here, and no more
                 self.start_state(p, i)
@@ -201,7 +186,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         """Take a stage away again; its slots stay in the state."""
         self.stages.remove(stage)
         self._programs.clear()
-        self._runner.forget()
+        self._runner.clear_cache()
 
     def set_loss(self, loss: Any, second_moment: Any = None) -> None:
         """Tell the next step the loss of its batch, for an update that reads it (KOALA).
@@ -259,7 +244,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         return loss
 
     def _with_gradient(self) -> list[tuple[int, Tensor]]:
-        found = [pair for pair in self.every_parameter() if pair[1].grad is not None or has_gradient(pair[1])]
+        found = [(i, p) for i, p in self.every_parameter() if p.grad is not None or has_gradient(p)]
         for _, p in found:
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(
@@ -269,15 +254,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         return found
 
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
-        return [pair for pair in self.every_parameter() if not has_gradient(pair[1])]
-
-    def every_parameter(self) -> list[tuple[int, Tensor]]:
-        """All parameters in order, each with the number of its group."""
-        ids = [id(p) for group in self.param_groups for p in group["params"]]
-        if self._known_parameters[0] != ids:  # thousands of new pairs in each step would wake the garbage collector
-            pairs = [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
-            self._known_parameters = ids, pairs
-        return self._known_parameters[1]
+        return [(i, p) for i, p in self.every_parameter() if not has_gradient(p)]
 
     def _take_inputs(self, loss: Any) -> dict[str, Any]:
         if not self.inputs:
@@ -296,129 +273,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         loss, mean_square = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
         return {"loss": loss, "loss_second_moment": loss * loss if square is None else mean_square}
 
-    def options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
-        """The options of a group as plain numbers, floats where a scheduler put an int; tensors on a GPU may stay."""
-        found = {}
-        for name, option in self.options.items():
-            if name in WHOLE or name in OWN:
-                continue
-            value = found[name] = group[name]
-            stays = keep_tensors and isinstance(value, Tensor) and value.device == local(group["params"][0]).device
-            if isinstance(value, Tensor | int) and option.type in NUMBERS and not stays:
-                found[name] = float(value)
-        return found
-
-    def program(self, what: str, h: Mapping[str, Any]) -> Program:
-        if what not in self._programs:
-            formula = {"update": self._update, "stages": self._idle, "predict": self._predict}[what]
-            scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
-            self._programs[what] = Programs(formula, scalar)
-        return self._programs[what](h)
-
-    def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        for stage in self.stages:
-            options = getattr(h, stage.name, None)
-            if options is not None:
-                g = stage.before(g, s, options, h)
-        return self._stages(self.update(p, -g if h.maximize else g, s, h), None, s, h)
-
-    def _stages(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        for stage in self.stages:
-            options = getattr(h, stage.name, None)
-            if options is not None:
-                p = stage.update(p, s, options)
-        return p
-
-    def _idle(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        for name in h.present:
-            getattr(s, name)  # no update shows the stages what there is
-        return self._stages(p, g, s, h)
-
-    def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        assert self.predict is not None
-        return self.predict(p, s, h)
-
-    # ------------------------------------------------------------------ state
-
-    def all_slots(self) -> dict[str, Slot]:
-        """The slots of the page and of the stages, by name."""
-        return {**self.slots, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
-
-    def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
-        """Names of the slots that a tensor like `p` has in group `i`, whatever the step."""
-        options, traits = self.options_of(self.param_groups[i]), self.traits_of(i, p)
-        key = (*options.values(), *traits.values())
-        if key not in self._slots:
-            self._slots[key] = self._touched(options, traits)
-        return self._slots[key]
-
-    def _touched(self, options: dict[str, Any], traits: dict[str, Any]) -> tuple[str, ...]:
-        """Names of the slots that some step under these options and traits reads or writes."""
-        first = self.scalars(SimpleNamespace(**options), 1)
-        flags = [name for name, value in first.items() if isinstance(value, bool)]
-        touched: set[str] = set()
-        for choice in itertools.product((False, True), repeat=len(flags)):
-            scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
-            h = {**options, **traits, **scalars}
-            touched |= self.program("update", h).slots
-            touched |= self.program("predict", h).slots if self.predict is not None else set()
-        return tuple(name for name in self.slots if name in touched)
-
-    def first_programs(self) -> list[Program]:
-        """The programs of a first step, one for each group, to read facts from without running anything."""
-        found = []
-        for i, group in enumerate(self.param_groups):
-            for p in group["params"][:1]:
-                options = self.options_of(group)
-                scalars = {**self.scalars(SimpleNamespace(**options), 1), **dict.fromkeys(self.inputs, 0.0)}
-                found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
-        return found
-
-    def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
-        """Names of the slots that the stages keep for a tensor like `p` in group `i`."""
-        return tuple(name for stage in self.stages for name in stage.slots_beside(self.slots_of(i, p)))
-
-    def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
-        """What depends on the logical shape and the type of a tensor in group `i`."""
-        view = SimpleNamespace(**self.options_of(self.param_groups[i]))
-        return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
-
-    def most_dims(self) -> int:
-        """The largest number of axes of any parameter; known until a group is added."""
-        if self._axes is None:
-            self._axes = max((len(logical_shape(p)) for _, p in self.every_parameter()), default=0)
-        return self._axes
-
-    def start_state(self, p: Tensor, i: int) -> None:
-        """Give a parameter its counter and its slots."""
-        self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
-        h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
-        for name in self.slots_of(i, p):
-            self.create_slot(name, p, i, h)
-
-    def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
-        slot, group = self.all_slots()[name], self.param_groups[i]
-        if storage.is_coded(p, group["state_bits"], slot):
-            self.state[p][name] = self.codes_of(slot, i, p, local(p))
-            return
-        value = slot.empty(p, self.slot_dtype(slot, p, i), SimpleNamespace(**h), dict(h))
-        if slot.per == "optimizer":
-            self.param_groups[0].setdefault(name, value)
-        else:
-            self.state[p][name] = value
-
-    def codes_of(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Coded:
-        """Codes without content for a slot of `p` in group `i`, for a local part like `part`."""
-        partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
-        return storage.make(part, slot, partner, self.param_groups[i]["state_format"])
-
-    def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
-        """The type that a slot of `p` in group `i` has where it is a tensor."""
-        return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
-
-    def shared_slots(self) -> dict[str, Tensor]:
-        first = self.param_groups[0]
-        return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
+    # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain tensors of the parameters' own shapes, also where it is kept in codes.
@@ -429,7 +284,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         """
         hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.decoded(self, found), prepend=True)
         for_file, self._for_file = self._for_file, False
-        if self.state and (for_file or any(is_divided(p) for _, p in self.every_parameter())):
+        if self.state and (for_file or any(is_sharded(p) for _, p in self.every_parameter())):
             for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter which had no gradient yet
                 if p.requires_grad and not self.state.get(p):
                     self.start_state(p, i)
@@ -438,7 +293,7 @@ class Optimizer(Page, torch.optim.Optimizer):
         finally:
             hook.remove()
         self._handed = checkpoint.given_away(found)
-        return checkpoint.renumbered(found, self.places) if for_file else found
+        return checkpoint.renumbered(found, self.model_order) if for_file else found
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Number parameters as in the model, and not as in the groups, in the next `state_dict`.
@@ -489,7 +344,7 @@ class Optimizer(Page, torch.optim.Optimizer):
     def reset(self) -> None:
         """Forget all state: the next step is a first step. (Adan's restart is this.)"""
         self.state.clear()
-        self._runner.forget()
+        self._runner.clear_cache()
         for name, slot in self.slots.items():
             if slot.per == "optimizer":
                 self.param_groups[0].pop(name, None)

@@ -6,39 +6,27 @@ import math
 import warnings
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.distributed.shards import (
-    Placement,
-    any_rank,
-    gathered,
-    is_divided,
-    is_dtensor,
-    is_flattened,
-    like,
-    local,
-    logical_shape,
-    piece_of,
-)
+from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
+from lightning_optim.distributed.fsdp1 import is_flattened
+from lightning_optim.distributed.placement import is_dtensor, is_sharded, like, local, logical_shape, shard_of
+from lightning_optim.distributed.ranks import any_rank, gathered
+from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.errors import OptionError
 from lightning_optim.language.options import check_options
-
-if TYPE_CHECKING:
-    from lightning_optim.core.optimizer import Optimizer
 
 Handed = dict[int, tuple["weakref.ref[Tensor]", int]]  # tensors by their id, with the version that they had
 
 # What a torch.optim checkpoint says about how torch runs a step; it means nothing here.
 TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
-# Options that say how state is kept, not how to train: a checkpoint does not change them.
-OWN = ("state_bits", "state_format")
 
 
-def decoded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+def decoded(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict that torch made, with plain tensors in the place of codes.
 
     Codes become values on the CPU, one parameter after the other, so that a save takes no memory of the device for
@@ -49,7 +37,7 @@ def decoded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state = state_dict["state"].get(index)
         if state is None:
             continue
-        if is_flattened(p) and not p.numel() and piece_of(p).cuts:
+        if is_flattened(p) and not p.numel() and shard_of(p).splits:
             del state_dict["state"][index]  # FSDP1 wants to hear of a tensor from those who hold some of it
             continue
         coded = [name for name, value in state.items() if isinstance(value, storage.Coded)]
@@ -83,7 +71,7 @@ def renumbered(state_dict: dict[str, Any], places: Sequence[int]) -> dict[str, A
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def regrouped(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+def regrouped(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state_dict of `torch.optim` with one group for all, in the groups of an optimizer that has more; else as it is.
 
     What was trained by `torch.optim.AdamW(self.parameters())` goes on in groups by role. Parameters are found by their
@@ -98,7 +86,7 @@ def regrouped(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any
         groups = [{**group, "params": dealt["params"]} for group, dealt in zip(own, saved, strict=True)]
         return {**state_dict, "param_groups": groups}
     count = len(optimizer.every_parameter())
-    if len(saved) != 1 or "state_bits" in saved[0] or len(optimizer.places) != count:
+    if len(saved) != 1 or "state_bits" in saved[0] or len(optimizer.model_order) != count:
         return state_dict
     ids = saved[0]["params"]
     if len(own) == 1 and len(ids) == count:
@@ -106,10 +94,10 @@ def regrouped(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any
     if any(is_flattened(p) for _, p in optimizer.every_parameter()):  # FSDP1 has found out which is which
         numbers = list(range(count)) if sorted(ids) == list(range(count)) else []
     elif len(ids) == count:
-        rank = {place: k for k, place in enumerate(sorted(optimizer.places))}
-        numbers = [ids[rank[place]] for place in optimizer.places]
+        rank = {place: k for k, place in enumerate(sorted(optimizer.model_order))}
+        numbers = [ids[rank[place]] for place in optimizer.model_order]
     else:
-        numbers = [ids[place] for place in optimizer.places] if len(ids) > max(optimizer.places) else []
+        numbers = [ids[place] for place in optimizer.model_order] if len(ids) > max(optimizer.model_order) else []
     if not numbers:
         return state_dict
     rest = iter(numbers)
@@ -171,10 +159,10 @@ def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
         return False
     params = [p for group in optimizer.param_groups for p in group["params"]]
     moved = any(bool(local(p.grad).any()) for p in params if p.grad is not None)
-    return not (any_rank(moved) if any(is_divided(p) for p in params) else moved)
+    return not (any_rank(moved) if any(is_sharded(p) for p in params) else moved)
 
 
-def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+def check(optimizer: StateLayout, state_dict: dict[str, Any]) -> None:
     """Refuse what cannot be meant, while nothing has changed yet.
 
     Raises:
@@ -186,7 +174,9 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         raise OptionError(f"{owner} cannot load this: a state_dict of an optimizer holds 'state' and 'param_groups'.")
     for group in state_dict["param_groups"]:
         check_options(
-            {k: v for k, v in group.items() if k in optimizer.options and k not in OWN}, optimizer.options, owner
+            {k: v for k, v in group.items() if k in optimizer.options and k not in STORAGE_OPTIONS},
+            optimizer.options,
+            owner,
         )
         for name in (name for name, slot in optimizer.slots.items() if slot.per == "optimizer" and name in group):
             if not math.isfinite(float(group[name])):
@@ -217,7 +207,7 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                 f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
                 f"{tuple(p.shape)}. The checkpoint is damaged; take an older one."
             )
-    if any(is_divided(p) for _, p in own):  # what is wrong may be in the shard of one rank
+    if any(is_sharded(p) for _, p in own):  # what is wrong may be in the shard of one rank
         infinite = next((found for found in gathered(infinite) if found), "")
     if infinite:
         raise OptionError(
@@ -226,7 +216,7 @@ def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         )
 
 
-def _not_finite(optimizer: Optimizer, saved: dict[str, Any], p: Tensor) -> str:
+def _not_finite(optimizer: StateLayout, saved: dict[str, Any], p: Tensor) -> str:
     """The first of the saved slots that holds what is no number, in words; empty where none does."""
     for name in (name for name in optimizer.all_slots() if isinstance(saved.get(name), Tensor)):
         if not local(saved[name]).isfinite().all():
@@ -234,7 +224,7 @@ def _not_finite(optimizer: Optimizer, saved: dict[str, Any], p: Tensor) -> str:
     return ""
 
 
-def _check_slots(optimizer: Optimizer, i: int, p: Tensor, saved: dict[str, Any]) -> None:
+def _check_slots(optimizer: StateLayout, i: int, p: Tensor, saved: dict[str, Any]) -> None:
     slots, traits = optimizer.all_slots(), optimizer.traits_of(i, p)
     for name, value in saved.items():
         without = slots[name].without if name in slots else None
@@ -258,7 +248,7 @@ def present(saved: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def adopt(
-    optimizer: Optimizer, state_dict: dict[str, Any], before: list[dict[str, Any]], other_groups: bool = False
+    optimizer: StateLayout, state_dict: dict[str, Any], before: list[dict[str, Any]], other_groups: bool = False
 ) -> None:
     """Make the groups that torch has just loaded, and the state that was saved, the optimizer's own.
 
@@ -273,7 +263,7 @@ def adopt(
     for group, own in zip(optimizer.param_groups, before, strict=True):
         for key in TORCH_FLAGS:
             foreign |= group.pop(key, None) is not None
-        group.update({k: v for k, v in own.items() if k not in group or k in OWN})
+        group.update({k: v for k, v in own.items() if k not in group or k in STORAGE_OPTIONS})
         names = [name for name in optimizer.options if name in group]
         group.update(check_options({name: group[name] for name in names}, optimizer.options, owner))
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -304,7 +294,7 @@ def adopt(
             rank_zero_info(said)
 
 
-def _restore(optimizer: Optimizer, p: Tensor, i: int, saved: dict[str, Any]) -> None:
+def _restore(optimizer: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> None:
     """Put the saved slots of one parameter in place, in the storage that this optimizer keeps them in."""
     slots, state = optimizer.all_slots(), optimizer.state[p]
     state.clear()
@@ -322,17 +312,17 @@ def _restore(optimizer: Optimizer, p: Tensor, i: int, saved: dict[str, Any]) -> 
     storage.write(state, coded, int(state["step"]))
 
 
-def agree_on_counters(optimizer: Optimizer) -> None:
+def agree_on_counters(optimizer: StateLayout) -> None:
     """Give pieces without elements the counters that others loaded for them.
 
     FSDP1 loads no state where there is no element, and parameters are sorted by their counters for sums over ranks.
     """
-    cut = [(i, p) for i, p in optimizer.every_parameter() if is_flattened(p) and piece_of(p).cuts]
+    cut = [(i, p) for i, p in optimizer.every_parameter() if is_flattened(p) and shard_of(p).splits]
     if not cut:
         return
     steps = [float(optimizer.state.get(p, {}).get("step", 0)) for _, p in cut]
-    groups = [piece_of(p).groups for _, p in cut]
-    found = Placement([p for _, p in cut]).combine(steps, groups, "tensor", "max")
+    groups = [shard_of(p).process_groups for _, p in cut]
+    found = Reductions([p for _, p in cut]).reduce(steps, groups, "tensor", "max")
     for (i, p), step in zip(cut, found, strict=True):
         if not p.numel() and step > 0:
             optimizer.start_state(p, i)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.shards import Placement, gradient_of, local, piece_of
+from lightning_optim.distributed.placement import gradient_of, local, shard_of
+from lightning_optim.distributed.reductions import Reductions
 
 
 @torch.no_grad()
@@ -30,8 +31,8 @@ def clip_gradient_norm(params: Iterable[Tensor], max_norm: float) -> float:
         return 0.0
     grads = [local(grad) for _, grad in found]
     squares = torch.stack([torch.linalg.vector_norm(grad).double().square().to(grads[0].device) for grad in grads])
-    placement = Placement([p for p, _ in found])
-    norm = placement.combine_vector(squares, [piece_of(p).groups for p, _ in found], "all", "sum")[0].sqrt()
+    reductions = Reductions([p for p, _ in found])
+    norm = reductions.reduce_vector(squares, [shard_of(p).process_groups for p, _ in found], "all", "sum")[0].sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # torch's
     for grad in grads:
         grad.mul_(scale.to(grad.device))

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.shards import Placement, local, piece_of
+from lightning_optim.distributed.placement import local, shard_of
+from lightning_optim.distributed.reductions import Reductions
 
 
 @torch.no_grad()
@@ -22,10 +23,10 @@ def norm(values: Iterable[Tensor | None], params: Sequence[Tensor]) -> float:
     if not params:
         return 0.0
     squares = [0.0 if x is None else local(x).abs().square().sum(dtype=torch.float64) for x in values]
-    groups = [piece_of(p).groups for p in params]
-    return math.sqrt(float(Placement(params).combine(squares, groups, "all", "sum")[0]))
+    groups = [shard_of(p).process_groups for p in params]
+    return math.sqrt(float(Reductions(params).reduce(squares, groups, "all", "sum")[0]))
 
 
 def count(params: Sequence[Tensor]) -> int:
     """The number of elements of all parameters, wherever they are."""
-    return sum(piece_of(p).numel for p in params)
+    return sum(shard_of(p).numel for p in params)

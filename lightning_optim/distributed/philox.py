@@ -1,19 +1,20 @@
 """Normal numbers that belong to an element of a tensor and to a step, and to nothing else.
 
 Philox4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a counter and a
-key into four words of 32 bits, with no state between calls. The counter holds the place of the element in the whole
-tensor, the tensor and the step, and the key is the seed: so a draw is the same on every rank, under every sharding, on
-every device and after a resume, and no other generator is touched.
+key into four words of 32 bits, with no state between calls. The counter holds the global index
+of the element, the tensor and the step, and the key is the seed. So a number is the same on every rank, under every
+sharding, on every device and after a resume, and no other generator is touched.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lightning_optim.distributed.global_index import GlobalIndex
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -22,84 +23,60 @@ WORD = 0xFFFFFFFF
 CHUNK = 65536  # elements at a time: fewer, and calls cost more than what they compute
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Which tensor values belong to, and where in it they are.
-
-    The local part is `run` elements from `first` on, then `run` elements `stride` further on, and so forth, in
-    row-major order of the whole tensor. A part in one piece has `run == stride`.
-
-    Attributes:
-        tensor: A word of 32 bits that tells tensors apart.
-        first: The place of the first local element.
-        run: Elements that follow each other without a gap, at least 1.
-        stride: The distance between the beginnings of two runs.
-    """
-
-    tensor: int
-    first: int = 0
-    run: int = 1
-    stride: int = 1
-
-    def places(self, low: int, high: int, device: torch.device) -> Tensor:
-        """The places in the whole tensor of the local elements `low` to `high`, int64."""
-        local = torch.arange(low, high, dtype=torch.int64, device=device)
-        if self.run == self.stride:
-            return local.add_(self.first)
-        return self.first + torch.div(local, self.run, rounding_mode="floor") * self.stride + local % self.run
-
-
 def normals(
-    seed: int, t: int, parts: Sequence[tuple[Site, int, int]], device: torch.device | str, dtype: torch.dtype
+    seed: int, t: int, parts: Sequence[tuple[GlobalIndex, int, int]], device: torch.device | str, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal numbers for parts of tensors, one after another, flat.
+    """Standard normal numbers for ranges of local elements, concatenated.
 
-    Two neighbours, places 2j and 2j + 1, come from one counter (j low, j high, tensor, t), by Box and Muller's
-    transform in float64. Rounded to float32 they are the same numbers on every device, but where a last bit in float64
-    decides the rounding, which is one in about 10^8.
+    The elements with global indices 2j and 2j + 1 share the counter (j low, j high, tensor, t). The Box-Muller
+    transform runs in float64. Rounded to float32 the numbers are the same on every device, except where the last bit
+    in float64 decides the rounding, about once in 10^8.
 
     Args:
         seed: 64 bits.
         t: The step, 32 bits.
-        parts: For each part its site, and the first and one past the last of its local elements.
-        device: Where the numbers are made.
-        dtype: Their type in the end.
+        parts: For each range the global index of its tensor, and its first and one past its last local element.
+        device: Device of the result.
+        dtype: Type of the result.
+
+    Returns:
+        A tensor of shape (all elements together,).
     """
-    pieces = [_draw(seed, t, batch, torch.device(device)).to(dtype) for batch in _batches(parts)]
-    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+    chunks = [_normals(seed, t, batch, torch.device(device)).to(dtype) for batch in _batches(parts)]
+    return torch.cat(chunks) if len(chunks) != 1 else chunks[0]
 
 
-def _batches(parts: Sequence[tuple[Site, int, int]]) -> Iterator[list[tuple[Site, int, int]]]:
+def _batches(parts: Sequence[tuple[GlobalIndex, int, int]]) -> Iterator[list[tuple[GlobalIndex, int, int]]]:
     """The parts again, cut where one is larger than a chunk, as many together as fit in one."""
-    batch: list[tuple[Site, int, int]] = []
+    batch: list[tuple[GlobalIndex, int, int]] = []
     room = CHUNK
-    for site, low, high in parts:
+    for index, low, high in parts:
         for begin in range(low, high, CHUNK):
             end = min(high, begin + CHUNK)
             if end - begin > room:
                 yield batch
                 batch, room = [], CHUNK
-            batch.append((site, begin, end))
+            batch.append((index, begin, end))
             room -= end - begin
     yield batch
 
 
-def _draw(seed: int, t: int, batch: list[tuple[Site, int, int]], device: torch.device) -> Tensor:
+def _normals(seed: int, t: int, batch: list[tuple[GlobalIndex, int, int]], device: torch.device) -> Tensor:
     """The numbers of parts that fit in a chunk, float64."""
     if len(batch) == 1 and batch[0][0].run == batch[0][0].stride:  # neighbours share their counter
-        site, low, high = batch[0]
-        begin, end = site.first + low, site.first + high
+        index, low, high = batch[0]
+        begin, end = index.first + low, index.first + high
         pairs = torch.arange(begin // 2, (end + 1) // 2, dtype=torch.int64, device=device)
-        radius, angle = _polar(seed, t, pairs, torch.full_like(pairs, site.tensor))
+        radius, angle = _polar(seed, t, pairs, torch.full_like(pairs, index.tensor))
         both = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], 1).view(-1)
         return both[begin % 2 : begin % 2 + high - low]
     if not batch:
         return torch.empty(0, dtype=torch.float64, device=device)
-    places = torch.cat([site.places(low, high, device) for site, low, high in batch])
+    indices = torch.cat([index.of(low, high, device) for index, low, high in batch])
     sizes = torch.tensor([high - low for _, low, high in batch], device=device)
-    tensors = torch.tensor([site.tensor for site, _, _ in batch], device=device).repeat_interleave(sizes)
-    radius, angle = _polar(seed, t, places >> 1, tensors)
-    return radius * torch.where(places & 1 == 1, torch.sin(angle), torch.cos(angle))
+    tensors = torch.tensor([index.tensor for index, _, _ in batch], device=device).repeat_interleave(sizes)
+    radius, angle = _polar(seed, t, indices >> 1, tensors)
+    return radius * torch.where(indices & 1 == 1, torch.sin(angle), torch.cos(angle))
 
 
 def _polar(seed: int, t: int, pairs: Tensor, tensors: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_optim.engines import blocked, compiled, reference, triton
-from lightning_optim.engines.step import Row, Step
+from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.language.program import Program
 
@@ -42,7 +42,7 @@ def known(name: str) -> str:
     return name
 
 
-def choose(name: str, programs: Sequence[Program], rows: Sequence[Row]) -> Engine:
+def choose(name: str, programs: Sequence[Program], rows: Sequence[LocalParameter]) -> Engine:
     """The engine for a step; raises `OptionError` where the one that was asked for cannot serve it."""
     params = [row.param for row in rows]
     if name == "auto":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.engines.step import Row, Rows
+from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Coded
 
 FIXED = 2  # numbers in a row of the table before the addresses
@@ -31,7 +31,7 @@ class Column:
     Attributes:
         name: `"p"`, `"g"`, a slot, or `"site"`.
         kind: A type, as float32, a format of codes (log, ratio, dynamic), or `"site"`: not values, but where in the
-            whole tensor the elements are (`philox.Site`), in the place of addresses.
+            whole tensor the elements are (`philox.GlobalIndex`), in the place of addresses.
         partner: The slot that codes need for their meaning.
         signed: Whether a table of codes is the signed one.
     """
@@ -150,7 +150,7 @@ class Group:
     """
 
     layout: Layout
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LocalParameter] = field(default_factory=list)
     addresses: list[int] = field(default_factory=list)
     table: Table | None = None
     grads: list[int] = field(default_factory=list)
@@ -176,7 +176,7 @@ class Group:
 
 @dataclass
 class Grouping:
-    """The rows of a job by what one launch can serve.
+    """The rows of a batch by what one launch can serve.
 
     Attributes:
         groups: The launches.
@@ -193,7 +193,7 @@ class Grouping:
     order: list[int] = field(default_factory=list)
 
     @functools.cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LocalParameter]:
         return [row for group in self.groups for row in group.rows]
 
     @functools.cached_property
@@ -218,27 +218,28 @@ class Grouping:
         return values if len(self.groups) == 1 else values[self._places]
 
 
-def grouping(rows: Rows, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool) -> Grouping:
+def grouping(batch: Batch, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool) -> Grouping:
     """The rows by what one launch can serve; the one of the step before, as long as it holds.
 
     Args:
-        rows: Tensors of one job.
+        batch: The batch.
         names: The columns: `"p"`, `"g"` and slots.
         served: The types that kernels read and write; others are copied.
         by_alignment: Whether tensors at odd addresses go apart.
     """
+    rows = batch.params
     grads = _kinds_of_gradients(rows, by_alignment) if "g" in names else []
     key = (*names, by_alignment)
-    known: Grouping | None = rows.groupings.get(key)
+    known: Grouping | None = batch.cache.get(key)
     if known is None or known.grads != grads:
         known = _grouping(rows, names, served, by_alignment, grads)
-        rows.groupings[key] = known
+        batch.cache[key] = known
         if known.staged:  # copies of values, which are of this step
-            del rows.groupings[key]
+            del batch.cache[key]
     return known
 
 
-def _kinds_of_gradients(rows: Rows, by_alignment: bool) -> list[Any]:
+def _kinds_of_gradients(rows: list[LocalParameter], by_alignment: bool) -> list[Any]:
     """Lists of plain values: this is done in every step, and many small objects would wake the garbage collector."""
     grads = [row.grad for row in rows]
     kinds: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, grads))]  # type: ignore
@@ -246,7 +247,11 @@ def _kinds_of_gradients(rows: Rows, by_alignment: bool) -> list[Any]:
 
 
 def _grouping(
-    rows: Rows, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, grads: list[Any]
+    rows: list[LocalParameter],
+    names: Sequence[str],
+    served: Sequence[torch.dtype],
+    by_alignment: bool,
+    grads: list[Any],
 ) -> Grouping:
     names = _with_partners(rows, names)
     staged: list[tuple[str, Tensor, Tensor]] = []
@@ -257,9 +262,14 @@ def _grouping(
         addresses: list[int] = []
         for name in names:
             if name == "site":
-                assert row.site is not None
+                assert row.global_index is not None
                 kinds.append("site")
-                addresses += [row.site.tensor, row.site.first, row.site.run, row.site.stride]
+                addresses += [
+                    row.global_index.tensor,
+                    row.global_index.first,
+                    row.global_index.run,
+                    row.global_index.stride,
+                ]
                 continue
             value: Any = row.param if name == "p" else row.grad if name == "g" else row.state[name]
             if isinstance(value, Coded):
@@ -286,7 +296,7 @@ def _grouping(
     return Grouping(list(groups.values()), grads, staged, [i for places in order.values() for i in places])
 
 
-def _with_partners(rows: Rows, names: Sequence[str]) -> Sequence[str]:
+def _with_partners(rows: list[LocalParameter], names: Sequence[str]) -> Sequence[str]:
     """The columns, and those that codes among them have their meaning from; a stage may touch one without the other."""
     formats = (value.format for row in rows for name in names if isinstance(value := row.state.get(name), Coded))
     missing = {found.partner for found in formats if found.partner} - set(names)

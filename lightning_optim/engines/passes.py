@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.launch import Layout, Table, grouping, moved, pinned
-from lightning_optim.engines.step import Job, Row, Rows, Step
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import FUNCTIONS
-from lightning_optim.language.program import Kind, Program, Symbol, look_up
+from lightning_optim.language.program import Program, look_up
+from lightning_optim.language.symbols import Kind, Symbol
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Backend(Protocol):
 
 
 def run(step: Step, backend: Backend) -> None:
-    """Run a step with one launch per job, and one or two more for each level of reductions."""
-    everything = float(sum(row.numel for row in step.rows)) if _counts_all(step) else 0.0
-    plans = [Plan(job, step, everything, backend) for job in step.jobs]
-    levels = max((job.program.levels for job in step.jobs), default=0)
+    """Run a step with one launch per batch, and one or two more for each level of reductions."""
+    everything = float(sum(row.numel for row in step.params)) if _counts_all(step) else 0.0
+    plans = [Plan(batch, step, everything, backend) for batch in step.batches]
+    levels = max((batch.program.levels for batch in step.batches), default=0)
     for level in range(1, levels + 1):
         _reduce(plans, level, step)
     shared: dict[str, Any] = {}
@@ -95,45 +96,45 @@ def run(step: Step, backend: Backend) -> None:
 
 
 def _counts_all(step: Step) -> bool:
-    return any(symbol.name == "count" for job in step.jobs for symbol in job.program.symbols)
+    return any(symbol.name == "count" for batch in step.batches for symbol in batch.program.symbols)
 
 
 def _reduce(plans: Sequence[Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
     found: dict[tuple[Any, ...], list[tuple[Plan, Symbol, Tensor, list[Any]]]] = {}
     for plan in plans:
-        sums = plan.job.program.sums(level)
+        sums = plan.batch.program.sums(level)
         partials = plan.partials([symbol for _, symbol in sums])
         for (place, symbol), partial in zip(sums, partials, strict=True):
             of_elements = symbol.args[0].kind == Kind.ELEMENT
-            groups = [row.groups if of_elements else () for row in plan.job.rows]
+            groups = [row.process_groups if of_elements else () for row in plan.batch.params]
             found.setdefault(place, []).append((plan, symbol, plan.grouping.as_given(partial), groups))
     for (over, by, _), entries in found.items():
         groups = [own for entry in entries for own in entry[3]]
-        totals = step.placement.combine_vector(torch.cat([entry[2] for entry in entries]), groups, over, by)
+        totals = step.reductions.reduce_vector(torch.cat([entry[2] for entry in entries]), groups, over, by)
         parts = torch.split(totals, [len(entry[2]) for entry in entries])
         for (plan, symbol, _, _), part in zip(entries, parts, strict=True):
             plan.known[symbol] = part[0] if over == "all" else plan.grouping.as_grouped(part)
 
 
 class Plan:
-    """One job: its tensors by what one launch can serve, and the numbers of this step."""
+    """One batch: its tensors by what one launch can serve, and the numbers of this step."""
 
-    def __init__(self, job: Job, step: Step, everything: float, backend: Backend) -> None:
-        self.job, self.step, self.everything, self.backend = job, step, everything, backend
-        self.device = job.rows[0].param.device
-        names = columns(job.program)
-        self.grouping = grouping(job.rows, names, backend.served, backend.by_alignment)
+    def __init__(self, batch: Batch, step: Step, everything: float, backend: Backend) -> None:
+        self.batch, self.step, self.everything, self.backend = batch, step, everything, backend
+        self.device = batch.params[0].param.device
+        names = columns(batch.program)
+        self.grouping = grouping(batch, names, backend.served, backend.by_alignment)
         self.groups, self.rows = self.grouping.groups, self.grouping.rows
         self.tables = [group.follow(backend.tile) for group in self.groups]
-        self.known = job.program.numbers(job.h)  # floats; later also numbers where the tensors are, or one for each
+        self.known = batch.program.numbers(batch.h)  # floats; later also numbers where the tensors are, or one for each
 
     # ------------------------------------------------------------------ numbers
 
     def _number(self, symbol: Symbol) -> Any:
         """The value of a symbol that is one number, or one number for each tensor."""
         if symbol.name == "host":  # a tensor: the program knows those that are none
-            return look_up(self.job.h, symbol.args[0])
+            return look_up(self.batch.h, symbol.args[0])
         if symbol.name == "scalar":
             slot = symbol.args[0]
             if slot in self.step.shared:
@@ -153,7 +154,7 @@ class Plan:
 
     def _fill(self, level: int) -> None:
         """Evaluate the numbers that follow from what is known up to a level."""
-        for symbol in self.job.program.symbols:
+        for symbol in self.batch.program.symbols:
             if symbol.kind == Kind.SCALAR and symbol.level <= level and symbol not in self.known:
                 self.known[symbol] = self._number(symbol)
 
@@ -172,7 +173,7 @@ class Plan:
         self._fill(wanted[0].level - 1)
         found: dict[tuple[Symbol, str], Tensor] = {}
         for by in ("sum", "max"):
-            if of := summands(self.job.program, wanted[0].level, by):
+            if of := summands(self.batch.program, wanted[0].level, by):
                 parts = self._launches(reduce_kernel, of, by)
                 found.update(zip(((x, by) for x in of), torch.cat(parts).unbind(1), strict=True))
 
@@ -183,7 +184,7 @@ class Plan:
 
     def write(self, shared: dict[str, Any]) -> None:
         """The last pass: compute and write the parameter and the slots."""
-        program = self.job.program
+        program = self.batch.program
         self._fill(1 << 30)
         outputs = program.moving
         if outputs:
@@ -205,7 +206,7 @@ class Plan:
         """Launch a pass for each group; the sums of each tensor, where the pass computes sums."""
         results, low = [], 0
         for group, table in zip(self.groups, self.tables, strict=True):
-            text, kernel = kernel_of(self.backend, self.job.program, *what, group.layout)
+            text, kernel = kernel_of(self.backend, self.batch.program, *what, group.layout)
             high = low + len(group.rows)
             given: dict[str, Any] = {word: self.known[symbol] for word, symbol in text.numbers.items()}
             given.update({word: int(self.known[symbol]) for word, symbol in text.integers.items()})
@@ -213,7 +214,7 @@ class Plan:
                 vectors = [self._vector(self.known[s], (len(self.rows),))[low:high] for s in text.values]
                 given["values"] = torch.stack(vectors, 1)
             if "t" in text.arguments:
-                given["t"] = self.job.t
+                given["t"] = self.batch.t
             if text.sums:
                 given["partials"] = torch.empty(table.count, text.sums, dtype=torch.float64, device=self.device)
             if table.count:
@@ -262,10 +263,10 @@ def reduce_kernel(
     return known[key]
 
 
-def texts(backend: Backend, program: Program, rows: Sequence[Row]) -> list[Text]:
+def texts(backend: Backend, program: Program, rows: Sequence[LocalParameter]) -> list[Text]:
     """The kernels that serve a program on tensors like these, in the order of their launches."""
     found = []
-    groups = grouping(Rows(rows), columns(program), backend.served, backend.by_alignment).groups
+    groups = grouping(Batch.of(program, {}, params=rows), columns(program), backend.served, backend.by_alignment).groups
     for layout in dict.fromkeys(group.layout for group in groups):
         for level in sorted({symbol.level for symbol in program.reductions}):
             sums = {by: summands(program, level, by) for by in ("sum", "max")}

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lightning_optim import storage
 from lightning_optim.distributed.philox import normals
-from lightning_optim.distributed.shards import Placement
-from lightning_optim.engines.step import Job, Row, Step
+from lightning_optim.distributed.reductions import Reductions
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import By, Over, Value, evaluating
-from lightning_optim.language.program import Program, State, namespace
+from lightning_optim.language.program import Program, namespace
+from lightning_optim.language.symbols import State
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -34,7 +35,7 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 def run(step: Step) -> None:
     """Run a step on whole tensors."""
-    calls = [_Call(job, row, step) for job in step.jobs for row in job.rows]
+    calls = [_Call(batch, row, step) for batch in step.batches for row in batch.params]
     everything = sum(call.row.numel for call in calls)
     for call in calls:
         call.everything = everything
@@ -42,12 +43,12 @@ def run(step: Step) -> None:
     waiting = calls
     while waiting:
         waiting = [call for call in waiting if not call.finished(shared)]
-        _answer(waiting, step.placement)
+        _answer(waiting, step.reductions)
     for slot, value in shared.items():
         step.shared[slot].copy_(torch.as_tensor(value))
 
 
-def _answer(waiting: list[_Call], placement: Placement) -> None:
+def _answer(waiting: list[_Call], reductions: Reductions) -> None:
     """Answer what calls wait for, all calls with the same question in one message.
 
     Which questions there are, and in what order, is the same on every rank, since the calls are.
@@ -61,9 +62,9 @@ def _answer(waiting: list[_Call], placement: Placement) -> None:
         asking = [call for call in waiting if call.asked == asked]
         groups = [call.groups for call in asking]
         if over == "axis":
-            answers = placement.combine_parts([call.partial for call in asking], groups)
+            answers = reductions.reduce_tensors([call.partial for call in asking], groups)
         else:
-            answers = placement.combine([call.partial for call in asking], groups, over, by)
+            answers = reductions.reduce([call.partial for call in asking], groups, over, by)
         for call, answer in zip(asking, answers, strict=True):
             call.answers.append(answer)
 
@@ -75,8 +76,8 @@ class _NotYet(Exception):
 class _Call:
     """One call of an update on one tensor, repeated until all its reductions are known."""
 
-    def __init__(self, job: Job, row: Row, step: Step) -> None:
-        self.job, self.row, self.step = job, row, step
+    def __init__(self, batch: Batch, row: LocalParameter, step: Step) -> None:
+        self.batch, self.row, self.step = batch, row, step
         self.answers: list[Value] = []
         self.position = 0
         self.everything = 0
@@ -92,7 +93,7 @@ class _Call:
         try:
             with evaluating(self):
                 grad = None if row.grad is None else row.grad.to(dtype)
-                new = self.job.program.formula(row.param.to(dtype), grad, s, namespace(self.job.h))
+                new = self.batch.program.formula(row.param.to(dtype), grad, s, namespace(self.batch.h))
         except _NotYet:
             return False
         tensors = [value for value in row.state.values() if isinstance(value, Tensor)]
@@ -110,7 +111,7 @@ class _Call:
             else:
                 target = row.param if slot == "p" else row.state[slot]
                 target.copy_(torch.as_tensor(value))
-        storage.write(row.state, coded, self.job.t)
+        storage.write(row.state, coded, self.batch.t)
         return True
 
     def _read(self, slot: str) -> Value:
@@ -124,7 +125,7 @@ class _Call:
     def total(self, x: Value, over: Over, by: By) -> Value:
         if self.position == len(self.answers):
             self.partial = _partial(x, by)
-            self.groups = self.row.groups if isinstance(x, Tensor) and x.dim() > 0 else ()
+            self.groups = self.row.process_groups if isinstance(x, Tensor) and x.dim() > 0 else ()
             if over == "tensor" and not self.groups:
                 self.answers.append(self.partial)
             else:
@@ -137,22 +138,22 @@ class _Call:
         return float(self.row.numel if over == "tensor" else self.everything)
 
     def mean(self, x: Tensor, axis: int) -> Tensor:
-        groups = () if self.row.piece is None else self.row.piece.groups_along(axis)
+        groups = () if self.row.shard is None else self.row.shard.process_groups_along(axis)
         if not groups:
             return x.mean(axis, keepdim=True)
-        assert self.row.piece is not None
+        assert self.row.shard is not None
         if self.position == len(self.answers):
             self.partial, self.groups = x.sum(axis, keepdim=True, dtype=torch.float64), groups
             self.asked = ("axis", "sum")
             raise _NotYet
         self.position += 1
         total: Tensor = self.answers[self.position - 1]
-        return (total / self.row.piece.shape[axis]).to(x.dtype)
+        return (total / self.row.shard.shape[axis]).to(x.dtype)
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
         row = self.row
-        assert row.site is not None
-        part = (row.site, 0, row.param.numel())
+        assert row.global_index is not None
+        part = (row.global_index, 0, row.param.numel())
         flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [part], row.param.device, row.compute_dtype)
         return flat.view(row.param.shape)
 

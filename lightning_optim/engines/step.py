@@ -1,4 +1,4 @@
-"""What an optimizer hands to an engine: programs, and the tensors that they run on."""
+"""What an optimizer hands to an engine: batches of local parameters, each with its program and its numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.philox import Site
-from lightning_optim.distributed.shards import Piece, Placement, is_divided, local, piece_of
+from lightning_optim.distributed.global_index import GlobalIndex
+from lightning_optim.distributed.placement import is_sharded, local, shard_of
+from lightning_optim.distributed.reductions import Reductions
+from lightning_optim.distributed.shard import Shard
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
 from lightning_optim.storage import Coded
@@ -21,68 +23,125 @@ if TYPE_CHECKING:
 HALF = (torch.float16, torch.bfloat16)
 
 
-@dataclass(slots=True)
-class Row:
-    """One parameter in one step, as this process holds it.
+@dataclass(slots=True, eq=False)
+class LocalParameter:
+    """A parameter as engines see it: what this process holds of it, of its gradient and of its slots.
 
     Attributes:
-        param: The parameter, real; complex parameters come as their real view with a last axis of 2.
-        grad: The gradient, like the parameter; None where only stages run.
-        state: The slots by name: tensors like the parameter, of an axis-reduced shape, or of shape (); or in codes.
-        numel: Number of real elements of the logical tensor, of which this process may hold a part.
-        piece: The part of it that this process holds; None where nobody divided it.
-        site: Where in the whole tensor the elements are; None where nothing is drawn for them.
+        source: The parameter itself.
+        param: Its local tensor with at least one axis; a complex one as its real view with a last axis of 2.
+        grad: The gradient in the same form. None where only stages run.
+        state: The slots by name: tensors like `param`, of an axis-reduced shape or of shape (); or quantized.
+        numel: Number of real elements of the whole tensor, of which this process may hold a shard.
+        shard: The shard of it that this process holds; None where it is not sharded.
+        global_index: The global indices of its elements; None where no normal numbers are needed.
     """
 
+    source: Tensor
     param: Tensor
     grad: Tensor | None
     state: dict[str, Any]
     numel: int
-    piece: Piece | None = None
-    site: Site | None = None
+    shard: Shard | None = None
+    global_index: GlobalIndex | None = None
+
+    @classmethod
+    def of(cls, p: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> LocalParameter:
+        """The local parameter of `p`, without a gradient.
+
+        Args:
+            p: The parameter.
+            state: Its slots, quantized or not.
+            slots: The declarations of these slots.
+
+        Raises:
+            RuntimeError: where a slot is on another device or has another shape than the parameter.
+        """
+        param = local(p)
+        state = {name: value if isinstance(value, Coded) else local(value) for name, value in state.items()}
+        _refuse_other_device(param, state, slots)
+        _refuse_other_shape(param, state, slots)
+        if param.is_complex():  # real and imaginary parts are elements of their own
+            param = torch.view_as_real(param)
+            state = {name: torch.view_as_real(x) if x.is_complex() else x for name, x in state.items()}
+        if param.dim() == 0:  # torch promotes types differently where a tensor has no axis
+            param = param.view(1)
+            state = {name: x.view(1) if slots[name].per == "element" else x for name, x in state.items()}
+        shard = shard_of(p) if is_sharded(p) else None
+        numel = p.numel() if shard is None else shard.numel
+        return cls(p, param, None, state, numel * (2 if p.is_complex() else 1), shard)
 
     @property
-    def groups(self) -> tuple[ProcessGroup, ...]:
-        """The process groups whose other members hold other parts."""
-        return () if self.piece is None else self.piece.groups
+    def process_groups(self) -> tuple[ProcessGroup, ...]:
+        """The process groups that hold the other shards."""
+        return () if self.shard is None else self.shard.process_groups
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The type that the arithmetic runs in: float32 for half precision, else the parameter's own."""
+        """The type in which the update computes: float32 for half precision, else the parameter's own."""
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
 
-class Rows(list[Row]):
-    """Rows that take their steps together, with what an engine has found out about them.
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Local parameters that run one program with the same options, scalars and step counter.
+
+    A batch is kept from step to step while its parameters stay where they are; `program`, `h` and `t` are set in each
+    step.
 
     Attributes:
-        groupings: By columns; an engine keeps here how it serves these rows, as long as they are the same.
+        params: The local parameters.
+        group: The index of their parameter group; None for those without a gradient, which only stages serve.
+        traits: What their shape and dtype decide.
+        program: What to run.
+        h: The options of the group and the scalars of the step, by name.
+        t: Their step counter, on which stochastic rounding depends.
+        cache: What an engine keeps for these parameters from step to step.
     """
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        super().__init__(rows)
-        self.groupings: dict[Any, Any] = {}
+    params: list[LocalParameter] = field(default_factory=list)
+    group: int | None = None
+    traits: dict[str, Any] = field(default_factory=dict)
+    program: Program = field(init=False)
+    h: dict[str, Any] = field(init=False)
+    t: int = 0
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Program, h: dict[str, Any], t: int = 0, params: Iterable[LocalParameter] = ()) -> Batch:
+        """A batch for one step."""
+        batch = cls(list(params), t=t)
+        batch.program, batch.h = program, h
+        return batch
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """Names of the slots that all its parameters have."""
+        return frozenset.intersection(*(frozenset(param.state) for param in self.params))
 
 
-def make_row(p: Tensor, grad: Tensor | None, state: dict[str, Any], slots: Mapping[str, Slot]) -> Row:
-    """A parameter as engines see it: the local part, real, and with at least one axis."""
-    param, gradient = local(p), None if grad is None else local(grad)
-    state = {name: value if isinstance(value, Coded) else local(value) for name, value in state.items()}
-    _refuse_elsewhere(param, state, slots)
-    _refuse_misfits(param, state, slots)
-    if param.is_complex():  # real and imaginary parts are elements of their own
-        param, gradient = torch.view_as_real(param), None if gradient is None else torch.view_as_real(gradient)
-        state = {name: torch.view_as_real(x) if x.is_complex() else x for name, x in state.items()}
-    if param.dim() == 0:  # torch promotes types differently where a tensor has no axis
-        param, gradient = param.view(1), None if gradient is None else gradient.view(1)
-        state = {name: x.view(1) if slots[name].per == "element" else x for name, x in state.items()}
-    piece = piece_of(p) if is_divided(p) else None
-    numel = p.numel() if piece is None else piece.numel
-    return Row(param, gradient, state, numel * (2 if p.is_complex() else 1), piece)
+@dataclass(slots=True)
+class Step:
+    """All that runs in one step of an optimizer.
+
+    Attributes:
+        batches: What runs on which parameters.
+        shared: The slots that belong to the optimizer, shape (), float64; engines write them in place.
+        reductions: Combines partial sums over the processes that share a tensor.
+    """
+
+    batches: list[Batch]
+    shared: dict[str, Tensor]
+    reductions: Reductions
+
+    @property
+    def params(self) -> list[LocalParameter]:
+        """The parameters of all batches."""
+        return [param for batch in self.batches for param in batch.params]
 
 
-def _refuse_elsewhere(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
-    """Refuse state on another device: engines that go by addresses would read what is not there."""
+def _refuse_other_device(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
+    """Refuse state on another device: engines that go by addresses would read foreign memory."""
     for name, value in state.items():
         device = (value.codes if isinstance(value, Coded) else value).device
         if device != param.device and slots[name].per == "element":
@@ -92,7 +151,7 @@ def _refuse_elsewhere(param: Tensor, state: dict[str, Any], slots: Mapping[str, 
             )
 
 
-def _refuse_misfits(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
+def _refuse_other_shape(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
     """Refuse state of another size: engines that go by addresses would read and write beyond its end."""
     for name, slot in slots.items():
         if slot.per != "element" or slot.without is not None or name not in state:
@@ -102,39 +161,3 @@ def _refuse_misfits(param: Tensor, state: dict[str, Any], slots: Mapping[str, Sl
                 f"{name} has the shape {tuple(state[name].shape)}, and its parameter {tuple(param.shape)}. Did the "
                 "parameter change after the first step? Make the optimizer anew, or call its reset()."
             )
-
-
-@dataclass(slots=True)
-class Job:
-    """Rows that run one program with the same options and scalars.
-
-    Attributes:
-        program: What to run.
-        h: The options of the group and the scalars of the step, by name.
-        t: The step of these rows, which stochastic rounding depends on.
-        rows: The tensors.
-    """
-
-    program: Program
-    h: dict[str, Any]
-    t: int = 0
-    rows: Rows = field(default_factory=Rows)
-
-
-@dataclass(slots=True)
-class Step:
-    """All that runs in one step of an optimizer.
-
-    Attributes:
-        jobs: What runs on which rows.
-        shared: The slots that belong to the optimizer, shape (), float64; engines write them in place.
-        placement: Sums partial results over the processes that share a tensor.
-    """
-
-    jobs: list[Job]
-    shared: dict[str, Tensor]
-    placement: Placement
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for job in self.jobs for row in job.rows]

@@ -10,7 +10,7 @@ import torch
 from lightning_optim.language.options import Declared, shared
 
 
-class Page(Declared):
+class Definition(Declared):
     """The mathematics of one optimizer: options as annotated attributes, slots, scalars of a step and one update.
 
     Attributes:

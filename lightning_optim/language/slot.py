@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-
-from lightning_optim.distributed.shards import statistic_of
 
 Per = Literal["element", "tensor", "optimizer"]
 
@@ -63,16 +60,3 @@ class Slot:
             return logical
         axis = traits[self.without] % len(logical)
         return torch.Size([1 if i == axis else size for i, size in enumerate(logical)])
-
-    def empty(self, param: Tensor, dtype: torch.dtype, h: Any, traits: dict[str, Any]) -> Tensor:
-        """The slot of `param` before its first step."""
-        if self.per != "element":
-            return torch.full((), self.start(h), dtype=torch.float64)
-        if self.copies:
-            return param.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-        if self.without is None:  # follows the parameter, sharded where the parameter is
-            value = torch.full_like(param, self.start(h), dtype=dtype, memory_format=torch.contiguous_format)
-            if value.is_complex():  # both parts are elements
-                torch.view_as_real(value).fill_(self.start(h))
-            return value
-        return statistic_of(param, traits[self.without] % param.dim(), self.start(h), dtype)

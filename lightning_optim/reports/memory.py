@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.core.attach import stage_slots, waiting
+from lightning_optim.core.foreign_stages import stage_slots, waiting
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.distributed.shards import gradient_of, local
+from lightning_optim.distributed.placement import gradient_of, local
 from lightning_optim.storage import Coded
 
 Kind = Literal["state", "stage", "parameter", "gradient"]

@@ -6,23 +6,17 @@ gradient of each element has from batch to batch; then eta is a share of the noi
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lightning_optim.distributed.philox import Site
-from lightning_optim.distributed.shards import piece_of
+from lightning_optim.distributed.global_index import GlobalIndex
 from lightning_optim.language.math import ema, maximum, normal, sqrt
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
 Kind = Literal["isotropic", "second_moment", "moments"]
-
-# What wrappers add to names.
-WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 class Noise(Stage):
@@ -49,7 +43,7 @@ class Noise(Stage):
 
     def __init__(
         self,
-        sites: Mapping[Tensor, Site],
+        sites: Mapping[Tensor, GlobalIndex],
         kind: Kind = "isotropic",
         eta: float = 0.01,
         gamma: float = 0.55,
@@ -106,51 +100,8 @@ class Noise(Stage):
             return g
         return g + h.sigma * (size * normal(h.seed_low, h.seed_high, h.t))
 
-    def site_of(self, p: Tensor) -> Site:
+    def global_index_of(self, p: Tensor) -> GlobalIndex:
         return self.sites[p]
 
     def __repr__(self) -> str:
         return f"Noise {self.kind} (eta={self.eta}, gamma={self.gamma}), {self.steps} steps, sigma {self.sigma:.3g}"
-
-
-def sites_of(named: Iterable[tuple[str, Tensor]], optimizer: Optimizer) -> dict[Tensor, Site]:
-    """Which elements of which tensor the parameters of an optimizer hold here.
-
-    A tensor is told by its name, without what wrappers add to it, so that every strategy draws the same for it. One
-    that has no name is told by its number in the optimizer.
-
-    Args:
-        named: The parameters of the module by name.
-        optimizer: The optimizer.
-
-    Raises:
-        OptionError: where a wrapper has dissolved tensors (FSDP1 with `use_orig_params=False`).
-    """
-    words: dict[Tensor, int] = {}
-    taken: set[int] = set()
-    for name, p in named:
-        word = zlib.crc32(clean(name).encode())
-        while word in taken:  # of 10^4 names, two agree in one model of a hundred
-            word = (word + 1) & 0xFFFFFFFF
-        taken.add(word)
-        words.setdefault(p, word)
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    found = {}
-    for i, p in enumerate(params):
-        first, run, stride = piece_of(p).runs()
-        parts = 2 if p.is_complex() else 1
-        word = words.get(p, zlib.crc32(f"parameter {i}".encode()))
-        found[p] = Site(word, first * parts, run * parts, stride * parts)
-    return found
-
-
-def clean(name: str) -> str:
-    """The name that a parameter has in the module that nobody wrapped.
-
-    Example:
-        >>> clean("module.net._fsdp_wrapped_module.0._orig_mod.weight")
-        'net.0.weight'
-    """
-    for word in WRAPPERS:
-        name = name.replace(word, "")
-    return name.removeprefix("module.")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lightning_optim.distributed.philox import Site
+from lightning_optim.distributed.global_index import GlobalIndex
 from lightning_optim.language.slot import Slot
 
 
@@ -22,7 +22,7 @@ class Stage:
         name: The word under which its options reach `before` and `update`; one stage of a name per optimizer.
         slots: Its slots by name, which are also the keys in the optimizer's state.
         order: Stages run in this order, and those of one order as they were attached.
-        draws: Whether it draws normal numbers, and so has a `site_of` that says where a parameter's elements are.
+        draws: Whether it needs normal numbers, and so has a `global_index_of`.
         moments: Slots of the optimizer that its `update` treats beside the parameter.
         in_pass: Whether its `before` runs with the update. If not, its owner runs it on the gradients.
         acts_before: Whether it has a `before`.
@@ -68,6 +68,6 @@ class Stage:
         """Names of the slots that it keeps for a parameter for which the optimizer keeps the slots `theirs`."""
         return tuple(self.slots)
 
-    def site_of(self, p: Tensor) -> Site:
+    def global_index_of(self, p: Tensor) -> GlobalIndex:
         """Where the elements of a parameter that this process holds are, for a stage that draws."""
         raise NotImplementedError

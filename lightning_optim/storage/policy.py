@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.shards import logical_shape
+from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.language.slot import Slot
 from lightning_optim.storage.coded import Coded
 from lightning_optim.storage.dynamic import Dynamic

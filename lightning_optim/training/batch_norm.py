@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from lightning_optim.distributed.shards import any_rank, drop_gathered, mean_over_ranks
+from lightning_optim.distributed.placement import reshard
+from lightning_optim.distributed.ranks import any_rank, mean_over_ranks
 from lightning_optim.errors import OptionError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
             part.momentum = momentum
         for member, mode in modes.items():
             member.training = mode
-        drop_gathered(trainer.strategy.model)
+        reshard(trainer.strategy.model)
     if any_rank(not seen):
         raise OptionError(
             "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "

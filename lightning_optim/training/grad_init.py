@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optim.distributed.shards import alone
+from lightning_optim.distributed.ranks import alone
 from lightning_optim.errors import OptionError
 
 Tensors = dict[str, Tensor]

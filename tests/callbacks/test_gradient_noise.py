@@ -24,10 +24,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, ConfiguredOptimizer, Lion, OptionError, RMSprop, engines
 from lightning_optim.callbacks import GradientNoise, IterateAveraging, LookaheadSync
 from lightning_optim.callbacks.gradient_noise import second_moment
-from lightning_optim.core.attach import OnGradients, attach
-from lightning_optim.distributed.philox import Site, normals, philox
+from lightning_optim.core.foreign_stages import OnGradients, attach
+from lightning_optim.distributed.global_index import GlobalIndex, global_indices
+from lightning_optim.distributed.philox import normals, philox
 from lightning_optim.stages import Noise
-from lightning_optim.stages.noise import sites_of
 from tests.engines.conftest import torch_functions  # noqa: F401  a fixture
 from tests.engines.test_compiled import exact_roots  # noqa: F401  a fixture
 from tests.harness.cpu_fsdp import CPUFSDP
@@ -85,7 +85,7 @@ def test_philox_gives_the_published_words(
 
 def test_normal_numbers_are_those_of_the_oracle_wherever_they_are() -> None:
     seed, t = 0xFEDCBA9876543210, 2**31 + 5
-    site = Site(0xC0FFEE11, 2**40 + 3, 5, 17)  # runs of 5, 17 apart, past what 32 bits count
+    site = GlobalIndex(0xC0FFEE11, 2**40 + 3, 5, 17)  # runs of 5, 17 apart, past what 32 bits count
     places = [2**40 + 3 + 17 * (i // 5) + i % 5 for i in range(23)]
     found = normals(seed, t, [(site, 0, 23)], "cpu", torch.float64)
     expected = torch.tensor([z(seed, 0xC0FFEE11, t, i) for i in places], dtype=torch.float64)
@@ -95,13 +95,13 @@ def test_normal_numbers_are_those_of_the_oracle_wherever_they_are() -> None:
 
 
 def test_the_distribution_is_normal() -> None:
-    x = normals(3, 0, [(Site(1), 0, 400_000)], "cpu", torch.float64)
+    x = normals(3, 0, [(GlobalIndex(1), 0, 400_000)], "cpu", torch.float64)
     count = len(x)
     assert abs(float(x.mean())) < 4 / count**0.5
     assert abs(float(x.var()) - 1) < 4 * (2 / count) ** 0.5
     assert abs(float((x**4).mean()) - 3) < 4 * (96 / count) ** 0.5
     for other in ((4, 0, 1), (3, 1, 1), (3, 0, 2)):  # another seed, step and tensor
-        y = normals(*other[:2], [(Site(other[2]), 0, count)], "cpu", torch.float64)
+        y = normals(*other[:2], [(GlobalIndex(other[2]), 0, count)], "cpu", torch.float64)
         assert abs(float((x * y).mean())) < 4 / count**0.5
     assert abs(float((x[:-1] * x[1:]).mean())) < 4 / count**0.5
 
@@ -134,7 +134,7 @@ GRADS = [(0.3, -0.2, 0.05), (0.1, 0.4, -0.05), (-0.2, 0.1, 0.0)]
 @pytest.mark.parametrize("engine", ["reference", "blocked"])
 def test_worked_examples(engine: str, options: dict[str, Any], expected: Sequence[float]) -> None:
     p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    stage = Noise({p: Site(7)}, seed=1234, **options)
+    stage = Noise({p: GlobalIndex(7)}, seed=1234, **options)
     found = noisy(stage, SGDW([p], lr=1.0, momentum=0.0, engine=engine), GRADS)
     assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-11
 
@@ -150,7 +150,9 @@ def test_every_engine_draws_the_same(name: str, kind: Any, request: pytest.Fixtu
     def run(engine: str) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-        sites: dict[Tensor, Site] = {p: Site(i, 3) if i < 5 else Site(i, 17, 6, 40) for i, p in enumerate(params)}
+        sites: dict[Tensor, GlobalIndex] = {
+            p: GlobalIndex(i, 3) if i < 5 else GlobalIndex(i, 17, 6, 40) for i, p in enumerate(params)
+        }
         optimizer = AdamW(params, lr=0.01, state_bits=8, engine=engine)
         optimizer.append(Noise(sites, kind, 0.3, seed=5))
         for _ in range(3):
@@ -171,7 +173,7 @@ def test_a_complex_gradient_has_noise_in_both_parts() -> None:
     (module := nn.Module()).register_parameter("w", p)
     optimizer = SGDW([p], lr=1.0, momentum=0.0)
 
-    optimizer.append(Noise(sites_of(module.named_parameters(), optimizer), eta=1.0, seed=9))
+    optimizer.append(Noise(global_indices(module.named_parameters(), optimizer), eta=1.0, seed=9))
     p.grad = torch.zeros_like(p)
     optimizer.step()
     expected = -field(9, "w", 0, torch.Size([3, 2]))
@@ -299,7 +301,7 @@ def test_second_moments_of_the_optimizer_give_the_shape(make: Make, clipped: boo
 
     callback = GradientNoise(0.5, 0.0, kind="second_moment", seed=2)
 
-    sites = sites_of(module.named_parameters(), optimizer)
+    sites = global_indices(module.named_parameters(), optimizer)
     stage = Noise(sites, callback.kind, 0.5, 0.0, 2, in_pass=not clipped, second_moment=second_moment(optimizer))
     attach(stage, optimizer)
     by_hand = OnGradients(stage, optimizer) if clipped else None

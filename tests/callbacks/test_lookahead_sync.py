@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
-from lightning_optim.core.attach import attach
+from lightning_optim.core.foreign_stages import attach
 from lightning_optim.stages import Lookahead
 from tests.harness.journeys import KINDS, journey
 from tests.harness.ranks import run_ranks

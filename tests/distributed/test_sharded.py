@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from lightning_optim import create_optimizer
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed.clipping import clip_gradient_norm
-from lightning_optim.distributed.shards import gradient_of, local, piece_of
+from lightning_optim.distributed.placement import gradient_of, local, shard_of
 from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.runs import Setting, fit
 from tests.harness.worlds import Odd, World, batches, spread, train, whole
@@ -129,14 +129,14 @@ def look_at_pieces(world: World) -> int:
     nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
     empty = 0
     for name, p in model.named_parameters():
-        tensor, piece = values[name.replace("_fsdp_wrapped_module.", "")], piece_of(p)
+        tensor, piece = values[name.replace("_fsdp_wrapped_module.", "")], shard_of(p)
         part = local(p).detach().reshape(-1)
         assert piece.shape == tensor.shape
         assert piece.numel == tensor.numel()
-        assert torch.equal(part, tensor.reshape(-1)[piece.indices()])
+        assert torch.equal(part, tensor.reshape(-1)[piece.global_indices()])
         first, run, stride = piece.runs()
         at = torch.arange(len(part))
-        assert torch.equal(piece.indices(), first + at // run * stride + at % run)
+        assert torch.equal(piece.global_indices(), first + at // run * stride + at % run)
         found: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(found, gradient_of(p) is not None)
         assert len(set(found)) == 1  # those who hold nothing as well

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.shards import Placement
+from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import blocked, reference
-from lightning_optim.engines.step import Job, Row, Rows, Step
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import maximum, minimum, norm, sign, sqrt, total, where
 from lightning_optim.language.program import trace
 
@@ -58,7 +58,7 @@ def sums(p: Any, g: Any, s: Any, h: Any) -> Any:
     return p - h.lr * s.b / (total(s.b) + 10.0)
 
 
-def rows(dtype: torch.dtype) -> list[Row]:
+def rows(dtype: torch.dtype) -> list[LocalParameter]:
     generator = torch.Generator().manual_seed(0)
 
     def values(shape: tuple[int, ...]) -> Tensor:
@@ -69,8 +69,11 @@ def rows(dtype: torch.dtype) -> list[Row]:
         state = {"a": values(shape).float(), "b": values(shape).float()}
         if dtype == torch.float64:
             state = {name: value.double() for name, value in state.items()}
-        found.append(Row(values(shape), values(shape), state, int(torch.Size(shape).numel())))
-    found.append(Row(values((30, 50)).t(), values((50, 30)), {"a": values((50, 30)), "b": values((50, 30))}, 1500))
+        p = values(shape)
+        found.append(LocalParameter(p, p, values(shape), state, p.numel()))
+    p = values((30, 50)).t()
+    state = {"a": values((50, 30)), "b": values((50, 30))}
+    found.append(LocalParameter(p, p, values((50, 30)), state, 1500))
     return found
 
 
@@ -81,7 +84,7 @@ def test_equals_the_reference(formula: Formula, dtype: torch.dtype) -> None:
     ends = []
     for engine in (reference, blocked):
         kept = rows(dtype)
-        engine.run(Step([Job(trace(formula, h), h, rows=Rows(kept))], {}, Placement()))
+        engine.run(Step([Batch.of(trace(formula, h), h, params=kept)], {}, Reductions()))
         ends.append([value for row in kept for value in (row.param, row.state["a"], row.state["b"])])
     tolerance = 1e-6 if formula is sums else 0.0  # sums of blocks are added in another order
     for right, value in zip(*ends, strict=True):
@@ -96,7 +99,7 @@ def test_blocks_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocked, "PACKED", size // 2)
         blocked._scratch.cache_clear()
         kept, h = rows(torch.float32), {"lr": 0.1}
-        blocked.run(Step([Job(trace(late, h), h, rows=Rows(kept))], {}, Placement()))
+        blocked.run(Step([Batch.of(trace(late, h), h, params=kept)], {}, Reductions()))
         ends.append(torch.cat([row.param.reshape(-1) for row in kept]))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_optim import engines
-from lightning_optim.distributed.shards import Placement
+from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import compiled
-from lightning_optim.engines.step import Job, Row, Rows, Step
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.math import FUNCTIONS, Function, exp
 from lightning_optim.language.program import trace
@@ -138,9 +138,10 @@ def test_functions_are_those_of_float64() -> None:
 
 
 def _apply(formula: Any, b: float, values: Tensor) -> Tensor:
-    row = Row(values.clone(), None, {}, values.numel())
-    compiled.run(Step([Job(trace(formula, {"b": b}), {"b": b}, rows=Rows([row]))], {}, Placement()))
-    return row.param
+    p = values.clone()
+    param = LocalParameter(p, p, None, {}, p.numel())
+    compiled.run(Step([Batch.of(trace(formula, {"b": b}), {"b": b}, params=[param])], {}, Reductions()))
+    return p
 
 
 @needs_compiler

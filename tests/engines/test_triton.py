@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lightning_optim import engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.engines import launch as layout
 from lightning_optim.engines import triton as engine
-from lightning_optim.engines.step import make_row
+from lightning_optim.engines.step import LocalParameter
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
-from lightning_optim.stages.noise import sites_of
 from lightning_optim.storage import Coded
 from tests.harness.problems import NAMES, apply, build, flat, gradients, make_params
 
@@ -172,7 +172,7 @@ def test_codes_of_extreme_blocks_equal_the_reference() -> None:
 
 @pytest.mark.parametrize(("name", "state_bits", "expected"), [("adamw", 32, 1), ("adamw", 16, 1), ("lamb", 8, 4)])
 def test_stages_run_in_the_same_pass(name: str, state_bits: int, expected: int, launches: list[int]) -> None:
-    """And take no launch of their own. (LAMB does not adapt the vectors among its tensors: two jobs.)"""
+    """And take no launch of their own. (LAMB does not adapt the vectors among its tensors: two batches.)"""
     ends: list[Any] = []
     for engine_name in ("reference", "triton"):
         params = make(SMALL, torch.bfloat16)
@@ -193,7 +193,7 @@ def test_noise_is_that_of_the_reference(kind: Any, state_bits: int) -> None:
     for engine_name in ("reference", "triton"):
         params = make(SMALL, torch.float32)
         optimizer = build("adamw", params, state_bits=state_bits, engine=engine_name)
-        optimizer.append(Noise(sites_of([], optimizer), kind=kind, seed=3 << 40 | 5))
+        optimizer.append(Noise(global_indices([], optimizer), kind=kind, seed=3 << 40 | 5))
         run(optimizer, params, 3)
         ends += [optimizer, params]
     assert differences(*ends) == []
@@ -306,7 +306,7 @@ def test_no_float_specialises_a_kernel() -> None:
     params = make(((64, 64),), torch.float32)
     optimizer = build("adamw", params, state_bits=8, engine="reference")
     run(optimizer, params, 1)
-    rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+    rows = [local(optimizer, p) for p in params]
     (text,) = engine.texts(optimizer.first_programs()[0], rows)
     assert [name for name, kind in text.arguments.items() if kind not in ("fp32", "*fp32")] == ["t"]
     assert "@triton.jit(do_not_specialize=['t'])" in text.text
@@ -407,7 +407,7 @@ def test_the_text_can_be_read() -> None:
     params = make(((3,),), torch.float32)
     optimizer = build("lion", params, engine="reference")
     run(optimizer, params, 1)
-    rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+    rows = [local(optimizer, p) for p in params]
     text = engine.source(optimizer.first_programs()[0], rows)
     assert "new_exp_avg = lerp(exp_avg, g, " in text
     assert "tl.store(p_at + index, new_p, mask=inside)" in text
@@ -458,3 +458,10 @@ def test_kernels_with_stages_compile_for_sm_90(word: str) -> None:
 @pytest.mark.parametrize("stages", ["averages", "noise"])
 def test_all_kernels_with_stages_compile_for_sm_90(stages: str) -> None:
     check_reports(compile_reports([f"{name}+{stages}" for name in SERVED]))
+
+
+def local(optimizer: Optimizer, p: Tensor) -> LocalParameter:
+    """A parameter and its gradient as engines see them."""
+    param = LocalParameter.of(p, optimizer.state[p], optimizer.all_slots())
+    param.grad = p.grad
+    return param

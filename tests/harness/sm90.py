@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.engines import triton as engine
 from lightning_optim.engines.passes import Text
-from lightning_optim.engines.step import make_row
+from lightning_optim.engines.step import LocalParameter
 from lightning_optim.engines.triton.printer import TILE
 from lightning_optim.stages import Average, Lookahead, Noise
-from lightning_optim.stages.noise import sites_of
 from tests.harness.problems import apply, build, gradients, make_params
 
 SHAPES = ((64, 64),)  # kept in codes at 8 bits
@@ -40,7 +41,7 @@ def append(optimizer: Optimizer, stages: str) -> None:
         optimizer.append(Average())
         optimizer.append(Lookahead(k=2))
     if stages == "noise":
-        optimizer.append(Noise(sites_of([], optimizer), kind="moments"))
+        optimizer.append(Noise(global_indices([], optimizer), kind="moments"))
 
 
 def texts(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "") -> list[Text]:
@@ -53,11 +54,18 @@ def texts(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "")
         apply(optimizer, params, grads)
     for what in optimizer._programs.values():
         program = list(what.programs.values())[-1]
-        rows = [make_row(p, p.grad, optimizer.state[p], optimizer.all_slots()) for p in params]
+        rows = [local(optimizer, p) for p in params]
         for row, p in zip(rows, params, strict=True) if program.draws else ():
-            row.site = optimizer.stages[0].site_of(p)
+            row.global_index = optimizer.stages[0].global_index_of(p)
         found += engine.texts(program, rows)
     return found
+
+
+def local(optimizer: Optimizer, p: Tensor) -> LocalParameter:
+    """A parameter and its gradient as engines see them."""
+    param = LocalParameter.of(p, optimizer.state[p], optimizer.all_slots())
+    param.grad = p.grad
+    return param
 
 
 def compile_text(text: Text) -> Any:

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from lightning_optim import storage
 from lightning_optim.distributed.philox import normals
-from lightning_optim.engines.step import Job, Row, Step
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import FUNCTIONS
-from lightning_optim.language.program import Kind, Program, Symbol
+from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Kind, Symbol
 from lightning_optim.storage import Coded
 
 name = "blocked"
@@ -45,11 +46,11 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 def run(step: Step) -> None:
     """Run a step block by block."""
-    plans = [_Plan(job, step) for job in step.jobs]
-    everything = float(sum(row.numel for row in step.rows))
+    plans = [_Plan(batch, step) for batch in step.batches]
+    everything = float(sum(row.numel for row in step.params))
     for plan in plans:
         plan.everything = everything
-    levels = max((job.program.levels for job in step.jobs), default=0)
+    levels = max((batch.program.levels for batch in step.batches), default=0)
     for level in range(1, levels + 1):
         _reduce(plans, level, step)
     shared: dict[str, float] = {}
@@ -63,31 +64,33 @@ def _reduce(plans: Sequence[_Plan], level: int, step: Step) -> None:
     """Compute all sums of one level, for all tensors, and combine them."""
     found: dict[tuple[Any, ...], list[tuple[dict[Symbol, float], Symbol, float, tuple[Any, ...]]]] = {}
     for plan in plans:
-        place = {symbol: where for where, symbol in plan.job.program.sums(level)}
-        for row, known in zip(plan.job.rows, plan.known, strict=True):
+        place = {symbol: where for where, symbol in plan.batch.program.sums(level)}
+        for row, known in zip(plan.batch.params, plan.known, strict=True):
             for symbol, partial in plan.partials(row, known, list(place)):
                 of_elements = symbol.args[0].kind == Kind.ELEMENT
-                found.setdefault(place[symbol], []).append((known, symbol, partial, row.groups if of_elements else ()))
+                found.setdefault(place[symbol], []).append(
+                    (known, symbol, partial, row.process_groups if of_elements else ())
+                )
     for (over, by, _), entries in found.items():
         groups = [entry[3] for entry in entries]
-        totals = step.placement.combine([entry[2] for entry in entries], groups, over, by)
+        totals = step.reductions.reduce([entry[2] for entry in entries], groups, over, by)
         for (known, symbol, _, _), total in zip(entries, totals, strict=True):
             known[symbol] = float(total)
 
 
 class _Plan:
-    """One job: its program with the numbers of this step filled in."""
+    """One batch: its program with the numbers of this step filled in."""
 
-    def __init__(self, job: Job, step: Step) -> None:
-        self.job, self.step = job, step
+    def __init__(self, batch: Batch, step: Step) -> None:
+        self.batch, self.step = batch, step
         self.everything = 0.0
-        host = job.program.numbers(job.h)
-        per_tensor = any(symbol.kind == Kind.SCALAR for symbol in job.program.symbols)
+        host = batch.program.numbers(batch.h)
+        per_tensor = any(symbol.kind == Kind.SCALAR for symbol in batch.program.symbols)
         self.host = host
-        self.known = [dict(host) for _ in job.rows] if per_tensor else [host] * len(job.rows)
+        self.known = [dict(host) for _ in batch.params] if per_tensor else [host] * len(batch.params)
         self.packable = not per_tensor
 
-    def _number(self, symbol: Symbol, known: dict[Symbol, float], row: Row) -> float:
+    def _number(self, symbol: Symbol, known: dict[Symbol, float], row: LocalParameter) -> float:
         """The value of a symbol that is one number for a tensor."""
         if symbol.name == "scalar":
             slot = symbol.args[0]
@@ -97,14 +100,14 @@ class _Plan:
         args = (known[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args)
         return FUNCTIONS[symbol.name].number(*args)  # type: ignore[no-any-return]
 
-    def _fill(self, row: Row, known: dict[Symbol, float], level: int) -> None:
+    def _fill(self, row: LocalParameter, known: dict[Symbol, float], level: int) -> None:
         """Evaluate the numbers of one tensor that follow from what is known up to a level."""
-        for symbol in self.job.program.symbols:
+        for symbol in self.batch.program.symbols:
             if symbol.kind == Kind.SCALAR and symbol.level <= level and symbol not in known:
                 known[symbol] = self._number(symbol, known, row)
 
     def partials(
-        self, row: Row, known: dict[Symbol, float], wanted: Sequence[Symbol]
+        self, row: LocalParameter, known: dict[Symbol, float], wanted: Sequence[Symbol]
     ) -> Iterator[tuple[Symbol, float]]:
         """What this process contributes of one tensor to each of the wanted sums and maxima."""
         if not wanted:
@@ -113,7 +116,7 @@ class _Plan:
         elements = [symbol for symbol in wanted if symbol.args[0].kind == Kind.ELEMENT]
         sums = {symbol: 0.0 if symbol.args[2] == "sum" else -torch.inf for symbol in elements}
         if elements:
-            code = _lower(self.job.program, tuple(symbol.args[0] for symbol in elements), ())
+            code = _lower(self.batch.program, tuple(symbol.args[0] for symbol in elements), ())
             for views in _blocks([row], code, row.compute_dtype, False, draws=_drawn(code, known)):
                 values = code.run(views, [known[symbol] for symbol in code.numbers])
                 for symbol, value in zip(elements, values, strict=True):
@@ -127,22 +130,22 @@ class _Plan:
 
     def write(self, shared: dict[str, float]) -> None:
         """The last pass: compute and write the parameter and the slots."""
-        program = self.job.program
+        program = self.batch.program
         outputs = tuple(name for name in program.outputs if name in program.writes)
         code = _lower(program, tuple(program.outputs[name] for name in outputs), outputs)
-        for row, known in zip(self.job.rows, self.known, strict=True):
+        for row, known in zip(self.batch.params, self.known, strict=True):
             if not self.packable:
                 self._fill(row, known, 1 << 30)
             self._write_numbers(row, known, shared)
         for rows, known in self._packs():
             numbers = [known[symbol] for symbol in code.numbers]
-            for views in _blocks(rows, code, rows[0].compute_dtype, True, self.job.t, _drawn(code, known)):
+            for views in _blocks(rows, code, rows[0].compute_dtype, True, self.batch.t, _drawn(code, known)):
                 code.run(views, numbers)
 
-    def _write_numbers(self, row: Row, known: dict[Symbol, float], shared: dict[str, float]) -> None:
+    def _write_numbers(self, row: LocalParameter, known: dict[Symbol, float], shared: dict[str, float]) -> None:
         """Write the slots that are one number, and outputs that are a constant."""
-        for slot, value in self.job.program.outputs.items():
-            if slot in self.job.program.writes:
+        for slot, value in self.batch.program.outputs.items():
+            if slot in self.batch.program.writes:
                 continue
             number = known[value] if isinstance(value, Symbol) else float(value)
             if slot in self.step.shared:
@@ -150,21 +153,22 @@ class _Plan:
             else:
                 (row.param if slot == "p" else row.state[slot]).fill_(number)
 
-    def _packs(self) -> Iterator[tuple[list[Row], dict[Symbol, float]]]:
-        """Rows to be served together: single large ones, and small ones of the same types side by side."""
-        rows = self.job.rows
+    def _packs(self) -> Iterator[tuple[list[LocalParameter], dict[Symbol, float]]]:
+        """Local parameters to be served together: single large ones, and small ones of the same types side by side."""
+        rows = self.batch.params
         if not self.packable:
             yield from (([row], known) for row, known in zip(rows, self.known, strict=True))
             return
-        if name not in rows.groupings:
-            rows.groupings[name] = _packed_rows(rows)
-        yield from ((pack, self.host) for pack in rows.groupings[name])
+        cache = self.batch.cache
+        if name not in cache:
+            cache[name] = _packed_rows(rows)
+        yield from ((pack, self.host) for pack in cache[name])
 
 
-def _packed_rows(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows, small ones of one type together as far as they fill a block."""
-    found: list[list[Row]] = []
-    open_packs: dict[Any, tuple[list[Row], int]] = {}
+def _packed_rows(rows: Sequence[LocalParameter]) -> list[list[LocalParameter]]:
+    """list[LocalParameter], small ones of one type together as far as they fill a block."""
+    found: list[list[LocalParameter]] = []
+    open_packs: dict[Any, tuple[list[LocalParameter], int]] = {}
     for row in rows:
         coded = any(isinstance(value, Coded) for value in row.state.values())  # also a small piece of a large tensor
         numel = row.param.numel()
@@ -356,14 +360,14 @@ def _drawn(code: _Code, known: dict[Symbol, float]) -> dict[str, tuple[int, int]
     return found
 
 
-def _draw(of: tuple[int, int], parts: Sequence[tuple[Row, int, int]], dtype: torch.dtype) -> Tensor:
+def _draw(of: tuple[int, int], parts: Sequence[tuple[LocalParameter, int, int]], dtype: torch.dtype) -> Tensor:
     """The normal numbers of some parts of rows, one after another."""
-    sites = [(row.site, low, high) for row, low, high in parts if row.site is not None]
+    sites = [(row.global_index, low, high) for row, low, high in parts if row.global_index is not None]
     return normals(*of, sites, "cpu", dtype)
 
 
 def _blocks(
-    rows: list[Row],
+    rows: list[LocalParameter],
     code: _Code,
     dtype: torch.dtype,
     write: bool,
@@ -408,7 +412,7 @@ def _blocks(
 
 
 def _packed(
-    rows: list[Row],
+    rows: list[LocalParameter],
     code: _Code,
     dtype: torch.dtype,
     scratch: tuple[Tensor, ...],
@@ -432,7 +436,7 @@ def _packed(
         torch._foreach_copy_(tensors[name], shaped)
 
 
-def _held(row: Row, name: str) -> Any:
+def _held(row: LocalParameter, name: str) -> Any:
     """What holds an input of the update: a tensor, or codes."""
     return row.param if name == "p" else row.grad if name == "g" else row.state[name]
 

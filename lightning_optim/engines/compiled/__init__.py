@@ -55,7 +55,7 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 
 def run(step: Step) -> None:
-    """Run a step with one call per job, and one or two more for each level of reductions."""
+    """Run a step with one call per batch, and one or two more for each level of reductions."""
     passes.run(step, BACKEND)
 
 

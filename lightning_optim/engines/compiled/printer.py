@@ -14,7 +14,8 @@ from typing import Any
 
 from lightning_optim.engines.launch import Column, Layout
 from lightning_optim.engines.passes import Text
-from lightning_optim.language.program import Kind, Program, Symbol
+from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Kind, Symbol
 from lightning_optim.storage.coded import BLOCK
 
 TILE = 16 * BLOCK  # elements of a block of the table

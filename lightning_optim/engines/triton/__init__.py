@@ -1,4 +1,4 @@
-"""The engine for GPUs: one launch for all tensors of a job, of a kernel that is printed from the update.
+"""The engine for GPUs: one launch for all tensors of a batch, of a kernel that is printed from the update.
 
 The arithmetic is that of the reference, operation by operation in float32, and a parameter is rounded once. Floats
 enter as arguments, so a schedule compiles nothing. How launches follow each other stands in `passes.py`.
@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_optim.engines import passes
 from lightning_optim.engines.launch import Table
 from lightning_optim.engines.passes import Text
-from lightning_optim.engines.step import Row, Step
+from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton.printer import TILE, reduce_text, write_text
 from lightning_optim.language.program import Program
 from lightning_optim.storage.dynamic import book
@@ -61,8 +61,8 @@ def _interpreted() -> bool:
 
 
 def run(step: Step) -> None:
-    """Run a step with one launch per job, and one or two more for each level of reductions."""
-    device = step.rows[0].param.device
+    """Run a step with one launch per batch, and one or two more for each level of reductions."""
+    device = step.params[0].param.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         passes.run(step, BACKEND)
 
@@ -131,11 +131,11 @@ def launch(function: Any, count: int, *args: Any, **given: Any) -> None:
     function[(count,)](*args, **given)
 
 
-def texts(program: Program, rows: Sequence[Row]) -> list[Text]:
+def texts(program: Program, rows: Sequence[LocalParameter]) -> list[Text]:
     """The kernels that serve a program on tensors like these, in the order of their launches."""
     return passes.texts(BACKEND, program, rows)
 
 
-def source(program: Program, rows: Sequence[Row]) -> str:
+def source(program: Program, rows: Sequence[LocalParameter]) -> str:
     """The text of these kernels, to be read."""
     return "\n\n".join(text.text for text in texts(program, rows))

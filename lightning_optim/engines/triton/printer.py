@@ -14,7 +14,8 @@ from typing import Any
 
 from lightning_optim.engines.launch import Column, Layout
 from lightning_optim.engines.passes import Text
-from lightning_optim.language.program import Kind, Program, Symbol
+from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Kind, Symbol
 from lightning_optim.storage.coded import BLOCK
 
 TILE = 4 * BLOCK  # elements of a program instance: 8 for each of 128 threads, two accesses of 16 bytes in float32
@@ -38,7 +39,7 @@ EXPRESSIONS = {
     "gt": "{} > {}",
     "ge": "{} >= {}",
 }
-SITE = ("tensor", "first", "run", "stride")  # the fields of `philox.Site`
+SITE = ("tensor", "first", "run", "stride")  # the fields of `philox.GlobalIndex`
 INLINE = 60  # a longer expression gets a line of its own
 
 

@@ -1,0 +1,214 @@
+"""What state an optimizer keeps: which slots a parameter has, in which format, and how they are created.
+
+Everything is read off the program: a slot exists when the update, traced under the options of a parameter group,
+reads or writes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_optim import storage
+from lightning_optim.distributed.placement import full_with_axis_reduced, local, logical_shape
+from lightning_optim.language.definition import Definition
+from lightning_optim.language.options import Option
+from lightning_optim.language.program import Program, Programs
+from lightning_optim.language.slot import Slot
+from lightning_optim.stages.stage import Stage
+
+# Options of the whole optimizer, which a parameter group cannot change.
+WHOLE = ("engine", "capturable")
+# Options that say how state is kept, not how to train: a checkpoint does not change them.
+STORAGE_OPTIONS = ("state_bits", "state_format")
+NUMBERS = (float, float | None)
+
+
+class StateLayout(Definition, torch.optim.Optimizer):
+    """The programs and the slots of an optimizer, for whoever runs, saves or counts them.
+
+    Attributes:
+        name: The word in a config.
+        options: Declared options by name.
+        slots: Declared slots by name.
+        stages: What callbacks added to the update.
+        model_order: For each parameter its position in `module.parameters()`; empty where it is unknown.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[dict[str, Option]]
+    slots: ClassVar[dict[str, Slot]]
+
+    def _prepare_layout(self) -> None:
+        """Make what is not saved; stages and the order of the model stay where they exist."""
+        self.stages: list[Stage] = getattr(self, "stages", [])
+        self.model_order: list[int] = getattr(self, "model_order", [])
+        self._programs: dict[str, Programs] = {}
+        self._slots_by_options: dict[Any, tuple[str, ...]] = {}
+        self._most_dims: int | None = None
+        self._parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
+
+    # ------------------------------------------------------------------ parameters and options
+
+    def every_parameter(self) -> list[tuple[int, Tensor]]:
+        """All parameters in order, each with the index of its group."""
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        if self._parameters[0] != ids:  # thousands of new tuples in each step would wake the garbage collector
+            self._parameters = ids, [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
+        return self._parameters[1]
+
+    def options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
+        """The options of a parameter group that the update sees, as floats where they are numbers.
+
+        Args:
+            group: The parameter group.
+            keep_tensors: Keep tensors on the device of the parameters, such as `lr` under `capturable`.
+        """
+        found = {}
+        for name, option in self.options.items():
+            if name in WHOLE or name in STORAGE_OPTIONS:
+                continue
+            value = found[name] = group[name]
+            stays = keep_tensors and isinstance(value, Tensor) and value.device == local(group["params"][0]).device
+            if isinstance(value, Tensor | int) and option.type in NUMBERS and not stays:
+                found[name] = float(value)
+        return found
+
+    def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
+        """What the shape and dtype of a parameter in group `i` decide for its update."""
+        view = SimpleNamespace(**self.options_of(self.param_groups[i]))
+        return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
+
+    def most_dims(self) -> int:
+        """The largest number of axes of any parameter."""
+        if self._most_dims is None:
+            self._most_dims = max((len(logical_shape(p)) for _, p in self.every_parameter()), default=0)
+        return self._most_dims
+
+    # ------------------------------------------------------------------ programs
+
+    def program(self, what: str, h: Mapping[str, Any]) -> Program:
+        """The program of "update" (with all stages), "stages" (alone) or "predict" under options and scalars."""
+        if what not in self._programs:
+            formula = {"update": self._update, "stages": self._only_stages, "predict": self._predict}[what]
+            scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
+            self._programs[what] = Programs(formula, scalar)
+        return self._programs[what](h)
+
+    def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for stage in self.stages:
+            options = getattr(h, stage.name, None)
+            if options is not None:
+                g = stage.before(g, s, options, h)
+        return self._after(self.update(p, -g if h.maximize else g, s, h), s, h)
+
+    def _after(self, p: Any, s: Any, h: Any) -> Any:
+        for stage in self.stages:
+            options = getattr(h, stage.name, None)
+            if options is not None:
+                p = stage.update(p, s, options)
+        return p
+
+    def _only_stages(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        for name in h.present:
+            getattr(s, name)  # there is no update that would show the stages which slots exist
+        return self._after(p, s, h)
+
+    def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        assert self.predict is not None
+        return self.predict(p, s, h)
+
+    def first_programs(self) -> list[Program]:
+        """The programs of a first step, one for each parameter group, without running anything."""
+        found = []
+        for i, group in enumerate(self.param_groups):
+            for p in group["params"][:1]:
+                options = self.options_of(group)
+                scalars = {**self.scalars(SimpleNamespace(**options), 1), **dict.fromkeys(self.inputs, 0.0)}
+                found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
+        return found
+
+    # ------------------------------------------------------------------ which slots
+
+    def all_slots(self) -> dict[str, Slot]:
+        """The slots of the page and of the stages, by name."""
+        return {**self.slots, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
+
+    def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
+        """Names of the page's slots that a parameter in group `i` has, in whatever step."""
+        options, traits = self.options_of(self.param_groups[i]), self.traits_of(i, p)
+        key = (*options.values(), *traits.values())
+        if key not in self._slots_by_options:
+            self._slots_by_options[key] = self._touched(options, traits)
+        return self._slots_by_options[key]
+
+    def _touched(self, options: dict[str, Any], traits: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the slots that some step under these options and traits reads or writes."""
+        first = self.scalars(SimpleNamespace(**options), 1)
+        flags = [name for name, value in first.items() if isinstance(value, bool)]
+        touched: set[str] = set()
+        for choice in itertools.product((False, True), repeat=len(flags)):
+            scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
+            h = {**options, **traits, **scalars}
+            touched |= self.program("update", h).slots
+            touched |= self.program("predict", h).slots if self.predict is not None else set()
+        return tuple(name for name in self.slots if name in touched)
+
+    def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
+        """Names of the slots that the stages keep for a parameter in group `i`."""
+        return tuple(name for stage in self.stages for name in stage.slots_beside(self.slots_of(i, p)))
+
+    def shared_slots(self) -> dict[str, Tensor]:
+        """The slots that belong to the whole optimizer; they live in the first parameter group."""
+        first = self.param_groups[0]
+        return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
+
+    # ------------------------------------------------------------------ creating them
+
+    def start_state(self, p: Tensor, i: int) -> None:
+        """Give a parameter its step counter and its slots."""
+        self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
+        h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
+        for name in self.slots_of(i, p):
+            self.create_slot(name, p, i, h)
+
+    def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
+        """Create one slot of a parameter in group `i`, under the options and traits `h`."""
+        slot, group = self.all_slots()[name], self.param_groups[i]
+        if storage.is_coded(p, group["state_bits"], slot):
+            self.state[p][name] = self.codes_of(slot, i, p, local(p))
+            return
+        value = first_value(slot, p, self.slot_dtype(slot, p, i), h)
+        if slot.per == "optimizer":
+            self.param_groups[0].setdefault(name, value)
+        else:
+            self.state[p][name] = value
+
+    def codes_of(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Coded:
+        """A quantized slot of zeros for `p` in group `i`, shaped like its local tensor `part`."""
+        partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
+        return storage.make(part, slot, partner, self.param_groups[i]["state_format"])
+
+    def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
+        """The dtype of a slot of `p` in group `i` where it is not quantized."""
+        return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
+
+
+def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any]) -> Tensor:
+    """The value of a slot of `p` before its first step, as a tensor that is sharded as `p` is."""
+    start = slot.start(SimpleNamespace(**h))
+    if slot.per != "element":
+        return torch.full((), start, dtype=torch.float64)
+    if slot.copies:
+        return p.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+    if slot.without is not None:
+        return full_with_axis_reduced(p, h[slot.without] % p.dim(), start, dtype)
+    value = torch.full_like(p, start, dtype=dtype, memory_format=torch.contiguous_format)
+    if value.is_complex():  # both parts are elements
+        torch.view_as_real(value).fill_(start)
+    return value

@@ -1,0 +1,28 @@
+"""Gradient clipping as the Trainer configures it, by norm under FSDP1 as well."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from lightning_optim.distributed.clipping import clip_gradient_norm
+from lightning_optim.distributed.fsdp1 import is_flattened
+
+
+class GradientClipping:
+    """A mixin for a LightningModule, which must come after it in the list of base classes."""
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `Trainer(gradient_clip_val=...)` says; by norm under FSDP1 as well, where Lightning refuses to."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if gradient_clip_val and by_norm and any(is_flattened(p) for p in params):
+            clip_gradient_norm(params, float(gradient_clip_val))
+        else:
+            super().configure_gradient_clipping(  # type: ignore[misc]
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
