@@ -15,6 +15,7 @@ from torch._compile import _disable_dynamo
 
 from lightning_optim import engines, storage
 from lightning_optim.core import state_dict as checkpoint
+from lightning_optim.core import torch_files
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
 from lightning_optim.core.guards import refuse_orphans
 from lightning_optim.core.runner import Runner
@@ -98,7 +99,7 @@ class Optimizer(StateLayout):
         self._runner = Runner(self)
         self._counters_agree = True
         self._for_file = False
-        self._handed: checkpoint.Handed = {}
+        self._handed: torch_files.Handed = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's."""
@@ -215,7 +216,7 @@ class Optimizer(StateLayout):
         if not self._counters_agree:
             checkpoint.agree_on_counters(self)
             self._counters_agree = True
-        if closure is None and not self.state and checkpoint.is_rehearsal(self):
+        if closure is None and not self.state and torch_files.is_rehearsal(self):
             for i, p in self.every_parameter():
                 self.start_state(p, i)
             return None
@@ -292,7 +293,7 @@ class Optimizer(StateLayout):
             found = super().state_dict()
         finally:
             hook.remove()
-        self._handed = checkpoint.given_away(found)
+        self._handed = torch_files.given_away(found)
         return checkpoint.renumbered(found, self.model_order) if for_file else found
 
     def consolidate_state_dict(self, to: int = 0) -> None:
@@ -320,9 +321,9 @@ class Optimizer(StateLayout):
         def hold(_: Any, given: dict[str, Any]) -> dict[str, Any]:
             nonlocal other_groups
             whole = given
-            given = checkpoint.regrouped(self, whole)
+            given = torch_files.regrouped(self, whole)
             other_groups = given is not whole
-            given = checkpoint.without_own(given, self._handed)
+            given = torch_files.without_own(given, self._handed)
             checkpoint.check(self, given)
             found.update(given)
             return {**given, "state": {}}  # or torch would cast all of it to the parameters' types, at once
