@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-full check docs bench bench-quality build clean
+.PHONY: help demo test test-full coverage check docs bench bench-quality build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a classifier of handwritten digits with Adan, on one CPU"
 	@echo "make test    run the tests (ARGS='-k adan' passes options to pytest)"
 	@echo "make test-full   the tests with every case of the long cross products"
+	@echo "make coverage    the tests with what they cover: a table, htmlcov/ and coverage.xml"
 	@echo "make check   lint, format and types"
 	@echo "make docs    write the tables that are read off the classes"
 	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
@@ -36,6 +37,9 @@ test: $(STAMP)
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
+coverage: $(STAMP)
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html --cov-report=xml $(ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +63,4 @@ build: $(STAMP)
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist .coverage* coverage.xml htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
