@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.language.slot import Slot
-from lightning_optim.storage.coded import Coded
 from lightning_optim.storage.dynamic import Dynamic
 from lightning_optim.storage.log import Log
+from lightning_optim.storage.quantized import Coded
 from lightning_optim.storage.ratio import Ratio
 
 SMALLEST = 4096  # tensors with fewer elements are not coded: their state is no memory to speak of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim import SGDW, AdamW, KoalaV, OptionError, create_optimizer, engines
-from lightning_optim.storage import Coded, coded
+from lightning_optim.storage import Coded, quantized
 from tests.harness.problems import apply, build, flat, gradients, make_params
 
 ENGINES = ["auto", *engines.ENGINES]
@@ -229,13 +229,13 @@ def test_a_checkpoint_with_another_block_size(
     The engine is plain torch, which takes the size of a block from one place; kernels print theirs into their text.
     """
     options: dict[str, Any] = {"state_bits": 8, "state_format": state_format, "engine": "reference"}
-    monkeypatch.setattr(coded, "BLOCK", old)
+    monkeypatch.setattr(quantized, "BLOCK", old)
     params = make_params(SHAPES, torch.float32)
     optimizer = build("adamw", params, **options)
     for grads in gradients(5, SHAPES, torch.float32):
         apply(optimizer, params, grads)
     saved = optimizer.state_dict()
-    monkeypatch.setattr(coded, "BLOCK", new)
+    monkeypatch.setattr(quantized, "BLOCK", new)
     twin = build("adamw", params, **options)
     twin.load_state_dict(saved)
     blocks = -(-64 * 70 // new)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_optim import AdamW
 from lightning_optim.storage import Coded
-from lightning_optim.storage.coded import BLOCK, Format, draws
 from lightning_optim.storage.dynamic import Dynamic, book
 from lightning_optim.storage.log import Log
+from lightning_optim.storage.quantized import BLOCK, Format, draws
 from lightning_optim.storage.ratio import Ratio
 
 CPU = torch.device("cpu")

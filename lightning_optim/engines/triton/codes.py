@@ -69,7 +69,7 @@ def to_bfloat16(x):
 
 @triton.jit
 def draws(t, index):
-    """`storage.coded.draws` for elements at these places of the whole slot, int64."""
+    """`storage.quantized.draws` for elements at these places of the whole slot, int64."""
     pair = (index >> 8 << 7) | (index & 127)
     x = pair.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
     x = (x ^ (x >> 16)) * 0x7FEB352D

@@ -16,7 +16,7 @@ from lightning_optim.engines.launch import Column, Layout
 from lightning_optim.engines.passes import Text
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Kind, Symbol
-from lightning_optim.storage.coded import BLOCK
+from lightning_optim.storage.quantized import BLOCK
 
 TILE = 4 * BLOCK  # elements of a program instance: 8 for each of 128 threads, two accesses of 16 bytes in float32
 WORD = 8  # elements that are masked alike: 16 bytes in half precision
