@@ -15,7 +15,7 @@ from lightning_optim import Optimizer
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Kind, Symbol
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 NAMES = ("adamw", "adan", "lion", "lamb", "radam")
 SHARED: dict[str, dict[str, Any]] = {
@@ -150,5 +150,5 @@ def _inputs(symbols: Sequence[Any]) -> set[str]:
 def _bytes_of(name: str, p: Tensor, state: dict[str, Any]) -> int:
     if name in ("p", "g"):
         return p.numel() * p.element_size()
-    value: Tensor | Coded = state[name]
-    return value.nbytes if isinstance(value, Coded) else value.numel() * value.element_size()
+    value: Tensor | Quantized = state[name]
+    return value.nbytes if isinstance(value, Quantized) else value.numel() * value.element_size()

@@ -56,7 +56,7 @@ def ours(name: str, engine: str) -> list[Entry]:
     cls = OPTIMIZERS[name]
     found = []
     for bits in (32, 8):
-        if bits == 8 and not any(storage.can_be_coded(slot) for slot in cls.slots.values()):
+        if bits == 8 and not any(storage.can_be_quantized(slot) for slot in cls.slots.values()):
             continue
         options: dict[str, Any] = {**shared(name), "state_bits": bits, "engine": engine}
         label = f"ours, {bits} bits" if engine == "auto" else f"ours, {engine}, {bits} bits"

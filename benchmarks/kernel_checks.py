@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_optim import OptionError, engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.stages import Average, Lookahead
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 from tests.harness.problems import apply, build, gradients, make_params
 
 SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (3, 1400), (20, 30))  # the last one turned
@@ -48,10 +48,10 @@ class Case:
 def cases(name: str, quick: bool = False) -> list[Case]:
     """The kernels of an optimizer: all types and storages, and each storage with stages in the same pass."""
     cls = OPTIMIZERS[name]
-    coded = any(storage.can_be_coded(slot) for slot in cls.slots.values())
+    quantized = any(storage.can_be_quantized(slot) for slot in cls.slots.values())
     found = []
     for i, (bits, form) in enumerate(STORAGES):
-        if bits == 8 and not coded:
+        if bits == 8 and not quantized:
             continue
         plain = [Case(name, bits, form, dtype, staged=False) for dtype in DTYPES]
         found += [plain[i % len(plain)]] if quick else plain
@@ -135,9 +135,9 @@ def _parameter(p: Tensor, twin: Tensor, old: Tensor) -> Iterator[str]:
 
 def _slots(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
     flipped: dict[str, Tensor] = {}
-    for name in sorted(one, key=lambda name: isinstance(one[name], Coded) and one[name].format.partner is not None):
+    for name in sorted(one, key=lambda name: isinstance(one[name], Quantized) and one[name].format.partner is not None):
         value, own = one[name], other[name]
-        if isinstance(value, Coded):
+        if isinstance(value, Quantized):
             yield from _codes(name, value, own, flipped)
             continue
         value, own = value.double().cpu(), own.double().cpu()
@@ -148,7 +148,7 @@ def _slots(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
             yield f"{name} differs by {(value - own).abs().max():.1e}, of {value.abs().max():.1e}"
 
 
-def _codes(name: str, value: Coded, own: Coded, flipped: dict[str, Tensor]) -> Iterator[str]:
+def _codes(name: str, value: Quantized, own: Quantized, flipped: dict[str, Tensor]) -> Iterator[str]:
     """Codes may be neighbours, in few elements; a ratio to a root that was drawn otherwise may be any."""
     if not value.codes.numel():
         return
@@ -161,15 +161,15 @@ def _codes(name: str, value: Coded, own: Coded, flipped: dict[str, Tensor]) -> I
         yield f"codes of {name} differ by up to {int(apart.max())}, {100 * share:.2f} % of them"
     # The scale of a ratio has eight bits, so the last of them may differ.
     unit = 2.0**-7 if value.format.partner is not None else 1e-5
-    if not ((value.headers - own.headers).abs() <= unit * value.headers.abs()).all():
-        yield f"headers of {name} differ by {(value.headers - own.headers).abs().max():.1e}"
+    if not ((value.scales - own.scales).abs() <= unit * value.scales.abs()).all():
+        yield f"scales of {name} differ by {(value.scales - own.scales).abs().max():.1e}"
 
 
 def _equalize(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Give the state of one optimizer to the other, in place."""
     for name, value in one.items():
-        if isinstance(value, Coded):
+        if isinstance(value, Quantized):
             other[name].codes.copy_(value.codes)
-            other[name].headers.copy_(value.headers)
+            other[name].scales.copy_(value.scales)
         else:
             other[name].copy_(value)

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.pages import RESULTS, table, write_part
 from lightning_optim import Optimizer, create_optimizer
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 BITS = (32, 8)
 SEEDS = 7
@@ -199,7 +199,7 @@ def train(task: Task, optimizer_name: str, bits: int, seed: int, steps: int) -> 
 def coded_share(optimizer: Optimizer) -> float:
     """The share of the parameters that have state in codes."""
     params = [p for _, p in optimizer.every_parameter()]
-    coded = [p for p in params if any(isinstance(value, Coded) for value in optimizer.state[p].values())]
+    coded = [p for p in params if any(isinstance(value, Quantized) for value in optimizer.state[p].values())]
     return sum(p.numel() for p in coded) / sum(p.numel() for p in params)
 
 

@@ -76,7 +76,7 @@ def _sample(cls: type[Optimizer], **options: Any) -> Optimizer:
 
 def _bytes_per_parameter(cls: type[Optimizer], bits: int) -> float:
     """Bytes of state for each parameter; where fewer bits have nothing to keep, those of 32."""
-    codable = any(storage.can_be_coded(slot) for slot in cls.slots.values())
+    codable = any(storage.can_be_quantized(slot) for slot in cls.slots.values())
     optimizer = _sample(cls, state_bits=bits if codable else 32)
     elements = [e for e in predicted_memory(optimizer) if e.slot != "step" and cls.slots[e.slot].per == "element"]
     return sum(entry.bytes for entry in elements) / 4096**2

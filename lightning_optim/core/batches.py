@@ -19,7 +19,7 @@ from lightning_optim.distributed.placement import gradient_of, is_dtensor, local
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 Parameters = Sequence[tuple[int, Tensor]]  # each with the index of its parameter group
 
@@ -92,7 +92,7 @@ class Batches:
         self.tensors: list[Tensor] = [
             tensor
             for value in values
-            for tensor in ((value.codes, value.headers) if isinstance(value, Coded) else (value,))
+            for tensor in ((value.codes, value.scales) if isinstance(value, Quantized) else (value,))
         ]
         self.addresses = self._addresses()
         self.forms = self._forms()

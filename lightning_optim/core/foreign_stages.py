@@ -136,7 +136,7 @@ class OnGradients:
                 batch = batches.setdefault((i, t), Batch.of(program, h))
                 own = {name: state[name] for name in program.slots}
                 local = LocalParameter.of(p.grad, own, {name: self.stage.slots.get(name, Slot()) for name in own})
-                local.global_index = self.stage.global_index_of(p) if program.draws else None
+                local.global_index = self.stage.global_index_of(p) if program.normals else None
                 batch.params.append(local)
                 params.append(p)
         if batches:

@@ -127,7 +127,7 @@ class Optimizer(StateLayout):
             self.param_groups[-1].pop(name, None)
 
     def _refuse_uncodable(self, options: Mapping[str, Any]) -> None:
-        if options["state_bits"] == 8 and not any(storage.can_be_coded(slot) for slot in self.slots.values()):
+        if options["state_bits"] == 8 and not any(storage.can_be_quantized(slot) for slot in self.slots.values()):
             raise OptionError(
                 f"{type(self).__name__}: state_bits=8 has nothing to keep in 8 bits: its state is one number per "
                 "tensor or less, or must stay exact. Leave it at 32."
@@ -283,7 +283,7 @@ class Optimizer(StateLayout):
         algorithm; codes are made again on load, the same ones. The full-precision tensors exist until the caller
         drops them.
         """
-        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.decoded(self, found), prepend=True)
+        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.dequantized(self, found), prepend=True)
         for_file, self._for_file = self._for_file, False
         if self.state and (for_file or any(is_sharded(p) for _, p in self.every_parameter())):
             for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter which had no gradient yet

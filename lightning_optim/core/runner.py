@@ -104,12 +104,12 @@ class Runner:
                 batch.program = layout.program("stages", batch.h)
                 continue
             own, t = options[batch.group], batch.t
-            clock: Any = t
+            counter: Any = t
             if layout.defaults["capturable"]:
-                clock = layout.state[batch.params[0].source]["step"].double()
-                own = {name: x.to(clock) if isinstance(x, Tensor) else x for name, x in own.items()}
-            scalars = layout.scalars(SimpleNamespace(**own), clock)
-            number = clock if isinstance(clock, Tensor) else float(clock)
+                counter = layout.state[batch.params[0].source]["step"].double()
+                own = {name: x.to(counter) if isinstance(x, Tensor) else x for name, x in own.items()}
+            scalars = layout.scalars(SimpleNamespace(**own), counter)
+            number = counter if isinstance(counter, Tensor) else float(counter)
             batch.h = {**own, **batch.traits, **scalars, "t": number, **extra}
             batch.program = layout.program(what, batch.h)
 
@@ -125,8 +125,8 @@ class Runner:
     def _admit(self, batch: Batch) -> None:
         """Refuse sums that a strategy makes impossible; look up global indices for a program with normal numbers."""
         refuse_unsummable(type(self.layout).__name__, batch.program, [param.source for param in batch.params])
-        if batch.program.draws and batch.params[0].global_index is None:
-            stage = next(stage for stage in self.layout.stages if stage.draws)
+        if batch.program.normals and batch.params[0].global_index is None:
+            stage = next(stage for stage in self.layout.stages if stage.needs_normals)
             for param in batch.params:
                 param.global_index = stage.global_index_of(param.source)
 

@@ -21,7 +21,7 @@ from lightning_optim.errors import OptionError
 from lightning_optim.language.options import check_options
 
 
-def decoded(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
+def dequantized(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict that torch made, with plain tensors in the place of codes.
 
     Codes become values on the CPU, one parameter after the other, so that a save takes no memory of the device for
@@ -35,8 +35,8 @@ def decoded(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
         if is_flattened(p) and not p.numel() and shard_of(p).splits:
             del state_dict["state"][index]  # FSDP1 wants to hear of a tensor from those who hold some of it
             continue
-        coded = [name for name, value in state.items() if isinstance(value, storage.Coded)]
-        values = {name: like(value, p) for name, value in storage.read(state, coded).items()}
+        quantized = [name for name, value in state.items() if isinstance(value, storage.Quantized)]
+        values = {name: like(value, p) for name, value in storage.read(state, quantized).items()}
         # FSDP2 asks for a state_dict before the first step too, to load a file into it, and wants all on one device.
         if not (is_dtensor(p) and int(state["step"]) == 0):
             values = {name: value.cpu() for name, value in values.items()}
@@ -204,16 +204,16 @@ def _restore(optimizer: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -
     state.clear()
     optimizer.start_state(p, i)
     state["step"].fill_(float(saved.get("step", 0)))
-    coded: dict[str, Tensor] = {}
+    quantized: dict[str, Tensor] = {}
     for name in [name for name in saved if name in slots]:  # in an order that is the same on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = optimizer.slot_dtype(slots[name], p, i)
         values = torch.as_tensor(saved[name]).to(dtype=dtype, device=here, copy=True)
-        if isinstance(state.get(name), storage.Coded):
-            coded[name] = local(values).reshape(-1)
+        if isinstance(state.get(name), storage.Quantized):
+            quantized[name] = local(values).reshape(-1)
         else:
             state[name] = values
-    storage.write(state, coded, int(state["step"]))
+    storage.write(state, quantized, int(state["step"]))
 
 
 def agree_on_counters(optimizer: StateLayout) -> None:

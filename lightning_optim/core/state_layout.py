@@ -180,8 +180,8 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
         """Create one slot of a parameter in group `i`, under the options and traits `h`."""
         slot, group = self.all_slots()[name], self.param_groups[i]
-        if storage.is_coded(p, group["state_bits"], slot):
-            self.state[p][name] = self.codes_of(slot, i, p, local(p))
+        if storage.is_quantized(p, group["state_bits"], slot):
+            self.state[p][name] = self.quantized_slot(slot, i, p, local(p))
             return
         value = first_value(slot, p, self.slot_dtype(slot, p, i), h)
         if slot.per == "optimizer":
@@ -189,10 +189,10 @@ class StateLayout(Definition, torch.optim.Optimizer):
         else:
             self.state[p][name] = value
 
-    def codes_of(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Coded:
+    def quantized_slot(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Quantized:
         """A quantized slot of zeros for `p` in group `i`, shaped like its local tensor `part`."""
         partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
-        return storage.make(part, slot, partner, self.param_groups[i]["state_format"])
+        return storage.empty(part, slot, partner, self.param_groups[i]["state_format"])
 
     def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
         """The dtype of a slot of `p` in group `i` where it is not quantized."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.step import Batch, LocalParameter
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 FIXED = 2  # numbers in a row of the table before the addresses
 
@@ -42,18 +42,18 @@ class Column:
     signed: bool = True
 
     @property
-    def coded(self) -> bool:
+    def quantized(self) -> bool:
         return self.kind in ("log", "ratio", "dynamic")
 
     @property
     def places(self) -> int:
         """How many numbers it has in a row of the table."""
-        return 4 if self.kind == "site" else 2 if self.coded else 1
+        return 4 if self.kind == "site" else 2 if self.quantized else 1
 
     @property
-    def book(self) -> str:
+    def codebook(self) -> str:
         """The argument that holds its table of codes."""
-        return "signed_book" if self.signed else "unsigned_book"
+        return "signed_codebook" if self.signed else "unsigned_codebook"
 
 
 @dataclass(frozen=True)
@@ -272,9 +272,9 @@ def _grouping(
                 ]
                 continue
             value: Any = row.param if name == "p" else row.grad if name == "g" else row.state[name]
-            if isinstance(value, Coded):
+            if isinstance(value, Quantized):
                 kinds.append(value.format)
-                addresses += [value.codes.data_ptr(), value.headers.data_ptr()]
+                addresses += [value.codes.data_ptr(), value.scales.data_ptr()]
                 continue
             if value.dtype not in served or not value.is_contiguous():
                 value = _staged(name, value, served, staged)
@@ -298,7 +298,7 @@ def _grouping(
 
 def _with_partners(rows: list[LocalParameter], names: Sequence[str]) -> Sequence[str]:
     """The columns, and those that codes among them have their meaning from; a stage may touch one without the other."""
-    formats = (value.format for row in rows for name in names if isinstance(value := row.state.get(name), Coded))
+    formats = (value.format for row in rows for name in names if isinstance(value := row.state.get(name), Quantized))
     missing = {found.partner for found in formats if found.partner} - set(names)
     return [names[0], *sorted(missing), *names[1:]] if missing else names
 

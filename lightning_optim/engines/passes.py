@@ -228,7 +228,7 @@ class Plan:
 def columns(program: Program) -> list[str]:
     """Names of what a program reads and writes of each element."""
     slots = sorted({*program.reads, *program.writes} - {"p", "g"})
-    return ["p", *(["g"] if "g" in program.reads else []), *slots, *(["site"] if program.draws else [])]
+    return ["p", *(["g"] if "g" in program.reads else []), *slots, *(["site"] if program.normals else [])]
 
 
 def summands(program: Program, level: int, by: str) -> tuple[Symbol, ...]:

@@ -102,23 +102,23 @@ class _Call:
         for slot, value in results.items():
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
                 results[slot] = value.clone()  # two slots may trade places
-        coded: dict[str, Tensor] = {}
+        quantized: dict[str, Tensor] = {}
         for slot, value in results.items():
             if slot in self.step.shared:
                 shared[slot] = value
-            elif slot != "p" and isinstance(row.state[slot], storage.Coded):
-                coded[slot] = value.reshape(-1)
+            elif slot != "p" and isinstance(row.state[slot], storage.Quantized):
+                quantized[slot] = value.reshape(-1)
             else:
                 target = row.param if slot == "p" else row.state[slot]
                 target.copy_(torch.as_tensor(value))
-        storage.write(row.state, coded, self.batch.t)
+        storage.write(row.state, quantized, self.batch.t)
         return True
 
     def _read(self, slot: str) -> Value:
         if slot in self.step.shared:
             return self.step.shared[slot]
         value = self.row.state[slot]
-        if isinstance(value, storage.Coded):
+        if isinstance(value, storage.Quantized):
             return storage.read(self.row.state, [slot])[slot].view(self.row.param.shape)
         return value.to(self.row.compute_dtype) if value.dim() else value
 

@@ -15,7 +15,7 @@ from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -58,7 +58,7 @@ class LocalParameter:
             RuntimeError: where a slot is on another device or has another shape than the parameter.
         """
         param = local(p)
-        state = {name: value if isinstance(value, Coded) else local(value) for name, value in state.items()}
+        state = {name: value if isinstance(value, Quantized) else local(value) for name, value in state.items()}
         _refuse_other_device(param, state, slots)
         _refuse_other_shape(param, state, slots)
         if param.is_complex():  # real and imaginary parts are elements of their own
@@ -143,7 +143,7 @@ class Step:
 def _refuse_other_device(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
     """Refuse state on another device: engines that go by addresses would read foreign memory."""
     for name, value in state.items():
-        device = (value.codes if isinstance(value, Coded) else value).device
+        device = (value.codes if isinstance(value, Quantized) else value).device
         if device != param.device and slots[name].per == "element":
             raise RuntimeError(
                 f"{name} of a parameter of shape {tuple(param.shape)} is on {device}, and the parameter on "

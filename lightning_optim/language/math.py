@@ -189,7 +189,7 @@ def mean(x: Value, axis: int) -> Value:
 def normal(seed_low: Value, seed_high: Value, t: Value) -> Value:
     """A standard normal number for each element (`lightning_optim.distributed.philox`).
 
-    It belongs to the element and the step: every rank, sharding and engine draws the same.
+    It belongs to the element and the step: every rank, sharding and engine finds the same.
 
     Args:
         seed_low: The lower 32 bits of the seed, as a float, which holds them.

@@ -33,7 +33,7 @@ class Program:
         reads: Names of the per-element inputs that are read: `"p"`, `"g"` and slots.
         slots: Names of all slots that are read or written.
         guards: The floats whose being zero or not selected this program.
-        clock: The counter of the step, where it is on a device and only there.
+        step_counter: The counter of the step, where it is on a device and only there.
         reductions: The sums and maxima, in order.
     """
 
@@ -43,7 +43,7 @@ class Program:
     reads: frozenset[str]
     slots: frozenset[str]
     guards: dict[str, bool]
-    clock: Symbol | None
+    step_counter: Symbol | None
     reductions: tuple[Symbol, ...]
 
     @functools.cached_property
@@ -59,7 +59,7 @@ class Program:
         )
 
     @functools.cached_property
-    def draws(self) -> tuple[Symbol, ...]:
+    def normals(self) -> tuple[Symbol, ...]:
         """The fields of normal numbers that it takes, for which an engine must know where its elements are."""
         return tuple(symbol for symbol in self.symbols if symbol.name == "normal")
 
@@ -143,9 +143,9 @@ def trace(
     s = State(read)
     new = formula(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
     outputs = {"p": new, **{name: value for name, value in s.written.items() if value is not s.seen.get(name)}}
-    clock = tracer.symbols.get(("host", "t"))
-    clock = clock if clock is not None and clock.kind == Kind.SCALAR else None
-    symbols = _reachable([*outputs.values(), *([] if clock is None else [clock])])
+    step_counter = tracer.symbols.get(("host", "t"))
+    step_counter = step_counter if step_counter is not None and step_counter.kind == Kind.SCALAR else None
+    symbols = _reachable([*outputs.values(), *([] if step_counter is None else [step_counter])])
     return Program(
         formula=formula,
         symbols=symbols,
@@ -153,7 +153,7 @@ def trace(
         reads=frozenset(symbol.args[0] for symbol in symbols if symbol.name == "element"),
         slots=frozenset(s.seen) | frozenset(s.written),
         guards=tracer.guards,
-        clock=clock,
+        step_counter=step_counter,
         reductions=tuple(symbol for symbol in symbols if symbol.name == "total"),
     )
 

@@ -13,7 +13,7 @@ from lightning_optim import storage
 from lightning_optim.core.foreign_stages import stage_slots, waiting
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import gradient_of, local
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 Kind = Literal["state", "stage", "parameter", "gradient"]
 KINDS: tuple[Kind, ...] = ("parameter", "gradient", "state", "stage")
@@ -144,7 +144,7 @@ class _Count:
         tensors = list(_tensors(value))
         if not tensors:
             return None
-        if isinstance(value, Coded):
+        if isinstance(value, Quantized):
             word, elements = f"8 bits ({value.format.name})", value.numel()
         else:
             first = local(value) if isinstance(value, Tensor) else tensors[0]
@@ -166,8 +166,8 @@ class _Count:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     """The tensors with memory of their own in what an optimizer keeps."""
-    if isinstance(value, Coded):
-        yield from (value.codes, value.headers)
+    if isinstance(value, Quantized):
+        yield from (value.codes, value.scales)
     elif isinstance(value, Tensor):
         part = local(value)
         if hasattr(part, "__tensor_flatten__"):  # a subclass that is made of others: quantised state of other libraries
@@ -196,16 +196,16 @@ def _named(optimizer: torch.optim.Optimizer, names: Names | None) -> Names:
     return {p: f"{i}.{j}" for i, group in enumerate(optimizer.param_groups) for j, p in enumerate(group["params"])}
 
 
-def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, existing: Any) -> Tensor | Coded:
+def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, existing: Any) -> Tensor | Quantized:
     """Something without memory like the slot that a parameter will have."""
     if name in existing:
-        value: Tensor | Coded = existing[name]
-        return value if isinstance(value, Coded) else local(value)
+        value: Tensor | Quantized = existing[name]
+        return value if isinstance(value, Quantized) else local(value)
     if name == "step":
         return torch.empty((), dtype=torch.float32, device="meta")
     slot, group = optimizer.all_slots()[name], optimizer.param_groups[i]
-    if storage.is_coded(p, group["state_bits"], slot):
-        return optimizer.codes_of(slot, i, p, torch.empty_like(part, device="meta"))
+    if storage.is_quantized(p, group["state_bits"], slot):
+        return optimizer.quantized_slot(slot, i, p, torch.empty_like(part, device="meta"))
     dtype = storage.dtype(p.dtype, optimizer.param_groups[i]["state_bits"], slot)
     shape = slot.shape(part.shape, optimizer.traits_of(i, p))
     return torch.empty(shape, dtype=dtype, device="meta")

@@ -37,7 +37,7 @@ class Noise(Stage):
     """
 
     name = "gradient_noise"
-    draws = True
+    needs_normals = True
     grad_mean = Slot(exact=True)
     grad_square = Slot(signed=False, exact=True)
 

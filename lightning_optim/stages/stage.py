@@ -22,7 +22,7 @@ class Stage:
         name: The word under which its options reach `before` and `update`; one stage of a name per optimizer.
         slots: Its slots by name, which are also the keys in the optimizer's state.
         order: Stages run in this order, and those of one order as they were attached.
-        draws: Whether it needs normal numbers, and so has a `global_index_of`.
+        needs_normals: Whether it needs normal numbers, and so has a `global_index_of`.
         moments: Slots of the optimizer that its `update` treats beside the parameter.
         in_pass: Whether its `before` runs with the update. If not, its owner runs it on the gradients.
         acts_before: Whether it has a `before`.
@@ -31,7 +31,7 @@ class Stage:
 
     name: ClassVar[str]
     order: ClassVar[int] = 0
-    draws: ClassVar[bool] = False
+    needs_normals: ClassVar[bool] = False
     moments: Sequence[str] = ()
     in_pass: bool = True
     acts_before: ClassVar[bool] = False
@@ -69,5 +69,5 @@ class Stage:
         return tuple(self.slots)
 
     def global_index_of(self, p: Tensor) -> GlobalIndex:
-        """Where the elements of a parameter that this process holds are, for a stage that draws."""
+        """Where the elements of a parameter that this process holds are, for a stage that needs normal numbers."""
         raise NotImplementedError

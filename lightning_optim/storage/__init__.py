@@ -1,6 +1,6 @@
-"""How a slot is kept: as a tensor, or coded in 8 bits."""
+"""How a slot is kept: as a tensor, or quantized in 8 bits."""
 
-from lightning_optim.storage.policy import FORMATS, SMALLEST, can_be_coded, dtype, is_coded, make
-from lightning_optim.storage.quantized import Coded, read, write
+from lightning_optim.storage.policy import FORMATS, SMALLEST, can_be_quantized, dtype, empty, is_quantized
+from lightning_optim.storage.quantized import Quantized, read, write
 
-__all__ = ["FORMATS", "SMALLEST", "Coded", "can_be_coded", "dtype", "is_coded", "make", "read", "write"]
+__all__ = ["FORMATS", "SMALLEST", "Quantized", "can_be_quantized", "dtype", "empty", "is_quantized", "read", "write"]

@@ -1,7 +1,7 @@
 """The dynamic-tree code.  Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861.
 
-The scale of a block carries the sign of its largest value, which so always decodes to itself; with an unsigned scale
-a negative maximum would shrink by 0.7 % at every store.
+The scale of a block carries the sign of its largest value, which so is always dequantized to itself; with an
+unsigned scale a negative maximum would shrink by 0.7 % at every store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @functools.lru_cache
-def book(signed: bool, device: torch.device) -> Tensor:
+def codebook(signed: bool, device: torch.device) -> Tensor:
     """The 256 values of the code in [-1, 1], or in [0, 1], ascending, float32."""
     entries = [0.0, 1.0]
     for i in range(7):
@@ -27,7 +27,7 @@ def book(signed: bool, device: torch.device) -> Tensor:
 
 def first_of_each_code(signed: bool) -> Tensor:
     """The smallest float32 that is kept as code 1, 2, ... 255: where the nearest entry changes, found by halving."""
-    table = book(signed, torch.device("cpu"))
+    table = codebook(signed, torch.device("cpu"))
     lower, upper = table[:-1], table[1:]
     low, high = lower.double(), upper.double()
     for _ in range(64):
@@ -50,11 +50,11 @@ class Dynamic:
     signed: bool
     partner: str | None = None
     name: str = "dynamic"
-    headers: int = 1
+    scales_per_block: int = 1
     stochastic: bool = False
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
-        table = book(self.signed, x.device)
+    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+        table = codebook(self.signed, x.device)
         largest = x.abs().argmax(1, keepdim=True)
         scale = x.gather(1, largest)
         z = torch.where(scale != 0, x / scale, 0.0)
@@ -64,5 +64,5 @@ class Dynamic:
             codes = torch.where((x > 0) & (codes == 0), 1, codes)
         return codes.to(torch.uint8), scale
 
-    def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
-        return book(self.signed, codes.device)[codes.to(torch.int64)] * headers
+    def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
+        return codebook(self.signed, codes.device)[codes.to(torch.int64)] * scales

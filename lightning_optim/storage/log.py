@@ -18,25 +18,25 @@ from torch import Tensor
 
 OCTAVES = 40  # smaller values than the block's largest by more than this are kept at that
 LEVELS = 254.0  # steps between code 1, the smallest positive value, and code 255, the largest
-FINEST = 2048.0  # a step is at least so many units in the last place: decoded values are on levels for certain
-SNAP = 2.0**-10  # as near to a level as this is on it: decoded values go back to their codes
+FINEST = 2048.0  # a step is at least so many units in the last place: dequantized values are on levels for certain
+SNAP = 2.0**-10  # as near to a level as this is on it: dequantized values go back to their codes
 
 
 @dataclass(frozen=True)
 class Log:
     """Code 0 is zero; codes 1 to 255 divide the logarithm between the block's smallest and largest value evenly.
 
-    The header holds these two as they are, so that they decode exactly and a decoded block encodes to itself. A
+    The scales are these two as they are, so that they dequantize exactly and a dequantized block quantizes to itself. A
     positive value never becomes zero.
     """
 
     partner: str | None = None
     name: str = "log"
-    headers: int = 2
+    scales_per_block: int = 2
     stochastic: bool = True
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert draw is not None
+    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert random is not None
         bits = x.view(torch.int32).clamp_min(0)  # 0 for what is not positive
         high = bits.amax(1, keepdim=True)
         low = (bits - 1 & 0x7FFFFFFF).amin(1, keepdim=True) + 1  # of those above 0
@@ -44,15 +44,15 @@ class Log:
         step = _step(low, high)
         level = (bits - low).to(torch.float32) * (1.0 / step)
         nearest = torch.round(level)
-        rounded = torch.where((level - nearest).abs() < SNAP, nearest, torch.floor(level + draw)).clamp(0.0, LEVELS)
+        rounded = torch.where((level - nearest).abs() < SNAP, nearest, torch.floor(level + random)).clamp(0.0, LEVELS)
         span = (high - low).to(torch.float32).to(torch.int32)
         above = torch.round(rounded * step).to(torch.int32)
         last = (torch.maximum(above - span, bits - high) + 1).clamp(0, 1)  # 1 for what is not below the largest
         codes = torch.maximum(rounded.to(torch.int32), last * int(LEVELS)) + 1
         return (codes * bits.clamp_max(1)).to(torch.uint8), torch.cat([low, high], 1).view(torch.float32)
 
-    def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
-        ends = headers.contiguous().view(torch.int32)
+    def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
+        ends = scales.contiguous().view(torch.int32)
         low, high = ends[:, :1], ends[:, 1:]
         level = codes.to(torch.int32)
         bits = low + torch.round((level - 1).to(torch.float32) * _step(low, high)).to(torch.int32)

@@ -1,4 +1,4 @@
-"""A slot in 8-bit codes with a header for each block of elements."""
+"""A slot in 8-bit codes with scales for each block of elements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-BLOCK = 256  # elements that share a header
+BLOCK = 256  # elements that share scales
 
 
 class Format(Protocol):
@@ -17,8 +17,8 @@ class Format(Protocol):
 
     Attributes:
         name: A word for tables.
-        partner: The slot whose decoded values are needed for both, or None.
-        headers: Numbers in the header of a block, each float32.
+        partner: The slot whose dequantized values are needed for both, or None.
+        scales_per_block: How many float32 numbers are stored for a block.
         stochastic: Whether rounding is stochastic.
     """
 
@@ -27,56 +27,56 @@ class Format(Protocol):
     @property
     def partner(self) -> str | None: ...
     @property
-    def headers(self) -> int: ...
+    def scales_per_block(self) -> int: ...
 
     @property
     def stochastic(self) -> bool: ...
 
-    def encode(self, x: Tensor, partner: Tensor | None, draw: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes (blocks, BLOCK) uint8 and headers (blocks, headers) float32 of values (blocks, BLOCK) float32.
+    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes (blocks, BLOCK) uint8 and scales (blocks, scales_per_block) float32 of values (blocks, BLOCK) float32.
 
         Args:
             x: The values; blocks are filled up with zeros.
-            partner: The values of the partner as they will be decoded, (blocks, BLOCK).
-            draw: Numbers in [0, 1), (blocks, BLOCK), for a format that rounds stochastically.
+            partner: The values of the partner as they will be dequantized, (blocks, BLOCK).
+            random: Numbers in [0, 1), (blocks, BLOCK), for a format that rounds stochastically.
         """
         ...
 
-    def decode(self, codes: Tensor, headers: Tensor, partner: Tensor | None) -> Tensor:
+    def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
         """Values (blocks, BLOCK) float32."""
         ...
 
 
 @dataclass
-class Coded:
-    """Codes and headers of one slot of one parameter.
+class Quantized:
+    """Codes and scales of one slot of one parameter.
 
     Attributes:
         shape: The shape of the slot.
-        format: How values are coded.
+        format: How values are quantized.
         codes: (blocks, BLOCK) uint8; the last block is filled up.
-        headers: (blocks, format.headers) float32.
+        scales: (blocks, format.scales_per_block) float32.
     """
 
     shape: torch.Size
     format: Format
     codes: Tensor
-    headers: Tensor
+    scales: Tensor
 
     @classmethod
-    def empty(cls, shape: torch.Size, format: Format, device: torch.device) -> Coded:
+    def empty(cls, shape: torch.Size, format: Format, device: torch.device) -> Quantized:
         """A slot of zeros."""
         blocks = -(-shape.numel() // BLOCK)
-        coded = cls(
+        quantized = cls(
             torch.Size(shape),
             format,
             torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=device),
-            torch.zeros(blocks, format.headers, dtype=torch.float32, device=device),
+            torch.zeros(blocks, format.scales_per_block, dtype=torch.float32, device=device),
         )
         if blocks and device.type != "meta":
             zeros = torch.zeros(blocks, BLOCK, device=device)
-            coded.codes, coded.headers = format.encode(zeros, zeros if format.partner else None, zeros)
-        return coded
+            quantized.codes, quantized.scales = format.quantize(zeros, zeros if format.partner else None, zeros)
+        return quantized
 
     def numel(self) -> int:
         """Number of values."""
@@ -84,32 +84,32 @@ class Coded:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and headers."""
-        return self.codes.numel() + 4 * self.headers.numel()
+        """Bytes of codes and scales."""
+        return self.codes.numel() + 4 * self.scales.numel()
 
-    def to(self, device: torch.device | str) -> Coded:
+    def to(self, device: torch.device | str) -> Quantized:
         """The slot on a device. Lightning moves state by this name, and would copy a dataclass without it."""
-        return Coded(self.shape, self.format, self.codes.to(device), self.headers.to(device))
+        return Quantized(self.shape, self.format, self.codes.to(device), self.scales.to(device))
 
-    def decode(self, partner: Tensor | None = None, low: int = 0, high: int | None = None) -> Tensor:
+    def dequantize(self, partner: Tensor | None = None, low: int = 0, high: int | None = None) -> Tensor:
         """Values `low` to `high` of the flat slot, float32. `low` begins a block; `partner` covers the same range."""
         high = self.numel() if high is None else high
         first, last = low // BLOCK, -(-high // BLOCK)
-        values = self.format.decode(self.codes[first:last], self.headers[first:last], _blocked(partner))
+        values = self.format.dequantize(self.codes[first:last], self.scales[first:last], _blocked(partner))
         return values.reshape(-1)[: high - low]
 
-    def encode(self, values: Tensor, partner: Tensor | None, t: int, low: int = 0) -> None:
-        """Replace the values from `low` on by flat float32 `values`, rounding with the draws of step `t`.
+    def quantize(self, values: Tensor, partner: Tensor | None, t: int, low: int = 0) -> None:
+        """Replace the values from `low` on by flat float32 `values`, rounding with the random bits of step `t`.
 
         A value that is not finite is kept as zero, so that it spoils neither its block nor later steps; the parameter,
         which is computed from values that are not rounded, shows it.
         """
         values = torch.nan_to_num(values, 0.0, 0.0, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
-        draw = draws(t, first, last - first, values.device) if self.format.stochastic else None
-        codes, headers = self.format.encode(_blocked(values), _blocked(partner), draw)  # type: ignore[arg-type]
+        random = random_bits(t, first, last - first, values.device) if self.format.stochastic else None
+        codes, scales = self.format.quantize(_blocked(values), _blocked(partner), random)  # type: ignore[arg-type]
         self.codes[first:last] = codes
-        self.headers[first:last] = headers
+        self.scales[first:last] = scales
 
 
 def _blocked(values: Tensor | None) -> Tensor | None:
@@ -120,11 +120,11 @@ def _blocked(values: Tensor | None) -> Tensor | None:
     return (torch.nn.functional.pad(values, (0, missing)) if missing else values).view(-1, BLOCK)
 
 
-def draws(t: int, first: int, blocks: int, device: torch.device) -> Tensor:
+def random_bits(t: int, first: int, blocks: int, device: torch.device) -> Tensor:
     """Numbers in [0, 1) that depend on the step and the place of the element alone, (blocks, BLOCK) float32.
 
-    A counter-based hash (two rounds of multiply and xor-shift on 32 bits), so a resumed run draws what the
-    uninterrupted one would have drawn, and every rank and engine draws the same. Elements of the two halves of a block
+    A counter-based hash (two rounds of multiply and xor-shift on 32 bits), so a resumed run gets what the
+    uninterrupted one would have got, and every rank and engine gets the same. Elements of the two halves of a block
     share a hash, of which each takes 16 bits: as fine as rounding needs.
 
     Args:
@@ -148,7 +148,7 @@ def _signed(x: int) -> int:
 
 
 def read(slots: Mapping[str, Any], names: Collection[str], low: int = 0, high: int | None = None) -> dict[str, Tensor]:
-    """The values of coded slots from `low` to `high`, flat, float32."""
+    """The values of quantized slots from `low` to `high`, flat, float32."""
     found: dict[str, Tensor] = {}
     for name in names:
         _read_into(found, slots, name, low, high)
@@ -159,26 +159,26 @@ def _read_into(found: dict[str, Tensor], slots: Mapping[str, Any], name: str, lo
     # No function inside `read`: one that calls itself is a cycle, which would keep the values until a collection.
     if name not in found:
         slot = slots[name]
-        if isinstance(slot, Coded):
+        if isinstance(slot, Quantized):
             partner = _read_into(found, slots, slot.format.partner, low, high) if slot.format.partner else None
-            found[name] = slot.decode(partner, low, high)
+            found[name] = slot.dequantize(partner, low, high)
         else:
             found[name] = slot.reshape(-1)[low:high]
     return found[name]
 
 
 def write(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int, low: int = 0) -> None:
-    """Encode new flat values of coded slots, those that others are measured in first.
+    """Quantize new flat values of quantized slots, those that others are measured in first.
 
     Args:
         slots: The slots by name.
-        new: The new values of all coded slots that change; a slot whose partner changes is among them.
-        t: The step, which the draws for rounding depend on.
+        new: The new values of all quantized slots that change; a slot whose partner changes is among them.
+        t: The step, which the random bits of rounding depend on.
         low: Where the values begin; it begins a block.
     """
-    orphans = [name for name, slot in slots.items() if isinstance(slot, Coded) and slot.format.partner in new]
+    orphans = [name for name, slot in slots.items() if isinstance(slot, Quantized) and slot.format.partner in new]
     assert all(name in new for name in orphans), "a slot in units of another must be written with it"
     for name in sorted(new, key=lambda name: slots[name].format.partner is not None):
         partner = slots[name].format.partner
         high = low + new[name].numel()
-        slots[name].encode(new[name], read(slots, [partner], low, high)[partner] if partner else None, t, low)
+        slots[name].quantize(new[name], read(slots, [partner], low, high)[partner] if partner else None, t, low)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim import SGDW, AdamW, KoalaV, OptionError, create_optimizer, engines
-from lightning_optim.storage import Coded, quantized
+from lightning_optim.storage import Quantized, quantized
 from tests.harness.problems import apply, build, flat, gradients, make_params
 
 ENGINES = ["auto", *engines.ENGINES]
@@ -224,7 +224,7 @@ def test_a_group_cannot_have_what_is_one_for_all(option: dict[str, Any]) -> None
 def test_a_checkpoint_with_another_block_size(
     old: int, new: int, state_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint holds values, so it loads; they are coded anew and move by what one code is worth in the new blocks.
+    """A checkpoint holds values, so it loads; quantized anew they move by what a code is worth in new blocks.
 
     The engine is plain torch, which takes the size of a block from one place; kernels print theirs into their text.
     """
@@ -242,9 +242,9 @@ def test_a_checkpoint_with_another_block_size(
     values = twin.state_dict()["state"][0]
     for name in ("exp_avg", "exp_avg_sq"):
         kept = twin.state[params[0]][name]
-        assert isinstance(kept, Coded)
+        assert isinstance(kept, Quantized)
         assert kept.codes.shape == (blocks, new)
-        assert len(kept.headers) == blocks
+        assert len(kept.scales) == blocks
         was, now = saved["state"][0][name], values[name]
         # One code near the largest value of a block of normal numbers is at most 2 % of it, in every format.
         assert (now - was).abs().max() <= 0.02 * was.abs().max()
@@ -261,7 +261,7 @@ def test_a_checkpoint_with_another_block_size(
 def test_one_bad_gradient_element_spoils_one_element(bad: float, state_format: str, engine: str) -> None:
     """The other elements of its block go on bit for bit, and its own state starts again from zero.
 
-    The bad element is no extreme of its block, since those stand in the header; what is compared is a run in which the
+    The bad element is no extreme of its block, since those stand in the scales; what is compared is a run in which the
     gradient of that element was zero from the start, which the state of a bad element is taken back to.
     """
     name = engine_that_serves(engine, 8)

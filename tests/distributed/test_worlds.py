@@ -102,7 +102,7 @@ def test_on_more_ranks_and_meshes(world: World, ranks: int) -> None:
     check(world, ranks)
 
 
-CODED: dict[str, Case] = {
+QUANTIZED: dict[str, Case] = {
     name: (name, {"lr": 0.01, "state_bits": 8, "full_precision": []}, 1) for name in ("adamw", "adan", "lamb", "pnm")
 }
 
@@ -117,9 +117,9 @@ def test_state_in_8_bits(world: World) -> None:
     The tensor that is kept in codes has 4316 elements, and its pieces have less than the 4096 from which on there are
     codes: what counts is the whole tensor.
     """
-    for found in run_ranks(spread_out, world, CODED, torch.float32, timeout=150):
+    for found in run_ranks(spread_out, world, QUANTIZED, torch.float32, timeout=150):
         for label, got in found.items():
-            name, options, batches = CODED[label]
+            name, options, batches = QUANTIZED[label]
             right = train("single", name, options, torch.float32, accumulate=batches)
             exact = train("single", name, {**options, "state_bits": 32}, torch.float32, accumulate=batches)
             errors = [(run["large.weight"] - exact["large.weight"]).abs().median() for run in (right, got)]

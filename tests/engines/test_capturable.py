@@ -21,7 +21,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.engines import triton as engine
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average
-from tests.engines.test_triton import CODED, differences
+from tests.engines.test_triton import QUANTIZED, differences
 from tests.harness.problems import NAMES, build, make_params
 
 pytest.importorskip("triton")
@@ -141,7 +141,7 @@ def test_a_replayed_step_goes_on(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @interpreted
-@pytest.mark.parametrize("name", [name for name in CODED if name not in REFUSED][::3])
+@pytest.mark.parametrize("name", [name for name in QUANTIZED if name not in REFUSED][::3])
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 def test_codes_are_drawn_anew(name: str, state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"state_bits": 8, "state_format": state_format}

@@ -22,8 +22,8 @@ from lightning_optim.errors import OptionError
 from lightning_optim.language.math import FUNCTIONS, Function, exp
 from lightning_optim.language.program import trace
 from lightning_optim.stages import Average, Lookahead
-from lightning_optim.storage import Coded
-from tests.engines.test_triton import CODED, SERVED, SHAPES, differences, make, run
+from lightning_optim.storage import Quantized
+from tests.engines.test_triton import QUANTIZED, SERVED, SHAPES, differences, make, run
 from tests.harness.problems import build, make_params
 
 needs_compiler = pytest.mark.skipif(bool(compiled.without_compiler()), reason="no C++ compiler")
@@ -90,12 +90,12 @@ def test_own_functions_are_near(name: str) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("exact_roots")
-@pytest.mark.parametrize("name", [name for name in CODED if name not in CLOSE])
+@pytest.mark.parametrize("name", [name for name in QUANTIZED if name not in CLOSE])
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 def test_codes_equal_the_reference(name: str, state_format: str) -> None:
-    """Codes, headers and parameters, bit for bit; later steps read what earlier ones wrote."""
+    """Codes, scales and parameters, bit for bit; later steps read what earlier ones wrote."""
     found = ends(name, SHAPES, torch.float32, state_bits=8, state_format=state_format)
-    assert any(isinstance(value, Coded) for state in found[2].state.values() for value in state.values())
+    assert any(isinstance(value, Quantized) for state in found[2].state.values() for value in state.values())
     assert differences(*found) == []
 
 

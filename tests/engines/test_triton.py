@@ -23,7 +23,7 @@ from lightning_optim.engines import triton as engine
 from lightning_optim.engines.step import LocalParameter
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 from tests.harness.problems import NAMES, apply, build, flat, gradients, make_params
 
 pytest.importorskip("triton")
@@ -35,7 +35,7 @@ pytestmark = [
 SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (20, 30))  # the last one turned: not contiguous
 SMALL = ((0,), (7,), (257,), (3, 1400))
 SERVED = [name for name in NAMES if name != "adafactor"]
-CODED = [name for name in SERVED if any(storage.can_be_coded(slot) for slot in OPTIMIZERS[name].slots.values())]
+QUANTIZED = [name for name in SERVED if any(storage.can_be_quantized(slot) for slot in OPTIMIZERS[name].slots.values())]
 every_optimizer = pytest.mark.parametrize("name", SERVED)
 
 
@@ -92,7 +92,7 @@ def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, othe
     for p, q in zip(params, others, strict=True):
         pairs = [("p", p, q), *((key, value, other.state[q][key]) for key, value in one.state[p].items())]
         for key, x, y in pairs:
-            parts = [(x.codes, y.codes), (x.headers, y.headers)] if isinstance(x, Coded) else [(x, y)]
+            parts = [(x.codes, y.codes), (x.scales, y.scales)] if isinstance(x, Quantized) else [(x, y)]
             for a, b in parts:
                 if not torch.equal(a, b):
                     found.append(f"{key} of {tuple(p.shape)} by {(a.double() - b.double()).abs().max():.1e}")
@@ -120,17 +120,17 @@ def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
     assert differences(*ends) == []
 
 
-@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 def test_codes_equal_the_reference(name: str, state_format: str) -> None:
-    """Codes, headers and parameters, bit for bit; the second step reads what the first one wrote."""
+    """Codes, scales and parameters, bit for bit; the second step reads what the first one wrote."""
     dtype = torch.float32 if NAMES.index(name) % 2 else torch.bfloat16
     codes_equal(name, state_format, dtype, SMALL, 2)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", CODED)
+@pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_codes_equal_the_reference_at_all_sizes(name: str, state_format: str, dtype: torch.dtype) -> None:
@@ -145,7 +145,7 @@ def codes_equal(
         params = make(shapes, dtype)
         optimizer = build(name, params, state_bits=8, state_format=state_format, engine=engine_name)
         run(optimizer, params, steps)
-        assert any(isinstance(value, Coded) for state in optimizer.state.values() for value in state.values())
+        assert any(isinstance(value, Quantized) for state in optimizer.state.values() for value in state.values())
         ends += [optimizer, params]
     assert differences(*ends) == []
 

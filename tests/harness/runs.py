@@ -129,8 +129,8 @@ def fit(
 
 def kept(value: Any) -> list[Tensor]:
     """The very numbers of a slot."""
-    if isinstance(value, storage.Coded):
-        return [value.codes, value.headers]
+    if isinstance(value, storage.Quantized):
+        return [value.codes, value.scales]
     return [value.to_local() if hasattr(value, "to_local") else value]
 
 

@@ -55,7 +55,7 @@ def texts(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "")
     for what in optimizer._programs.values():
         program = list(what.programs.values())[-1]
         rows = [local(optimizer, p) for p in params]
-        for row, p in zip(rows, params, strict=True) if program.draws else ():
+        for row, p in zip(rows, params, strict=True) if program.normals else ():
             row.global_index = optimizer.stages[0].global_index_of(p)
         found += engine.texts(program, rows)
     return found

@@ -20,11 +20,11 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
 from lightning_optim.language.options import Option
 from lightning_optim.reports.memory import predicted_memory, state_memory
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 from tests.harness.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
 
 MIRRORED = [name for name in NAMES if not OPTIMIZERS[name].inputs]  # a loss below its target has no mirror image
-UNCODED = [name for name in NAMES if not any(storage.can_be_coded(s) for s in OPTIMIZERS[name].slots.values())]
+UNQUANTIZED = [name for name in NAMES if not any(storage.can_be_quantized(s) for s in OPTIMIZERS[name].slots.values())]
 LARGE = (70, 61)  # enough elements for codes, and no whole number of blocks
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
@@ -57,7 +57,7 @@ def test_maximize_is_refused_where_it_has_no_meaning(name: str) -> None:
 @pytest.mark.parametrize("state_bits", [32, 16, 8])
 def test_save_load_continue_is_continue(name: str, dtype: torch.dtype, state_bits: int) -> None:
     """Through a file without pickle, into an optimizer with other settings: bit for bit, codes included."""
-    if state_bits == 8 and name in UNCODED:
+    if state_bits == 8 and name in UNQUANTIZED:
         pytest.skip("it has no state to keep in 8 bits, and says so")
     params = make_params((*SHAPES, LARGE, (4100,)) if state_bits == 8 else SHAPES, dtype=dtype)
     optimizer = build(name, params, weight_decay=0.1, state_bits=state_bits)
@@ -77,24 +77,26 @@ def test_save_load_continue_is_continue(name: str, dtype: torch.dtype, state_bit
         assert optimizer.state[p].keys() == other.state[q].keys()
         for key, value in optimizer.state[p].items():
             assert same(value, other.state[q][key])
-    coded = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Coded)]
-    assert bool(coded) == (state_bits == 8 and dtype != torch.float64)
+    quantized = [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, Quantized)
+    ]
+    assert bool(quantized) == (state_bits == 8 and dtype != torch.float64)
 
 
 def same(value: Any, other: Any) -> bool:
     """Whether two slots are kept alike and hold the same bits."""
-    if isinstance(value, Coded):
-        return torch.equal(value.codes, other.codes) and torch.equal(value.headers, other.headers)
+    if isinstance(value, Quantized):
+        return torch.equal(value.codes, other.codes) and torch.equal(value.scales, other.scales)
     return value.dtype == other.dtype and torch.equal(value, other)
 
 
-@pytest.mark.parametrize("name", UNCODED)
+@pytest.mark.parametrize("name", UNQUANTIZED)
 def test_eight_bits_are_refused_where_there_is_nothing_to_keep_in_them(name: str) -> None:
     with pytest.raises(OptionError, match="state_bits=8 has nothing to keep"):
         build(name, make_params(), state_bits=8)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNCODED])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNQUANTIZED])
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_engines_agree_on_codes(name: str, state_format: str, dtype: torch.dtype) -> None:
@@ -342,7 +344,7 @@ def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
 
 @every_optimizer
 def test_predicted_memory_is_the_memory(name: str) -> None:
-    for bits in (32, 16) if name in UNCODED else (32, 16, 8):
+    for bits in (32, 16) if name in UNQUANTIZED else (32, 16, 8):
         options: dict[str, Any] = {"state_bits": bits}
         params = make_params((*SHAPES, LARGE), dtype=torch.float32)
         optimizer = build(name, params, **options)

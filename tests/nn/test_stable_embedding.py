@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, create_optimizer
 from lightning_optim.config.groups import named_roles
 from lightning_optim.nn import StableEmbedding
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 from tests.harness.toys import trainer
 
 ROWS, WIDTH = 300, 16
@@ -71,7 +71,7 @@ def test_given_weights_stay() -> None:
 def test_state_stays_in_32_bits_by_role() -> None:
     """And goes into 8 where the config says that only norms and biases are kept exact."""
     index = torch.arange(ROWS)
-    for words, coded in (({}, False), ({"full_precision": ["norm", "bias"]}, True)):
+    for words, quantized in (({}, False), ({"full_precision": ["norm", "bias"]}, True)):
         embed, head = StableEmbedding(ROWS, WIDTH), nn.Linear(WIDTH, ROWS)
         net = nn.Sequential(embed, head)
         roles = {name: role for name, (_, role) in named_roles(net).items()}
@@ -80,8 +80,8 @@ def test_state_stays_in_32_bits_by_role() -> None:
         optimizer = create_optimizer({"name": "adamw", "state_bits": 8, **words}, net)
         net(index).square().mean().backward()
         optimizer.step()
-        assert isinstance(optimizer.state[embed.weight]["exp_avg"], Coded) == coded
-        assert isinstance(optimizer.state[head.weight]["exp_avg"], Coded)
+        assert isinstance(optimizer.state[embed.weight]["exp_avg"], Quantized) == quantized
+        assert isinstance(optimizer.state[head.weight]["exp_avg"], Quantized)
         decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
         assert decays[id(embed.weight)] > 0
         assert decays[id(embed.norm.weight)] == 0

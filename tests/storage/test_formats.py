@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_optim import AdamW
-from lightning_optim.storage import Coded
-from lightning_optim.storage.dynamic import Dynamic, book
+from lightning_optim.storage import Quantized
+from lightning_optim.storage.dynamic import Dynamic, codebook
 from lightning_optim.storage.log import Log
-from lightning_optim.storage.quantized import BLOCK, Format, draws
+from lightning_optim.storage.quantized import BLOCK, Format, random_bits
 from lightning_optim.storage.ratio import Ratio
 
 CPU = torch.device("cpu")
@@ -23,35 +23,35 @@ def normal(size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-def coded(values: Tensor, form: Format, partner: Tensor | None = None, t: int = 1) -> Coded:
-    slot = Coded.empty(values.shape, form, CPU)
-    slot.encode(values, partner, t)
+def quantized(values: Tensor, form: Format, partner: Tensor | None = None, t: int = 1) -> Quantized:
+    slot = Quantized.empty(values.shape, form, CPU)
+    slot.quantize(values, partner, t)
     return slot
 
 
-def equal(a: Coded, b: Coded) -> bool:
-    return torch.equal(a.codes, b.codes) and torch.equal(a.headers, b.headers)
+def equal(a: Quantized, b: Quantized) -> bool:
+    return torch.equal(a.codes, b.codes) and torch.equal(a.scales, b.scales)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e6])
-def test_decoded_values_encode_to_the_same_codes(size: int, scale: float) -> None:
-    """Whatever is drawn in the second encoding: that is what makes a checkpoint of plain tensors exact."""
+def test_dequantized_values_quantize_to_the_same_codes(size: int, scale: float) -> None:
+    """Whatever the random bits of the second time: that is what makes a checkpoint of plain tensors exact."""
     m = scale * normal(size)
     v = (scale * normal(size, 1)).square() * torch.exp(2 * normal(size, 2))
     m[::5] = v[::5] = 0
     for t in (1, 2, 1000):
-        second = coded(v, Log(), t=t)
-        v_kept = second.decode()
-        assert equal(second, coded(v_kept, Log(), t=t + 17))
-        first = coded(m, Ratio("v"), v_kept, t)
-        m_kept = first.decode(v_kept)
-        assert equal(first, coded(m_kept, Ratio("v"), v_kept, t + 17))
-        assert torch.equal(m_kept, coded(m_kept, Ratio("v"), v_kept, t + 17).decode(v_kept))
+        second = quantized(v, Log(), t=t)
+        v_kept = second.dequantize()
+        assert equal(second, quantized(v_kept, Log(), t=t + 17))
+        first = quantized(m, Ratio("v"), v_kept, t)
+        m_kept = first.dequantize(v_kept)
+        assert equal(first, quantized(m_kept, Ratio("v"), v_kept, t + 17))
+        assert torch.equal(m_kept, quantized(m_kept, Ratio("v"), v_kept, t + 17).dequantize(v_kept))
     for signed, values in ((True, m), (False, v)):
-        once = coded(values, Dynamic(signed))
-        assert torch.equal(once.decode(), coded(once.decode(), Dynamic(signed)).decode())
-        assert equal(once, coded(once.decode(), Dynamic(signed)))
+        once = quantized(values, Dynamic(signed))
+        assert torch.equal(once.dequantize(), quantized(once.dequantize(), Dynamic(signed)).dequantize())
+        assert equal(once, quantized(once.dequantize(), Dynamic(signed)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -59,8 +59,8 @@ def test_decoded_values_encode_to_the_same_codes(size: int, scale: float) -> Non
 def test_a_block_of_zeros_is_zeros(size: int, form: Format) -> None:
     zeros = torch.zeros(size)
     partner = zeros if form.partner else None
-    assert torch.equal(coded(zeros, form, partner).decode(partner), zeros)
-    assert torch.equal(Coded.empty(zeros.shape, form, CPU).decode(partner), zeros)
+    assert torch.equal(quantized(zeros, form, partner).dequantize(partner), zeros)
+    assert torch.equal(Quantized.empty(zeros.shape, form, CPU).dequantize(partner), zeros)
 
 
 @pytest.mark.parametrize("form", [Log(), Dynamic(False)])
@@ -68,7 +68,7 @@ def test_a_block_of_zeros_is_zeros(size: int, form: Format) -> None:
 def test_zero_stays_zero_and_positive_stays_positive(form: Format, scale: float) -> None:
     v = scale * torch.logspace(-14, 0, 1000)
     v[::3] = 0
-    kept = coded(v, form).decode()
+    kept = quantized(v, form).dequantize()
     assert torch.equal(kept == 0, v == 0)
     assert torch.isfinite(kept).all()
 
@@ -77,19 +77,19 @@ def test_zero_stays_zero_and_positive_stays_positive(form: Format, scale: float)
 def test_an_extreme_of_either_sign_survives(sign: float) -> None:
     x = 0.3 * normal(BLOCK).clamp(-2, 2)
     x[17] = sign * 5.0
-    assert coded(x, Dynamic(True)).decode()[17] == x[17]
-    kept = coded(x, Ratio("v"), torch.ones(BLOCK)).decode(torch.ones(BLOCK))[17]
+    assert quantized(x, Dynamic(True)).dequantize()[17] == x[17]
+    kept = quantized(x, Ratio("v"), torch.ones(BLOCK)).dequantize(torch.ones(BLOCK))[17]
     assert kept.item() == pytest.approx(x[17].item(), rel=2**-8)  # the scale has the eight bits of bfloat16
 
 
 def test_log_rounds_right_on_average() -> None:
-    """Over many draws the mean of what is kept is the value; nearest rounding has one outcome.
+    """Over many random bits the mean of what is kept is the value; nearest rounding has one outcome.
 
     Four standard deviations of the mean are allowed, and an eighth of a step between two codes on both sides of a power
     of two, where the slope of the scale halves.
     """
     v = torch.exp(normal(BLOCK))
-    kept = torch.stack([coded(v, Log(), t=t).decode() for t in range(400)])
+    kept = torch.stack([quantized(v, Log(), t=t).dequantize() for t in range(400)])
     step = int(v.max().view(torch.int32) - v.min().view(torch.int32)) / 254 * 2.0**-23  # of the value, at most
     assert (kept.mean(0) / v - 1).abs().max() < 4 * step / (2 * 400**0.5) + step / 8
     assert (kept.mean(0) / v - 1).abs().mean() < step / (2 * 400**0.5)
@@ -100,26 +100,26 @@ def test_log_rounds_right_on_average() -> None:
 def test_values_that_lie_close_go_back_to_their_codes(spread: float) -> None:
     """Also where a block spans fewer units in the last place than there are codes."""
     v = torch.exp(spread * normal(20 * BLOCK, 3))
-    once = coded(v, Log(), t=5)
-    assert equal(once, coded(once.decode(), Log(), t=6))
-    assert (once.decode() / v).log().abs().max() < max(1e-3, 10 * spread / 254 * 1.5)
+    once = quantized(v, Log(), t=5)
+    assert equal(once, quantized(once.dequantize(), Log(), t=6))
+    assert (once.dequantize() / v).log().abs().max() < max(1e-3, 10 * spread / 254 * 1.5)
 
 
-def test_draws_are_uniform_and_depend_on_step_and_index_alone() -> None:
-    one = draws(3, 0, 400, CPU)
-    assert torch.equal(one[16:32], draws(3, 16, 16, CPU))
-    assert not torch.equal(one, draws(4, 0, 400, CPU))
+def test_random_bits_are_uniform_and_depend_on_step_and_index_alone() -> None:
+    one = random_bits(3, 0, 400, CPU)
+    assert torch.equal(one[16:32], random_bits(3, 16, 16, CPU))
+    assert not torch.equal(one, random_bits(4, 0, 400, CPU))
     assert one.min() >= 0
     assert one.max() < 1
     assert torch.histc(one, 10, 0, 1).sub(10_240).abs().max() < 400  # four standard deviations of a count
-    flat, steps = one.reshape(-1), torch.stack([draws(t, 7, 1, CPU).reshape(-1) for t in range(400)])
+    flat, steps = one.reshape(-1), torch.stack([random_bits(t, 7, 1, CPU).reshape(-1) for t in range(400)])
     for a, b in ((flat[:-1], flat[1:]), (one[:, :128], one[:, 128:]), (steps[:-1], steps[1:])):
         assert abs(torch.corrcoef(torch.stack([a.reshape(-1), b.reshape(-1)]))[0, 1]) < 0.02  # neighbours, pairs, steps
 
 
 def test_the_dynamic_table_is_the_published_one() -> None:
     """Entries and reference codes of the specification of the format."""
-    signed, unsigned = book(True, CPU), book(False, CPU)
+    signed, unsigned = codebook(True, CPU), codebook(False, CPU)
     assert len(set(signed.tolist())) == len(set(unsigned.tolist())) == 256
     assert signed[[0, 64, 127, 191, 254, 255]].tolist() == pytest.approx(
         [-0.99296875, -0.09859375, 0.0, 0.10703125, 0.99296875, 1.0]
@@ -128,8 +128,8 @@ def test_the_dynamic_table_is_the_published_one() -> None:
         [0.0, 3.25e-7, 0.012109375, 0.553515625, 0.996484375, 1.0]
     )
     x = torch.tensor([0.5, -2.0, 0.013, 0.0, -0.7, 1.9, 3e-6, -1e-5])
-    slot = coded(x, Dynamic(True))
-    assert slot.headers.item() == -2.0
+    slot = quantized(x, Dynamic(True))
+    assert slot.scales.item() == -2.0
     assert slot.codes[0, :8].tolist() == [53, 255, 102, 127, 208, 3, 126, 129]
 
 
@@ -137,15 +137,15 @@ def test_the_dynamic_table_is_the_published_one() -> None:
 @pytest.mark.parametrize("form", [Log(), Ratio("v"), Dynamic(True)])
 def test_what_is_not_finite_spoils_nothing_else(form: Format, bad: float) -> None:
     x = normal(3 * BLOCK).abs()
-    clean = coded(x, form, torch.ones_like(x) if form.partner else None)
-    at = BLOCK + int(x[BLOCK : 2 * BLOCK].argsort()[BLOCK // 2])  # not an extreme, which the header would hold
+    clean = quantized(x, form, torch.ones_like(x) if form.partner else None)
+    at = BLOCK + int(x[BLOCK : 2 * BLOCK].argsort()[BLOCK // 2])  # not an extreme, which the scale would hold
     x[at] = bad
     partner = torch.ones_like(x) if form.partner else None
-    slot = coded(x, form, partner)
+    slot = quantized(x, form, partner)
     others = torch.arange(3 * BLOCK) != at
     assert torch.equal(slot.codes.view(-1)[others], clean.codes.view(-1)[others])
-    assert torch.equal(slot.headers, clean.headers)
-    assert slot.decode(partner)[at] == 0
+    assert torch.equal(slot.scales, clean.scales)
+    assert slot.dequantize(partner)[at] == 0
 
 
 def closed_loop(steps: int, state_format: Any, drop_at: int | None = None) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Kind, Symbol
-from lightning_optim.storage import Coded
+from lightning_optim.storage import Quantized
 
 name = "blocked"
 
@@ -170,9 +170,11 @@ def _packed_rows(rows: Sequence[LocalParameter]) -> list[list[LocalParameter]]:
     found: list[list[LocalParameter]] = []
     open_packs: dict[Any, tuple[list[LocalParameter], int]] = {}
     for row in rows:
-        coded = any(isinstance(value, Coded) for value in row.state.values())  # also a small piece of a large tensor
+        quantized = any(
+            isinstance(value, Quantized) for value in row.state.values()
+        )  # also a small piece of a large tensor
         numel = row.param.numel()
-        if coded or numel > PACKED:
+        if quantized or numel > PACKED:
             found.append([row])
             continue
         pack, filled = open_packs.get(row.compute_dtype, ([], BLOCK))
@@ -234,7 +236,7 @@ class _Printer:
         needed = _needed(values)
         leaves = ("element", "normal")
         self.order = [s for s in program.symbols if s in needed and s.kind == Kind.ELEMENT and s.name not in leaves]
-        self.draws = {f"normal{i}": s for i, s in enumerate(program.draws) if s in needed}
+        self.draws = {f"normal{i}": s for i, s in enumerate(program.normals) if s in needed}
         self.inputs = [s.args[0] for s in program.symbols if s in needed and s.name == "element"]
         self.inputs += [name for name in (*outputs, *self.draws) if name not in self.inputs]
         self.numbers: dict[Symbol, str] = {}
@@ -389,12 +391,12 @@ def _blocks(
         return
     row = rows[0]
     held = {name: _held(row, name) for name in code.inputs if name not in draws}
-    coded = [name for name, value in held.items() if isinstance(value, Coded)]
+    quantized = [name for name, value in held.items() if isinstance(value, Quantized)]
     flat = {name: value.reshape(-1) for name, value in held.items() if isinstance(value, Tensor)}  # a copy if strided
     staged = {name: torch.empty(size, dtype=dtype) for name, value in flat.items() if value.dtype != dtype}
     for low in range(0, total, size):
         high = min(low + size, total)
-        values = storage.read(row.state, coded, low, high)
+        values = storage.read(row.state, quantized, low, high)
         for name, whole in flat.items():
             part = whole[low:high]
             values[name] = staged[name][: high - low].copy_(part) if name in staged else part
@@ -404,7 +406,7 @@ def _blocks(
             for name in code.written:
                 if name in staged:
                     flat[name][low:high].copy_(values[name])
-            storage.write(row.state, {name: values[name] for name in coded if name in code.written}, t, low)
+            storage.write(row.state, {name: values[name] for name in quantized if name in code.written}, t, low)
     for name in code.written if write else ():
         value = held[name]
         if isinstance(value, Tensor) and not value.is_contiguous():

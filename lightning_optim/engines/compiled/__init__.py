@@ -31,7 +31,7 @@ from lightning_optim.engines.launch import Table
 from lightning_optim.engines.passes import Text
 from lightning_optim.engines.step import Step
 from lightning_optim.language.program import Program
-from lightning_optim.storage.dynamic import book, first_of_each_code
+from lightning_optim.storage.dynamic import codebook, first_of_each_code
 
 name = "compiled"
 
@@ -76,9 +76,9 @@ class _Backend:
         numbers = (ctypes.c_double * max(len(text.numbers), 1))(*(given[word] for word in text.numbers))
         values = given.get("values")
         partials = given.get("partials")
-        books = [
-            searchable_book(word == "signed_book").data_ptr() if word in text.arguments else None
-            for word in ("signed_book", "unsigned_book")
+        codebooks = [
+            searchable_codebook(word == "signed_codebook").data_ptr() if word in text.arguments else None
+            for word in ("signed_codebook", "unsigned_codebook")
         ]
 
         def part(first: int, last: int) -> None:
@@ -87,7 +87,7 @@ class _Backend:
                 *(None if x is None else x.data_ptr() for x in (values,)),
                 given.get("t", 0),
                 None if partials is None else partials.data_ptr(),
-                *books,
+                *codebooks,
             )
 
         threads = torch.get_num_threads()
@@ -115,8 +115,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 @functools.cache
-def searchable_book(signed: bool) -> Tensor:
-    """The book of the dynamic code, and behind it what finds codes without a search, float32 and int32 side by side.
+def searchable_codebook(signed: bool) -> Tensor:
+    """The codebook of the dynamic code, and behind it what finds codes without a search: float32 and int32 in a row.
 
     Numbers that share their exponent and the seven bits behind it are a cell, so narrow that at most one code begins in
     it. For each cell from 2^-23 to 1, and then for those of negative numbers: how many codes begin before it, and the
@@ -128,7 +128,7 @@ def searchable_book(signed: bool) -> Tensor:
     low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.tensor(0.0))])  # the least number of each cell
     below = torch.searchsorted(begins, low, right=True)
     following = torch.cat([begins, torch.tensor([torch.inf])])[below]
-    return torch.cat([book(signed, torch.device("cpu")), below.int().view(torch.float32), following])
+    return torch.cat([codebook(signed, torch.device("cpu")), below.int().view(torch.float32), following])
 
 
 # ---------------------------------------------------------------------------------------------- the compiler

@@ -6,7 +6,7 @@
 
 #include <stdint.h>  // and nothing else: the headers of C++ would take longer than the rest
 
-static constexpr int64_t BLOCK = 256;  // elements that share a header
+static constexpr int64_t BLOCK = 256;  // elements that share scales
 static constexpr int64_t LANES = 16;   // partial sums that are kept side by side
 
 // ------------------------------------------------------------------------------------------ functions
@@ -105,7 +105,7 @@ static inline uint16_t to_bfloat16(float x) {
 
 // ------------------------------------------------------------------------------------------ 8-bit codes
 
-// Encoders keep what is not finite as zero; what lies behind a tensor's end is zero already.
+// Quantizers keep what is not finite as zero; what lies behind a tensor's end is zero already.
 
 static inline uint32_t hash(uint32_t t, uint32_t index) {
     uint32_t x = index * 0x9E3779B1u + (t + 1u) * 0x85EBCA77u;
@@ -114,15 +114,15 @@ static inline uint32_t hash(uint32_t t, uint32_t index) {
     return x ^ (x >> 16);
 }
 
-static inline float draw(uint32_t sixteen_bits) { return float(int32_t(sixteen_bits)); }
+static inline float whole(uint32_t sixteen_bits) { return float(int32_t(sixteen_bits)); }
 
 static inline float log_step(int32_t low, int32_t high) {
     const float step = float(high - low) * float(1.0 / 254.0);
     return step < 2048.0f ? 2048.0f : step;
 }
 
-static inline void log_decode(const uint8_t* __restrict codes, const float* header, float* __restrict x) {
-    const int32_t low = as_bits(header[0]), high = as_bits(header[1]);
+static inline void log_dequantize(const uint8_t* __restrict codes, const float* scales, float* __restrict x) {
+    const int32_t low = as_bits(scales[0]), high = as_bits(scales[1]);
     const float step = log_step(low, high);
 #pragma GCC ivdep
     for (int64_t i = 0; i < BLOCK; ++i) {
@@ -131,8 +131,8 @@ static inline void log_decode(const uint8_t* __restrict codes, const float* head
     }
 }
 
-// Replaces x by what will be decoded. The bits of a positive number are a positive integer, those of others are not.
-static inline void log_encode(uint8_t* __restrict codes, float* header, float* __restrict x, int64_t place, int64_t t) {
+// Replaces x by what will be dequantized. The bits of a positive number are a positive integer, those of others are not.
+static inline void log_quantize(uint8_t* __restrict codes, float* scales, float* __restrict x, int64_t place, int64_t t) {
     int32_t bits[BLOCK], up[BLOCK], high = 0;
     uint32_t least = UINT32_MAX;  // less one, so that 0 is no minimum
     float level[BLOCK];
@@ -150,9 +150,9 @@ static inline void log_encode(uint8_t* __restrict codes, float* header, float* _
     }
     const uint32_t half = BLOCK / 2, first = uint32_t(place / 2), key = uint32_t(t);
     for (uint32_t i = 0; i < half; ++i) {
-        const uint32_t drawn = hash(key, first + i);
-        up[i] = int32_t(fused(draw(drawn & 0xffffu), 1.52587890625e-5f, level[i]));
-        up[i + half] = int32_t(fused(draw(drawn >> 16), 1.52587890625e-5f, level[i + half]));
+        const uint32_t random = hash(key, first + i);
+        up[i] = int32_t(fused(whole(random & 0xffffu), 1.52587890625e-5f, level[i]));
+        up[i + half] = int32_t(fused(whole(random >> 16), 1.52587890625e-5f, level[i + half]));
     }
     for (int i = 0; i < BLOCK; ++i) {
         const int32_t near = rounded(level[i]), snaps = mask(absolute(level[i] - float(near)) < 0.0009765625f);
@@ -162,15 +162,15 @@ static inline void log_encode(uint8_t* __restrict codes, float* header, float* _
         bits[i] = ((whole + 1) | last) & some;
     }
     for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(bits[i]);  // apart, or a loop would take 32 elements at a time
-    header[0] = as_float(low);
-    header[1] = as_float(high);
+    scales[0] = as_float(low);
+    scales[1] = as_float(high);
 }
 
 static inline float per_root(float v) { return as_float(0x5f400000 - (as_bits(v) >> 1)); }
 
-static inline void ratio_decode(
-    const uint8_t* __restrict codes, const float* header, float* __restrict x, const float* __restrict partner) {
-    const float scale = header[0];
+static inline void ratio_dequantize(
+    const uint8_t* __restrict codes, const float* scales, float* __restrict x, const float* __restrict partner) {
+    const float scale = scales[0];
 #pragma GCC ivdep
     for (int64_t i = 0; i < BLOCK; ++i) {
         const float k = float(codes[i]) - 128.0f;
@@ -178,8 +178,8 @@ static inline void ratio_decode(
     }
 }
 
-static inline void ratio_encode(
-    uint8_t* __restrict codes, float* header, const float* __restrict x, const float* __restrict partner) {
+static inline void ratio_quantize(
+    uint8_t* __restrict codes, float* scales, const float* __restrict x, const float* __restrict partner) {
     float ratio[BLOCK];
     int32_t largest = 0;  // positive numbers are ordered as their bits
     for (int i = 0; i < BLOCK; ++i) {
@@ -193,23 +193,23 @@ static inline void ratio_encode(
         ratio[i] = as_float(rounded(code) + 128);
     }
     for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(as_bits(ratio[i]));
-    header[0] = scale;
+    scales[0] = scale;
 }
 
-static inline void dynamic_decode(
-    const uint8_t* __restrict codes, const float* header, float* __restrict x, const float* __restrict book) {
-    const float scale = header[0];
-    for (int64_t i = 0; i < BLOCK; ++i) x[i] = book[codes[i]] * scale;
+static inline void dynamic_dequantize(
+    const uint8_t* __restrict codes, const float* scales, float* __restrict x, const float* __restrict codebook) {
+    const float scale = scales[0];
+    for (int64_t i = 0; i < BLOCK; ++i) x[i] = codebook[codes[i]] * scale;
 }
 
-// Behind the 256 entries of the book stand, for each cell of numbers that share exponent and seven bits behind it, how
+// Behind the 256 entries of the codebook stand, for each cell of numbers that share exponent and seven bits behind it, how
 // many codes begin below it, and where in it one more does.
 static constexpr int32_t CELLS = 2945, NEAREST_CELL = 13312;
 
-static inline void dynamic_encode(
-    uint8_t* __restrict codes, float* header, float* __restrict x, const float* __restrict book, bool is_signed) {
-    const int32_t* __restrict below = (const int32_t*)book + 256;
-    const float* __restrict begins = book + 256 + 2 * CELLS;
+static inline void dynamic_quantize(
+    uint8_t* __restrict codes, float* scales, float* __restrict x, const float* __restrict codebook, bool is_signed) {
+    const int32_t* __restrict below = (const int32_t*)codebook + 256;
+    const float* __restrict begins = codebook + 256 + 2 * CELLS;
     int32_t found[BLOCK], most = 0, first = BLOCK - 1;
     for (int i = 0; i < BLOCK; ++i) x[i] = as_float(as_bits(x[i]) & mask(absolute(x[i]) < __builtin_inff()));
     for (int i = 0; i < BLOCK; ++i) most = larger(most, as_bits(absolute(x[i])));
@@ -223,7 +223,7 @@ static inline void dynamic_encode(
         found[i] = larger(code, int32_t(x[i] > 0.0f) & int32_t(!is_signed));
     }
     for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(found[i]);
-    header[0] = scale;
+    scales[0] = scale;
 }
 
 // ------------------------------------------------------------------------------------------ sums

@@ -2,8 +2,8 @@
 
 A kernel serves the blocks `first` to `last` of a table (`layout.py`). Where neither codes nor sums are concerned a
 block is one loop over its elements, which a compiler turns into vector instructions; else a block is taken line by
-line, a line being the elements that share a header: codes are decoded into a buffer, the update runs on buffers, and
-what it made of them is encoded.
+line, a line being the elements that share scales: codes are dequantized into a buffer, the update runs on buffers, and
+what it made of them is quantized.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ROOTS = {"0.5": "root(a)", "0.25": "root(root(a))"}
 TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "float16": "_Float16"}
 ARGUMENTS = (
     "const int64_t* table, const int32_t* blocks, int64_t first, int64_t last, const double* numbers, "
-    "const double* values, int64_t t, double* partials, const float* signed_book, const float* unsigned_book"
+    "const double* values, int64_t t, double* partials, const float* signed_codebook, const float* unsigned_codebook"
 )
 
 
@@ -75,8 +75,8 @@ class _Printer:
         reads |= {partner for name in outputs if (partner := self.column[name].partner) and partner not in outputs}
         self.reads = reads
         self.touched = [column for column in layout.columns if column.name in self.reads or column.name in outputs]
-        self.draws = [symbol for symbol in program.draws if symbol in self.needed]
-        self.by_lines = bool(by) or bool(self.draws) or any(column.coded for column in self.touched)
+        self.draws = [symbol for symbol in program.normals if symbol in self.needed]
+        self.by_lines = bool(by) or bool(self.draws) or any(column.quantized for column in self.touched)
 
     def text(self) -> Text:
         body = self._compute()
@@ -102,9 +102,9 @@ class _Printer:
         ]
         sums = 0 if self.outputs else len(self.values)
         kinds = {"t": "int64"} if any(self.column[name].kind == "log" for name in self.outputs) else {}
-        books = {column.book: "float*" for column in self.touched if column.kind == "dynamic"}
+        codebooks = {column.codebook: "float*" for column in self.touched if column.kind == "dynamic"}
         text = "\n".join(parts)
-        return Text("run", text, {**kinds, **books}, self.numbers, {}, tuple(self.per_tensor), sums, self.by)
+        return Text("run", text, {**kinds, **codebooks}, self.numbers, {}, tuple(self.per_tensor), sums, self.by)
 
     # ------------------------------------------------------------------ memory
 
@@ -113,13 +113,13 @@ class _Printer:
         for column in self.layout.columns:
             if column in self.touched:
                 constant = "" if column.name in self.outputs else "const "
-                kind = "uint8_t" if column.coded else TYPES[column.kind]
+                kind = "uint8_t" if column.quantized else TYPES[column.kind]
                 pointer = f"{constant}{kind}* __restrict"
                 found.append(f"{pointer} {column.name}_at = ({constant}{kind}*)at[{place}] + start;")
-                if column.coded:
-                    headers = "start / 128" if column.kind == "log" else f"start / {BLOCK}"
+                if column.quantized:
+                    scales = "start / 128" if column.kind == "log" else f"start / {BLOCK}"
                     found.append(
-                        f"{constant}float* {column.name}_headers = ({constant}float*)at[{place + 1}] + {headers};"
+                        f"{constant}float* {column.name}_scales = ({constant}float*)at[{place + 1}] + {scales};"
                     )
             if column.kind == "site" and self.draws:
                 found.append(f"const int64_t* site = at + {place};")
@@ -127,13 +127,13 @@ class _Printer:
         return found
 
     def _load(self, column: Column) -> str:
-        if column.coded:
+        if column.quantized:
             return f"{column.name}_line[i]"
         at = f"{column.name}_at[{'line + i' if self.by_lines else 'i'}]"
         return f"from_bfloat16({at})" if column.kind == "bfloat16" else f"T({at})"
 
     def _store(self, column: Column, value: str) -> str:
-        if column.coded:
+        if column.quantized:
             return f"{column.name}_line[i] = {value};"
         at = f"{column.name}_at[{'line + i' if self.by_lines else 'i'}]"
         value = f"to_bfloat16({value})" if column.kind == "bfloat16" else f"{TYPES[column.kind]}({value})"
@@ -210,18 +210,18 @@ class _Printer:
     # ------------------------------------------------------------------ line by line
 
     def _lines(self, body: Sequence[str]) -> list[str]:
-        coded = sorted((c for c in self.touched if c.coded), key=lambda column: column.partner is not None)
+        quantized = sorted((c for c in self.touched if c.quantized), key=lambda column: column.partner is not None)
         empty = "T(0)" if self.by == "sum" else "-T(__builtin_inf())"
         before, after = [], []
-        for column in coded:
+        for column in quantized:
             before.append(f"float {column.name}_line[{BLOCK}];")
             if column.name in self.reads:
-                before.append(f"{column.kind}_decode({self._codes(column)}{self._company(column)});")
+                before.append(f"{column.kind}_dequantize({self._codes(column)}{self._company(column)});")
             if column.name in self.outputs:
                 last = ", start + line, t" if column.kind == "log" else self._company(column)
                 last += f", {str(column.signed).lower()}" if column.kind == "dynamic" else ""
                 before.append(f"for (int64_t i = inside; i < {BLOCK}; ++i) {column.name}_line[i] = 0.0f;")
-                after.append(f"{column.kind}_encode({self._codes(column)}{last});")
+                after.append(f"{column.kind}_quantize({self._codes(column)}{last});")
         for i, symbol in enumerate(self.draws):
             before.append(f"T normal{i}_line[{BLOCK}];")
             before.append(f"normal_line(normal{i}_line, inside, start + line, site, {self._counter(symbol)});")
@@ -247,7 +247,7 @@ class _Printer:
 
     def _codes(self, column: Column) -> str:
         step = f"line / {BLOCK // 2}" if column.kind == "log" else f"line / {BLOCK}"
-        return f"{column.name}_at + line, {column.name}_headers + {step}, {column.name}_line"
+        return f"{column.name}_at + line, {column.name}_scales + {step}, {column.name}_line"
 
     def _counter(self, symbol: Symbol) -> str:
         """Both halves of the seed, and the step: whole numbers, which double holds and float would not."""
@@ -255,8 +255,10 @@ class _Printer:
         return ", ".join(f"uint32_t(numbers[{names.index(self.where[arg])}])" for arg in symbol.args)
 
     def _company(self, column: Column) -> str:
-        """What a format needs besides codes and headers."""
-        return f", {column.book}" if column.kind == "dynamic" else f", {column.partner}_line" if column.partner else ""
+        """What a format needs besides codes and scales."""
+        return (
+            f", {column.codebook}" if column.kind == "dynamic" else f", {column.partner}_line" if column.partner else ""
+        )
 
     def _finish(self, i: int, count: int) -> list[str]:
         combine = "total + lanes{i}[j]" if self.by == "sum" else "maximum(total, lanes{i}[j])"

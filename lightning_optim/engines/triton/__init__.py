@@ -25,7 +25,7 @@ from lightning_optim.engines.passes import Text
 from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton.printer import TILE, reduce_text, write_text
 from lightning_optim.language.program import Program
-from lightning_optim.storage.dynamic import book
+from lightning_optim.storage.dynamic import codebook
 
 name = "triton"
 
@@ -81,8 +81,8 @@ class _Backend:
         return compiled(text.name, text.text)
 
     def launch(self, text: Text, kernel: Any, table: Table, given: dict[str, Any]) -> None:
-        for word in {"signed_book", "unsigned_book"} & text.arguments.keys():
-            given[word] = book(word == "signed_book", table.rows.device)
+        for word in {"signed_codebook", "unsigned_codebook"} & text.arguments.keys():
+            given[word] = codebook(word == "signed_codebook", table.rows.device)
         if text.values:
             given["values"] = given["values"].float()
         launch(kernel, table.count, table.rows, table.blocks, **given, **options(text))

@@ -3,8 +3,8 @@
 what Triton's language lacks.
 
 The formats are written twice, here and in torch, because here the bits matter; the tests hold one against the other.
-A tile is (lines, 256): a line is the block of elements that shares a header. `index` is the place of an element in the
-tile, `line` that of its header, `there` whether the slot has that line.
+A tile is (lines, 256): a line is the block of elements that shares scales. `index` is the place of an element in the
+tile, `line` that of its scales, `there` whether the slot has that line.
 
 Nothing but the Triton engine imports this module, and only when it is used.
 """
@@ -68,8 +68,8 @@ def to_bfloat16(x):
 
 
 @triton.jit
-def draws(t, index):
-    """`storage.quantized.draws` for elements at these places of the whole slot, int64."""
+def random_bits(t, index):
+    """`storage.quantized.random_bits` for elements at these places of the whole slot, int64."""
     pair = (index >> 8 << 7) | (index & 127)
     x = pair.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
     x = (x ^ (x >> 16)) * 0x7FEB352D
@@ -101,16 +101,16 @@ def log_values(codes, low, high):
 
 
 @triton.jit
-def log_decode(codes_at, headers_at, index, line, there):
+def log_dequantize(codes_at, scales_at, index, line, there):
     codes = tl.load(codes_at + index, mask=there, other=0).to(tl.float32)
-    low = tl.load(headers_at + 2 * line, mask=there, other=0.0).to(tl.int32, bitcast=True)
-    high = tl.load(headers_at + 2 * line + 1, mask=there, other=0.0).to(tl.int32, bitcast=True)
+    low = tl.load(scales_at + 2 * line, mask=there, other=0.0).to(tl.int32, bitcast=True)
+    high = tl.load(scales_at + 2 * line + 1, mask=there, other=0.0).to(tl.int32, bitcast=True)
     return log_values(codes, low, high)
 
 
 @triton.jit
-def log_encode(codes_at, headers_at, index, line, there, x, draw):
-    """Store the codes of x; returns x as it will be decoded."""
+def log_quantize(codes_at, scales_at, index, line, there, x, random):
+    """Store the codes of x; returns x as it will be dequantized."""
     positive = x > 0.0
     bits = tl.where(positive, x, 0.0).to(tl.int32, bitcast=True)
     high = tl.max(bits, axis=1, keep_dims=True)
@@ -120,14 +120,14 @@ def log_encode(codes_at, headers_at, index, line, there, x, draw):
     level = (bits - low).to(tl.float32) * tl.div_rn(1.0, step)
     level = tl.maximum(level, 0.0)
     near = nearest(level)
-    rounded = tl.where(tl.abs(level - near) < SNAP, near, tl.floor(level + draw))
+    rounded = tl.where(tl.abs(level - near) < SNAP, near, tl.floor(level + random))
     rounded = tl.minimum(rounded, LEVELS)
     last = nearest(rounded * step) >= (high - low).to(tl.float32)
     codes = tl.where(last | (bits >= high), LEVELS, rounded) + 1.0
     codes = tl.where(positive, codes, 0.0)
     tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
-    tl.store(headers_at + 2 * line, low.to(tl.float32, bitcast=True), mask=there)
-    tl.store(headers_at + 2 * line + 1, high.to(tl.float32, bitcast=True), mask=there)
+    tl.store(scales_at + 2 * line, low.to(tl.float32, bitcast=True), mask=there)
+    tl.store(scales_at + 2 * line + 1, high.to(tl.float32, bitcast=True), mask=there)
     return log_values(codes, low, high)
 
 
@@ -146,21 +146,21 @@ def ratio_values(codes, scale, partner):
 
 
 @triton.jit
-def ratio_decode(codes_at, headers_at, index, line, there, partner):
+def ratio_dequantize(codes_at, scales_at, index, line, there, partner):
     codes = tl.load(codes_at + index, mask=there, other=128).to(tl.float32)
-    return ratio_values(codes, tl.load(headers_at + line, mask=there, other=0.0), partner)
+    return ratio_values(codes, tl.load(scales_at + line, mask=there, other=0.0), partner)
 
 
 @triton.jit
-def ratio_encode(codes_at, headers_at, index, line, there, x, partner):
-    """Store the codes of x; returns x as it will be decoded."""
+def ratio_quantize(codes_at, scales_at, index, line, there, x, partner):
+    """Store the codes of x; returns x as it will be dequantized."""
     ratio = tl.where(partner > 0.0, x * per_root(partner), 0.0)
     scale = to_bfloat16(tl.max(tl.abs(ratio), axis=1, keep_dims=True)).to(tl.float32)
     y = tl.where(scale > 0.0, tl.div_rn(WIDEST * ratio, scale + CURVE * tl.abs(ratio)), 0.0)
     code = (y + 12582912.0) - 12582912.0  # 1.5 * 2**23 leaves no room for a fraction: nearest, ties to even
     codes = tl.minimum(tl.maximum(code, -127.0), 127.0) + 128.0
     tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
-    tl.store(headers_at + line, scale, mask=there)
+    tl.store(scales_at + line, scale, mask=there)
     return ratio_values(codes, scale, partner)
 
 
@@ -168,14 +168,14 @@ def ratio_encode(codes_at, headers_at, index, line, there, x, partner):
 
 
 @triton.jit
-def dynamic_decode(codes_at, headers_at, index, line, there, book):
+def dynamic_dequantize(codes_at, scales_at, index, line, there, codebook):
     codes = tl.load(codes_at + index, mask=there, other=0).to(tl.int32)
-    return tl.load(book + codes) * tl.load(headers_at + line, mask=there, other=0.0)
+    return tl.load(codebook + codes) * tl.load(scales_at + line, mask=there, other=0.0)
 
 
 @triton.jit
-def dynamic_encode(codes_at, headers_at, index, line, there, x, book, SIGNED: tl.constexpr):
-    """Store the codes of x; returns x as it will be decoded."""
+def dynamic_quantize(codes_at, scales_at, index, line, there, x, codebook, SIGNED: tl.constexpr):
+    """Store the codes of x; returns x as it will be dequantized."""
     size = tl.abs(x)
     column = index % 256
     largest = tl.max(size, axis=1, keep_dims=True)
@@ -185,16 +185,16 @@ def dynamic_encode(codes_at, headers_at, index, line, there, x, book, SIGNED: tl
     above = tl.zeros_like(column)  # how many entries are below z, up to 255
     for bit in tl.static_range(8):
         further = above + (128 >> bit)
-        above = tl.where(tl.load(book + further - 1) < z, further, above)
+        above = tl.where(tl.load(codebook + further - 1) < z, further, above)
     above = tl.maximum(above, 1)
-    upper, lower = tl.load(book + above), tl.load(book + above - 1)
+    upper, lower = tl.load(codebook + above), tl.load(codebook + above - 1)
     down = (z - lower) < (upper - z)
     codes = above - down.to(tl.int32)
     if not SIGNED:
         codes = tl.where((x > 0.0) & (codes == 0), 1, codes)
     tl.store(codes_at + index, codes.to(tl.uint8), mask=there)
-    tl.store(headers_at + line, scale, mask=there)
-    return tl.load(book + codes) * scale
+    tl.store(scales_at + line, scale, mask=there)
+    return tl.load(codebook + codes) * scale
 
 
 # ---------------------------------------------------------------------------------------------- normal numbers

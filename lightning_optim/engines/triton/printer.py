@@ -111,19 +111,19 @@ class _Printer:
 
     def _read(self, column: Column) -> str:
         name = column.name
-        if not column.coded:
+        if not column.quantized:
             load = f"tl.load({name}_at + index, mask=inside, other=0.0)"
             return load if column.kind == "float32" else f"{load}.to(tl.float32)"
-        return f"{column.kind}_decode({self._codes(column)}{self._company(column, column.partner)})"
+        return f"{column.kind}_dequantize({self._codes(column)}{self._company(column, column.partner)})"
 
     def _codes(self, column: Column) -> str:
-        return f"{column.name}_at, {column.name}_headers, index, line, there"
+        return f"{column.name}_at, {column.name}_scales, index, line, there"
 
     def _company(self, column: Column, partner: str | None) -> str:
-        """What a format needs besides codes and headers."""
+        """What a format needs besides codes and scales."""
         if column.kind == "dynamic":
-            self.arguments[column.book] = "*fp32"
-            return f", {column.book}"
+            self.arguments[column.codebook] = "*fp32"
+            return f", {column.codebook}"
         return f", {partner}" if column.kind == "ratio" else ""
 
     def _compute(self) -> None:
@@ -190,7 +190,7 @@ class _Printer:
         for name, value in pairs:
             column = self.column[name]
             new = self.where[value]
-            if not column.coded:
+            if not column.quantized:
                 new = f"to_bfloat16({new})" if column.kind == "bfloat16" else new
                 new = f"{new}.to(tl.float16)" if column.kind == "float16" else new
                 kept[name] = self.where[value] if column.kind == "float32" else f"{new}.to(tl.float32)"
@@ -199,16 +199,16 @@ class _Printer:
             kept[name] = f"kept_{name}"
             company = self._company(column, kept.get(column.partner or "", column.partner))
             if column.kind == "log":
-                company = f", draws({self._clock()}, start + index)"
+                company = f", random_bits({self._step_counter()}, start + index)"
             elif column.kind == "dynamic":
                 company += f", {column.signed}"
             values = f"tl.where(inside & (tl.abs({new}) < float('inf')), {new}, 0.0)"
-            self.lines.append(f"kept_{name} = {column.kind}_encode({self._codes(column)}, {values}{company})")
+            self.lines.append(f"kept_{name} = {column.kind}_quantize({self._codes(column)}, {values}{company})")
 
-    def _clock(self) -> str:
+    def _step_counter(self) -> str:
         """The counter of the step: an argument, or where it is only on the device, one of the values there."""
-        if self.program.clock is not None:
-            return f"{self._argument(self.program.clock)}.to(tl.int32)"
+        if self.program.step_counter is not None:
+            return f"{self._argument(self.program.step_counter)}.to(tl.int32)"
         self.arguments["t"] = "i32"
         return "t"
 
@@ -224,7 +224,7 @@ class _Printer:
 
     def _pointers(self) -> list[str]:
         pointers = [
-            f"{column.name}{suffix}" for column in self.touched for suffix in ("_at", "_headers")[: column.places]
+            f"{column.name}{suffix}" for column in self.touched for suffix in ("_at", "_scales")[: column.places]
         ]
         return [*pointers, *(SITE if self.draws else ())]
 
@@ -235,7 +235,7 @@ class _Printer:
             f"index = line * {BLOCK} + tl.arange(0, {BLOCK})[None, :]",
             "inside = index < count",
         ]
-        if any(column.coded for column in self.touched):
+        if any(column.quantized for column in self.touched):
             body.append(f"there = line * {BLOCK} < count")
         for i, symbol in enumerate(self.per_tensor):
             name = self.where[symbol]
@@ -257,11 +257,11 @@ class _Printer:
         place = 2
         for column in self.layout.columns:
             if column in self.touched:
-                kind = "uint8" if column.coded else column.kind
+                kind = "uint8" if column.quantized else column.kind
                 body.append(f"{column.name}_at = {self._address(place, kind)} + start")
-                if column.coded:
-                    headers = "start // 128" if column.kind == "log" else "start // 256"
-                    body.append(f"{column.name}_headers = {self._address(place + 1, 'float32')} + {headers}")
+                if column.quantized:
+                    scales = "start // 128" if column.kind == "log" else "start // 256"
+                    body.append(f"{column.name}_scales = {self._address(place + 1, 'float32')} + {scales}")
             if column.kind == "site" and self.draws:
                 body += [f"{word} = tl.load(at + {place + i})" for i, word in enumerate(SITE)]
             place += column.places
