@@ -1,7 +1,7 @@
-"""What a step of an optimizer sends at 8, 64 and 512 ranks.
+"""Computes what a step of an optimizer communicates at 8, 64 and 512 ranks.
 
-`python benchmarks/scale.py` prints the tables of docs/scale.md. It is arithmetic, not a measurement: the sizes of the
-messages are stated here by hand, and `tests/distributed/test_scale.py` holds them against what two processes send.
+`python benchmarks/scale.py` prints the tables of docs/scale.md. They are computed, not measured: the sizes of the
+all-reduces are written here by hand, and `tests/distributed/test_scale.py` compares them with what two processes send.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
     if name == "adafactor":
         vectors = len(shapes) - len(matrices)
         return {
-            "sizes of weights": one_each,
+            "norms of weights": one_each,
             "means over rows": NUMBER * sum(math.prod(shape[1:]) for shape in matrices),
-            "sizes of vectors' updates": NUMBER * vectors,
+            "norms of vectors' updates": NUMBER * vectors,
             "means of those means": NUMBER * len(matrices),
-            "sizes of matrices' updates": NUMBER * len(matrices),
+            "norms of matrices' updates": NUMBER * len(matrices),
         }
     if name == "koala_v":
         sums = {f"norms of {what}": one_each for what in ("gradients", "weights", "gradients with decay")}
@@ -63,13 +63,13 @@ def tables() -> Iterator[str]:
     parameters = sum(math.prod(shape) for shape in shapes)
     yield f"{parameters:,} parameters in {len(shapes)} tensors."
     yield ""
-    yield "| optimizer | message of a step under FSDP2 | bytes |"
+    yield "| optimizer | all-reduce of a step under FSDP2 | bytes |"
     yield "| --- | --- | --- |"
     for name in ("lamb", "adafactor", "koala_v"):
         for what, size in messages(name, shapes).items():
             yield f"| `{name}` | {what} | {size:,} |"
     yield ""
-    yield "| ranks | optimizer | messages | bytes sent by a rank | of what FSDP2 sends itself | time of hops |"
+    yield "| ranks | optimizer | all-reduces | bytes sent by a rank | relative to what FSDP2 sends | latency |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for ranks in RANKS:
         # bfloat16 weights are gathered for the forward and the backward pass, float32 gradients are reduced.

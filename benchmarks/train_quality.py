@@ -261,7 +261,7 @@ def page(runs: Sequence[Run]) -> str:
     both = [
         f"{loss}{what}" for loss in ("training", "held out") for what in (", 32 bits", ", 8 bits", ", difference", "")
     ]
-    head = ["task", "optimizer", "seeds", "coded", *(word if "," in word else "within" for word in both)]
+    head = ["task", "optimizer", "seeds", "quantized", *(word if "," in word else "within" for word in both)]
     return table(head, rows)
 
 
