@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import drop_gradients, local
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
@@ -115,5 +116,5 @@ def _values(grad: Tensor) -> Tensor:
 def _first_bad(module: LightningModule) -> str:
     for name, p in module.named_parameters():
         if not all_finite([p]):
-            return f"the gradient of {name.replace('_fsdp_wrapped_module.', '')} is not finite"
+            return f"the gradient of {plain_name(name)} is not finite"
     return "another rank has a gradient that is not finite"
