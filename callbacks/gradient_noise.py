@@ -15,15 +15,13 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.core.foreign_stages import OnGradients, attach
-from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.distributed.norms import count, norm
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.noise import Kind, Noise
+from lightning_optim.training import second_moment
 from lightning_optim.training.clipping import GradientClipping
-
-# Where optimizers of torch keep the mean of squared gradients, by the option that is its decay.
-SECOND_MOMENTS = {"betas": ("exp_avg_sq", "betas", "1"), "alpha": ("square_avg", "alpha", "")}
+from lightning_optim.training.second_moment import SecondMoment
 
 
 class GradientNoise(Callback):
@@ -87,7 +85,7 @@ class GradientNoise(Callback):
         for optimizer in trainer.optimizers:
             self._refuse(trainer, optimizer)
             named = pl_module.named_parameters()
-            moment = second_moment(optimizer) if self.kind == "second_moment" else ("", "", "")
+            moment = _mean_square(optimizer) if self.kind == "second_moment" else ("", "", "")
             stage = Noise(
                 global_indices(named, optimizer),
                 self.kind,
@@ -184,26 +182,11 @@ def clips(trainer: Trainer, module: LightningModule) -> bool:
     return module.automatic_optimization and (bool(trainer.gradient_clip_val) or (overridden and not ours))
 
 
-def second_moment(optimizer: torch.optim.Optimizer) -> tuple[str, str, str]:
-    """Where an optimizer keeps the mean of squared gradients: the slot, the option of its decay, the place in that.
-
-    Raises:
-        OptionError: where it keeps none that starts from zero.
-    """
-    owner = type(optimizer).__name__
-    if isinstance(optimizer, Optimizer):
-        kept = set.intersection(*(set(optimizer.slots_of(i, p)) for i, p in optimizer.every_parameter()))
-        found = {name: optimizer.slots[name].mean_square_by for name in sorted(kept)}
-        words = {name: where for name, where in found.items() if where}
-        if words and not any(group.get("tf_style") for group in optimizer.param_groups):
-            name, where = next(iter(words.items()))
-            option, _, place = where.partition(".")
-            return name, option, place
-    else:
-        for option, found_there in SECOND_MOMENTS.items():
-            if option in optimizer.defaults:
-                return found_there
-    raise OptionError(
-        f"GradientNoise: kind='second_moment' needs an optimizer with a running mean of squared gradients for each "
-        f"element, from zero on, such as adamw; {owner} has none here. Use kind='moments'."
-    )
+def _mean_square(optimizer: torch.optim.Optimizer) -> SecondMoment:
+    found = second_moment.mean_square(optimizer)
+    if found is None:
+        raise OptionError(
+            "GradientNoise: kind='second_moment' needs an optimizer with a running mean of squared gradients for each "
+            f"element, from zero on, such as adamw; {type(optimizer).__name__} has none here. Use kind='moments'."
+        )
+    return found

@@ -17,6 +17,8 @@ class Definition(Declared):
         title: The method's name for people.
         paper: Authors, year and number.
         advice: One sentence for those who come from AdamW or SGD.
+        batch_scaling: How the learning rate grows with the batch size: "sqrt" for adaptive methods, "linear" for those
+            that step like SGD, None where no rule is known. Every page states it.
         recommended: Options to start with on a small classifier.
         ranges: Ranges of options that differ from `options.RANGES`.
         inputs: What the update reads besides options: "loss", "loss_second_moment".
@@ -34,6 +36,7 @@ class Definition(Declared):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     advice: ClassVar[str] = ""
+    batch_scaling: ClassVar[Literal["sqrt", "linear"] | None] = None
     recommended: ClassVar[Mapping[str, Any]] = {}
     ranges: ClassVar[Mapping[str, Any]] = {}
     inputs: ClassVar[tuple[str, ...]] = ()

@@ -28,8 +28,10 @@ class Slot:
             in the root of the mean square. Every update writes both. Codes of few bits make use of it.
         without: The name of a trait that holds an axis: the slot has size 1 along it (a row or column statistic).
         past: Holds a value of an earlier step as it was, and no running mean.
-        mean_square_by: Where the slot is the running mean of squared gradients, from zero on: the option that is its
-            decay, as "betas.1".
+        mean_square_by: For a running mean of the squared gradient of each element that starts at zero: the option that
+            is its decay, as "betas.1".
+        second_moment_by: The same for a second moment of another kind: of deviations from the mean, of the momentum, of
+            the gradient's norm, or a decaying maximum.
     """
 
     signed: bool = True
@@ -41,6 +43,7 @@ class Slot:
     without: str | None = None
     past: bool = False
     mean_square_by: str | None = None
+    second_moment_by: str | None = None
 
     @property
     def is_first_moment(self) -> bool:

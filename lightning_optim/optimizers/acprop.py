@@ -46,6 +46,7 @@ class ACProp(Optimizer):
     title = "ACProp"
     paper = "Zhuang et al. 2021, arXiv:2110.05454"
     advice = "Keep AdamW's learning rate, but give embeddings to another optimizer or set ratio_clip=1."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
     ranges: ClassVar[dict[str, Any]] = {"ratio_clip": ">= 0"}
 
@@ -60,7 +61,8 @@ class ACProp(Optimizer):
     ratio_clip: float = 0.0
 
     exp_avg = Slot()  # m
-    exp_avg_var = Slot(signed=False, exact=True)  # s: a zero would remove the floor of the denominator
+    # s: a zero would remove the floor of the denominator
+    exp_avg_var = Slot(signed=False, exact=True, second_moment_by="betas.1")
     max_exp_avg_var = Slot(signed=False, exact=True)
 
     @classmethod

@@ -42,6 +42,7 @@ class AdaBelief(Optimizer):
     title = "AdaBelief"
     paper = "Zhuang et al. 2020, arXiv:2010.07468"
     advice = "Keep AdamW's learning rate; set eps to 1e-8 for convolutional networks."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "eps": 1e-8}
 
     lr: float = 1e-3
@@ -53,7 +54,8 @@ class AdaBelief(Optimizer):
     amsgrad: bool = False
 
     exp_avg = Slot()  # m
-    exp_avg_var = Slot(signed=False, exact=True)  # s: values far below the largest are held against eps
+    # s: values far below the largest are compared with eps
+    exp_avg_var = Slot(signed=False, exact=True, second_moment_by="betas.1")
     max_exp_avg_var = Slot(signed=False, exact=True)
 
     @classmethod

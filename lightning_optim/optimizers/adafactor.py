@@ -54,6 +54,7 @@ class Adafactor(Optimizer):
     title = "Adafactor"
     paper = "Shazeer & Stern 2018, arXiv:1804.04235"
     advice = "Start at lr 1e-2: steps are a share of the weights' size, so AdamW's rate does not carry over."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
     ranges: ClassVar[dict[str, Any]] = {"d": ">= 1"}
     real_only = "row and column means of squares have no complex form. Give it to Adam."

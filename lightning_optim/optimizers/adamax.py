@@ -38,6 +38,7 @@ class AdaMax(Optimizer):
     title = "AdaMax"
     paper = "Kingma & Ba 2014, arXiv:1412.6980"
     advice = "Start at twice AdamW's learning rate."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
 
     lr: float = 2e-3
@@ -46,7 +47,7 @@ class AdaMax(Optimizer):
     weight_decay: float = 0.0
 
     exp_avg = Slot()  # m
-    exp_inf = Slot(signed=False)  # u
+    exp_inf = Slot(signed=False, second_moment_by="betas.1")  # u
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:

@@ -40,6 +40,7 @@ class Adan(Optimizer):
     title = "Adan"
     paper = "Xie et al. 2022, arXiv:2208.06677"
     advice = "Take 5 to 10 times AdamW's learning rate and weight_decay=0.02."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2, "weight_decay": 0.02}
 
     lr: float = 1e-3

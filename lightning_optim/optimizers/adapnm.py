@@ -42,6 +42,7 @@ class AdaPNM(Optimizer):
     title = "AdaPNM"
     paper = "Xie et al. 2021, arXiv:2103.17182"
     advice = "Keep AdamW's learning rate, up to twice of it."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "[0, 1)", "any")}
 

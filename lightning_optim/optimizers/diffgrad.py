@@ -39,6 +39,7 @@ class DiffGrad(Optimizer):
     title = "diffGrad"
     paper = "Dubey et al. 2019, arXiv:1909.11015"
     advice = "Take up to twice Adam's learning rate."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
 
     lr: float = 1e-3

@@ -40,6 +40,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     title = "Generalized SignSGD"
     paper = "Crawshaw et al. 2022, arXiv:2208.11195"
     advice = "Take a fifth of AdamW's learning rate or warm up: the first step is 31.6 times as long as lr."
+    batch_scaling = "sqrt"  # the custom for methods of sign
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "use_bias_correction": True}
 
     lr: float = 1e-3
@@ -50,7 +51,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     decoupled: bool = False
 
     exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False)  # v, of the momentum
+    exp_avg_sq = Slot(signed=False, second_moment_by="betas.1")  # v, of the momentum
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:

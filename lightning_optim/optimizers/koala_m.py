@@ -53,6 +53,7 @@ class KoalaM(Optimizer, name="koala_m"):
     title = "KOALA-M"
     paper = "Davtyan et al. 2022, arXiv:2107.03331"
     advice = "Keep lr at 1, call step with a closure, and set loss_target where the loss cannot reach 0."
+    batch_scaling = None  # the learning rate alone does not make its steps
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {
         **RANGES,

@@ -78,6 +78,7 @@ class KoalaV(Optimizer, name="koala_v"):
     title = "KOALA-V"
     paper = "Davtyan et al. 2022, arXiv:2107.03331"
     advice = "Keep lr at 1, start at sigma 0.1, and set loss_target where the loss cannot reach 0."
+    batch_scaling = None  # the learning rate alone does not make its steps
     recommended: ClassVar[dict[str, Any]] = {"sigma": 0.1}
     ranges: ClassVar[dict[str, Any]] = {**RANGES, "sigma": ">= 0", "q": ">= 0"}
     inputs = ("loss", "loss_second_moment")

@@ -48,6 +48,7 @@ class LAMB(Optimizer):
     title = "LAMB"
     paper = "You et al. 2019, arXiv:1904.00962"
     advice = "For batches of thousands: lr of 2e-3 to 1e-2 with warm-up, no weight decay on biases and norms."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     ranges: ClassVar[dict[str, Any]] = {"phi": ">= 0"}
 

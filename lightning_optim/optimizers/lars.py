@@ -47,6 +47,7 @@ class LARS(Optimizer):
     title = "LARS"
     paper = "You et al. 2017, arXiv:1708.03888"
     advice = "For batches of thousands: lr of 1 to 30 with warm-up, no weight decay on biases and norms."
+    batch_scaling = "linear"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3.0}
     ranges: ClassVar[dict[str, Any]] = {"trust_coefficient": "> 0"}
 

@@ -11,6 +11,11 @@ from lightning_optim.language.math import Value, decayed, ema, sqrt, total, wher
 from lightning_optim.language.slot import Slot
 
 
+def first_value(h: Value) -> float:
+    """What G is before the first step; with init="first" the first step sets it."""
+    return 0.0 if h.init == "first" else float(h.init)
+
+
 class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     """The gradient over the norm that earlier gradients lead one to expect (a reconstruction of the method).
 
@@ -42,6 +47,7 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     title = "Moment estimation SGD (reconstruction)"
     paper = "Zhang et al. 2022, PMLR 162:26347 (reconstruction)"
     advice = "Clip gradients, and choose lr as the length of a step of the whole model."
+    batch_scaling = "sqrt"  # it divides by the norm of the gradient
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
     ranges: ClassVar[dict[str, Any]] = {"offset": ">= 0", "init": ">= 0"}
 
@@ -53,9 +59,9 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     weight_decay: float = 0.0
     scope: Literal["global", "tensor"] = "global"
 
-    global_square_avg = Slot(signed=False, per="optimizer", init=lambda h: 0.0 if h.init == "first" else h.init)  # G
+    global_square_avg = Slot(signed=False, per="optimizer", init=first_value, second_moment_by="beta")  # G
     global_steps = Slot(signed=False, per="optimizer")
-    square_avg = Slot(signed=False, per="tensor", init=lambda h: 0.0 if h.init == "first" else h.init)  # G
+    square_avg = Slot(signed=False, per="tensor", init=first_value, second_moment_by="beta")  # G
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:

@@ -48,6 +48,7 @@ class PNM(Optimizer):
     title = "PNM"
     paper = "Xie et al. 2021, arXiv:2103.17182"
     advice = "Start at 10 to 22 times the learning rate of SGD with momentum 0.9."
+    batch_scaling = "linear"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2.0}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "any")}
 

@@ -61,6 +61,7 @@ class RAdam(Optimizer):
     title = "RAdam"
     paper = "Liu et al. 2019, arXiv:1908.03265"
     advice = "Keep AdamW's learning rate, drop its warm-up."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     ranges: ClassVar[dict[str, Any]] = {"threshold": ">= 4"}
 

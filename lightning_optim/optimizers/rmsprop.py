@@ -42,6 +42,7 @@ class RMSprop(Optimizer):
     title = "RMSprop"
     paper = "Tieleman & Hinton 2012, lecture 6.5"
     advice = "Take AdamW's learning rate, not the default, and warm up: the first step is ten times as long."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
 
     lr: float = 1e-2

@@ -43,6 +43,7 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     title = "Scalar RMSprop"
     paper = "Su 2018, kexue.fm archive 6234 (reconstruction)"
     advice = "Set normalize_by_dim=True and debias=True, and AdamW's learning rate transfers."
+    batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "normalize_by_dim": True, "debias": True}
 
     lr: float = 1e-2
@@ -54,9 +55,9 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     debias: bool = False
     decoupled: bool = True
 
-    global_square_avg = Slot(signed=False, per="optimizer")  # G
+    global_square_avg = Slot(signed=False, per="optimizer", second_moment_by="alpha")  # G
     global_weight = Slot(signed=False, per="optimizer")  # 1 - alpha^t, t counting steps of the optimizer
-    square_avg = Slot(signed=False, per="tensor")  # G
+    square_avg = Slot(signed=False, per="tensor", second_moment_by="alpha")  # G
 
     @staticmethod
     def scalars(h: Value, t: int) -> dict[str, float | bool]:

@@ -1,4 +1,4 @@
-"""How learning rates grow with the batch.
+"""How the learning rate grows with the batch size.
 
 Granziol, Zohren & Roberts 2022, "Learning rates as a function of batch size: a random matrix theory approach to
 neural network training", JMLR 23(173), arXiv:2006.09092.
@@ -11,41 +11,48 @@ from typing import Literal
 
 import torch
 
-Rule = Literal["sqrt", "linear"]
+from lightning_optim.core.optimizer import Optimizer
 
-# By the name of the class. SGD's largest stable step is 2 over the top curvature of the batch, which falls like 1 / B
-# while noise dominates it; a denominator that grows like the root of the curvature leaves the root of that.
-RULES: dict[Rule, frozenset[str]] = {
-    "linear": frozenset({"SGD", "SGDW", "ASGD", "PNM", "LARS"}),
-    "sqrt": frozenset(
-        {
-            *("Adam", "AdamW", "AdaMax", "Adamax", "NAdam", "RAdam", "SparseAdam", "Adan", "AdaBelief", "ACProp"),
-            *("AdaPNM", "Adafactor", "Adagrad", "Adadelta", "DiffGrad", "LAMB", "RMSprop", "ScalarRMSprop"),
-            *("MomentEstimationSGD",),  # divides by the norm of the gradient
-            *("Lion", "GeneralizedSignSGD", "Muon"),  # the custom for methods of sign
-        }
-    ),
+Rule = Literal["sqrt", "linear"]
+RULES: tuple[Rule, ...] = ("sqrt", "linear")
+
+# The rule of torch's optimizers, by class name. SGD's largest stable step is 2 over the top curvature of the batch,
+# which falls like 1 / B as long as noise dominates it. Adaptive methods divide by the root of the curvature, so the
+# root of B remains. Not listed: LBFGS and Rprop, whose steps do not depend on the learning rate alone.
+TORCH: dict[str, Rule] = {
+    **dict.fromkeys(("SGD", "ASGD"), "linear"),
+    **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam"), "sqrt"),
+    **dict.fromkeys(("Adadelta", "Adafactor", "Adagrad", "RMSprop", "Muon"), "sqrt"),
 }
 
 
 def rule_of(optimizer: torch.optim.Optimizer) -> Rule | None:
-    """The rule for an optimizer of torch or of this package, or None where none is known.
+    """The rule for an optimizer: `batch_scaling` of its page for ours, a table for torch's.
 
-    None is known for classes of other libraries; for Padam, which lies between the two; for KOALA, LBFGS and Rprop,
-    whose steps are not made by the learning rate alone.
+    Returns:
+        The rule, or None where none is known. None is known for classes of other libraries that do not inherit from
+        torch's or ours.
 
     Example:
-        >>> rule_of(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]))
-        'sqrt'
+        >>> from lightning_optim import Lion
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> rule_of(Lion([weight])), rule_of(torch.optim.SGD([weight]))
+        ('sqrt', 'linear')
     """
-    for cls in type(optimizer).__mro__:
-        if cls.__module__.startswith(("torch.optim", "lightning_optim")):
-            return next((rule for rule, names in RULES.items() if cls.__name__ in names), None)
-    return None
+    if isinstance(optimizer, Optimizer):
+        return optimizer.batch_scaling
+    of_torch = (cls.__name__ for cls in type(optimizer).__mro__ if cls.__module__.startswith("torch.optim"))
+    return TORCH.get(next(of_torch, ""))
 
 
 def scale(batch: int, reference: int, rule: Rule, most: float = math.inf) -> float:
-    """The factor on a learning rate that was found at batch size `reference`, at most `most`.
+    """The factor on a learning rate that was tuned at batch size `reference`.
+
+    Args:
+        batch: Global batch size, in samples.
+        reference: Batch size for which the learning rate is right, in samples.
+        rule: "linear" is batch / reference, "sqrt" is its root.
+        most: Upper bound of the factor.
 
     Example:
         >>> scale(4096, 256, "linear"), scale(4096, 256, "sqrt"), scale(4096, 256, "linear", most=8)

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, ConfiguredOptimizer, Lion, OptionError, RMSprop, engines
 from lightning_optim.callbacks import GradientNoise, IterateAveraging, LookaheadSync
-from lightning_optim.callbacks.gradient_noise import second_moment
 from lightning_optim.core.foreign_stages import OnGradients, attach
 from lightning_optim.distributed.global_index import GlobalIndex, global_indices
 from lightning_optim.distributed.philox import normals, philox
 from lightning_optim.stages import Noise
+from lightning_optim.training import second_moment
 from tests.engines.conftest import torch_functions  # noqa: F401  a fixture
 from tests.engines.test_compiled import exact_roots  # noqa: F401  a fixture
 from tests.harness.cpu_fsdp import CPUFSDP
@@ -302,7 +302,9 @@ def test_second_moments_of_the_optimizer_give_the_shape(make: Make, clipped: boo
     callback = GradientNoise(0.5, 0.0, kind="second_moment", seed=2)
 
     sites = global_indices(module.named_parameters(), optimizer)
-    stage = Noise(sites, callback.kind, 0.5, 0.0, 2, in_pass=not clipped, second_moment=second_moment(optimizer))
+    moment = second_moment.mean_square(optimizer)
+    assert moment is not None
+    stage = Noise(sites, callback.kind, 0.5, 0.0, 2, in_pass=not clipped, second_moment=moment)
     attach(stage, optimizer)
     by_hand = OnGradients(stage, optimizer) if clipped else None
     v = [torch.zeros_like(p) for p in module.parameters()]
@@ -501,6 +503,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
         (lambda p: Adafactor(p), {"kind": "second_moment"}, "Adafactor has none here"),
         (lambda p: RMSprop(p, tf_style=True), {"kind": "second_moment"}, "RMSprop has none here"),
         (torch_sgd, {"kind": "second_moment"}, "SGD has none here"),
+        (lambda p: torch.optim.Adamax(p), {"kind": "second_moment"}, "Adamax has none here"),
         (lambda p: LAMB(p, max_grad_norm=1.0), {"clipping": "after"}, "clipping='after' is not possible.*LAMB"),
         (lambda p: Adan(p, max_grad_norm=1.0), {"clipping": "after"}, "clipping='after' is not possible.*Adan"),
     ],
