@@ -1,4 +1,4 @@
-"""Parameters that are given twice or share memory: each would be moved by the update of the other."""
+"""Parameters that are given twice or share memory. The update of one would change the other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from lightning_optim.errors import OptionError
 
 
 def find_overlap(params: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Two of the tensors that share an element; one and the same twice, where its own elements share memory.
+    """The first two tensors that share an element, or the same one twice if its own elements share memory.
 
-    Views of one buffer are fine as long as they are apart, also when they are interleaved, like the columns of a
-    matrix. Looks at addresses first, so it costs a sort; only tensors whose ranges meet are compared element by
-    element. Tensors without memory (empty, on the meta device, between two uses under FSDP1) cannot overlap.
+    Disjoint views of one buffer are fine, also interleaved ones such as the columns of a matrix. Addresses are
+    compared first, which costs a sort. Only tensors whose address ranges overlap are compared element by element.
+    Tensors without memory (empty, on the meta device, resharded by FSDP1) cannot overlap.
+
+    Returns:
+        Two tensors, or None.
 
     Example:
         >>> buffer = torch.zeros(10)
@@ -30,33 +33,38 @@ def find_overlap(params: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
     """
     ranges = []
     for p in params:
-        part = _with_memory(p)
-        if part is None:
+        tensor = _with_memory(p)
+        if tensor is None:
             continue
-        if any(stride == 0 and size > 1 for size, stride in zip(part.shape, part.stride(), strict=True)):
+        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             return p, p  # an expanded tensor
-        low = part.data_ptr()
-        high = low + _extent(part) * part.element_size()
-        ranges.append((str(part.device), low, high, p, part))
+        low = tensor.data_ptr()
+        high = low + _extent(tensor) * tensor.element_size()
+        ranges.append((str(tensor.device), low, high, p, tensor))
     ranges.sort(key=lambda found: found[:3])
-    for meeting in _meeting(ranges):
-        if _shared(meeting):
-            return next((a[3], b[3]) for a, b in itertools.combinations(meeting, 2) if _shared([a, b]))
+    for overlapping in _overlapping(ranges):
+        if _share_an_element(overlapping):
+            return next((a[3], b[3]) for a, b in itertools.combinations(overlapping, 2) if _share_an_element([a, b]))
     return None
 
 
 def tensors_of(params: Any) -> list[Tensor]:
-    """The tensors of a group's `params`: one, some, or some with names. Torch refuses what is no tensor."""
+    """The tensors of a parameter group's `params`: a tensor, tensors or named tensors. Torch refuses anything else."""
     items = [params] if isinstance(params, Tensor) else params
     found = [item[1] if isinstance(item, tuple) else item for item in items]
     return [item for item in found if isinstance(item, Tensor)]
 
 
 def refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any]]) -> None:
-    """Refuse a parameter that is given twice, in the new group or in an old one.
+    """Refuse a parameter that is given twice.
+
+    Args:
+        owner: The optimizer, for the message.
+        tensors: The parameters of a new group.
+        groups: The existing parameter groups.
 
     Raises:
-        OptionError: where one is.
+        OptionError: where a parameter occurs twice.
     """
     seen: dict[int, str] = {}
     for i, group in enumerate(groups):
@@ -73,8 +81,12 @@ def refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any
 def refuse_overlap(owner: str, tensors: list[Tensor]) -> None:
     """Refuse parameters that share memory.
 
+    Args:
+        owner: The optimizer, for the message.
+        tensors: Its parameters.
+
     Raises:
-        OptionError: where two share an element.
+        OptionError: where two parameters share an element.
     """
     if found := find_overlap(tensors):
         one, other = (tuple(p.shape) for p in found)
@@ -87,11 +99,11 @@ def refuse_overlap(owner: str, tensors: list[Tensor]) -> None:
         )
 
 
-Range = tuple[str, int, int, Tensor, Tensor]
+Range = tuple[str, int, int, Tensor, Tensor]  # device, first and last address, parameter, local tensor
 
 
-def _meeting(ranges: list[Range]) -> Iterator[list[Range]]:
-    """Groups of two or more whose ranges of addresses meet."""
+def _overlapping(ranges: list[Range]) -> Iterator[list[Range]]:
+    """Sets of two or more tensors whose address ranges overlap, from ranges in ascending order."""
     group: list[Range] = []
     end = 0
     for found in ranges:
@@ -106,7 +118,7 @@ def _meeting(ranges: list[Range]) -> Iterator[list[Range]]:
         yield group
 
 
-def _shared(ranges: list[Range]) -> bool:
+def _share_an_element(ranges: list[Range]) -> bool:
     """Whether any element belongs to two of the tensors."""
     begin, end = min(found[1] for found in ranges), max(found[2] for found in ranges)
     unit = math.gcd(*(part.element_size() for *_, part in ranges), *(found[1] - begin for found in ranges))
@@ -122,17 +134,17 @@ def _shared(ranges: list[Range]) -> bool:
 
 
 def _with_memory(p: Tensor) -> Tensor | None:
-    """The part of a tensor that this process holds, where it has memory with an address."""
-    part = local(p)
-    if not part.numel() or part.device.type == "meta" or part.layout != torch.strided:
+    """The local tensor of a parameter, if it has memory with an address."""
+    tensor = local(p)
+    if not tensor.numel() or tensor.device.type == "meta" or tensor.layout != torch.strided:
         return None
     try:
-        there = part.untyped_storage().nbytes() > 0 and part.data_ptr() > 0
-    except (RuntimeError, NotImplementedError):  # a tensor that only stands for others, or that is yet to be made
+        has_memory = tensor.untyped_storage().nbytes() > 0 and tensor.data_ptr() > 0
+    except (RuntimeError, NotImplementedError):  # a wrapper subclass, or a lazy parameter
         return None
-    return part if there else None
+    return tensor if has_memory else None
 
 
 def _extent(tensor: Tensor) -> int:
-    """How many elements lie between the first and the last, these two included."""
+    """Number of elements from the first to the last in memory, both included."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,27 +1,66 @@
-"""What an optimizer refuses because it would silently be wrong under a strategy."""
+"""What an optimizer refuses, before it could be silently wrong."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from lightning_optim import storage
+from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_sharded, shard_of
+from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program
+from lightning_optim.language.slot import Slot
 
 
-def refuse_orphans(owner: str, params: Sequence[Tensor]) -> None:
-    """Refuse to train nothing: FSDP2 puts new parameters into a model, and an older optimizer holds the old ones.
-
-    Args:
-        owner: For the message.
-        params: Parameters of which none has a gradient, nor ever had one.
+def refuse_nothing_to_quantize(owner: str, options: Mapping[str, Any], slots: Mapping[str, Slot]) -> None:
+    """Refuse `state_bits=8` for an optimizer without a slot that can be quantized.
 
     Raises:
-        RuntimeError: where this process has a model that FSDP2 sharded, and none of the parameters is of such a model.
+        OptionError: where there is none.
+    """
+    if options["state_bits"] == 8 and not any(storage.can_be_quantized(slot) for slot in slots.values()):
+        raise OptionError(
+            f"{owner}: state_bits=8 has nothing to keep in 8 bits: its state is one number per tensor or less, or must "
+            "stay exact. Leave it at 32."
+        )
+
+
+def refuse_uncapturable(layout: StateLayout) -> None:
+    """Refuse `capturable=True` where a step needs the host.
+
+    Raises:
+        OptionError: for an update that reads the loss, steps twice or has slots that are not one number per element,
+            and for stages, which count on the host.
+    """
+    owner = type(layout).__name__
+    host = [name for name, slot in layout.slots.items() if slot.per != "element" or slot.without]
+    why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
+    if layout.predict is not None:
+        why = "it moves twice in a step"
+    if why:
+        raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
+    if layout.stages:
+        raise OptionError(
+            f"{owner}: capturable=True and {layout.stages[0]!r} do not go together: what a callback adds to a step is "
+            "counted on the host, which a graph leaves out. Leave out one of the two."
+        )
+
+
+def refuse_stale_parameters(owner: str, params: Sequence[Tensor]) -> None:
+    """Refuse to train nothing: FSDP2 replaces the parameters of a model, and an older optimizer holds the old ones.
+
+    Args:
+        owner: The optimizer, for the message.
+        params: Its parameters, none of which has or ever had a gradient.
+
+    Raises:
+        RuntimeError: where this process has a model that FSDP2 sharded, and none of the parameters belongs to one.
     """
     module = sys.modules.get("torch.distributed.fsdp")
     if module is None or not hasattr(module, "FSDPModule") or any(is_sharded(p) for p in params):
@@ -35,18 +74,15 @@ def refuse_orphans(owner: str, params: Sequence[Tensor]) -> None:
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:
-    """Refuse what would silently be wrong: what needs tensors, or their axes, where FSDP1 has dissolved them.
+    """Refuse reductions over tensors, or over their axes, where FSDP1 has dissolved them.
 
     Raises:
-        RuntimeError: for sums over a tensor where several are fused, and for means along an axis of a flat piece.
+        RuntimeError: for sums over each tensor of a flat parameter, and for means along an axis of a flattened shard.
     """
     of_tensors = any(symbol.args[1] == "tensor" for symbol in program.reductions)
     if program.elementwise and not of_tensors:
         return
-    for p in params:
-        if not is_flattened(p):
-            continue
-        shard = shard_of(p)
+    for shard in (shard_of(p) for p in params if is_flattened(p)):
         if shard.is_flat_parameter:
             raise RuntimeError(
                 f"{owner} needs a {' and a '.join(program.needs)}, and FSDP1 with use_orig_params=False shows flat "
@@ -55,7 +91,7 @@ def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) ->
             )
         if shard.without_axes and not program.elementwise:
             raise RuntimeError(
-                f"{owner} needs row and column means, and FSDP1 cuts tensors without regard to rows, nor can its "
+                f"{owner} needs row and column means, and FSDP1 splits tensors without regard to rows, nor can its "
                 "checkpoints hold row and column statistics. Use ModelParallelStrategy (FSDP2) or DDP; for adafactor, "
                 "factored=False does without."
             )

@@ -1,23 +1,23 @@
-"""The base of every optimizer: options, parameter groups, state, stages, and what a step consists of.
+"""The base class of every optimizer: construction, parameter groups, stages, the step, and saving and loading.
 
-A page (`lightning_optim/optimizers/`, after `page.py`) declares the mathematics. Everything else that a
-`torch.optim.Optimizer` must do stands here, once.
+A page (a module of `lightning_optim/optimizers/`) declares the mathematics. What every `torch.optim.Optimizer` must
+do is written here, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from lightning_optim import engines, storage
+from lightning_optim import engines
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core import torch_files
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
-from lightning_optim.core.guards import refuse_orphans
+from lightning_optim.core.guards import refuse_nothing_to_quantize, refuse_stale_parameters, refuse_uncapturable
 from lightning_optim.core.runner import Runner
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.distributed.placement import has_gradient, is_sharded
@@ -28,7 +28,7 @@ from lightning_optim.language.options import check_options, read_options, signat
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
-# Keys of a parameter group that are no options: torch's, Lightning's and the schedulers' own.
+# Keys of a parameter group that are not options. Torch, Lightning and learning-rate schedulers write them.
 GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
 
@@ -36,31 +36,32 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
 class Optimizer(StateLayout):
-    """A `torch.optim.Optimizer` whose mathematics stands in one `update`.
+    """The base class of all optimizers. A subclass adds its options, its slots and one `update`.
 
     Args:
         params: Parameters, named parameters or parameter groups, as for `torch.optim`.
-        maximize: Walk uphill.
-        state_bits: Bits per value of state. 32 keeps float32 (float64 for float64 parameters), also beside bf16
-            and fp16 parameters; 16 keeps bfloat16 and 8 keeps codes of 8 bits for tensors of 4096 elements or more,
-            save for slots that must stay exact.
-        state_format: The codes of 8 bits: "log" keeps second moments by their logarithm with stochastic rounding and
-            first moments as the ratio to their root; "dynamic" is the dynamic-tree code of bitsandbytes.
-        engine: Who runs the update: "auto" takes the fastest that can serve, "reference" is plain torch.
-        capturable: Let a step be captured in a CUDA graph: counters live on the GPU, and so may `lr`, as a tensor; what
-            depends on them is computed there. A step outside a graph takes longer so. The first steps, which make the
-            state, must have run before.
+        maximize: Maximize the objective instead of minimizing it.
+        state_bits: Bits per value of optimizer state: 32, 16 or 8. 32 stores float32 (float64 for float64
+            parameters), also for bfloat16 and float16 parameters. 16 stores bfloat16. 8 stores 8-bit codes for tensors
+            of at least 4096 elements. Slots that must stay exact are stored in 32 bits in any case.
+        state_format: The 8-bit format. "log" quantizes the logarithm of second moments with stochastic rounding, and
+            first moments relative to the square root of the second moment. "dynamic" is the dynamic tree
+            quantization of bitsandbytes.
+        engine: What runs the update. "auto" chooses the fastest engine that can; "reference" is plain torch.
+        capturable: Make a step safe to capture in a CUDA graph: step counters live on the GPU, `lr` may be a tensor
+            there, and what depends on them is computed there. A step outside a graph is slower then. State must
+            exist before the capture, so run a few steps first.
 
     Raises:
-        OptionError: for an unknown, ill-typed or out-of-range option, an empty parameter list, or a parameter that
-            is given twice.
+        OptionError: for an option that is unknown, of a wrong type or out of range, for an empty parameter list, and
+            for a parameter that is given twice or shares memory with another.
     """
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
-        """Read the page: its options become the constructor, its slots the state, its name the word in a config."""
+        """Read options and slots off a page, give it a constructor, and register it under its name."""
         super().__init_subclass__(**kwargs)
         if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
-            return  # Lightning makes a subclass of each optimizer that it wraps; that is no page
+            return  # Lightning derives a class from each optimizer that it wraps; that is no page
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Definition)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
@@ -73,7 +74,7 @@ class Optimizer(StateLayout):
         owner = type(self).__name__
         if isinstance(params, torch.nn.Module):
             raise OptionError(f"{owner} got a module; give it module.parameters(), or use create_optimizer.")
-        groups = params if isinstance(params, Tensor) else list(params)  # torch refuses a bare tensor in good words
+        groups = params if isinstance(params, Tensor) else list(params)  # torch has its own error for a bare tensor
         if not isinstance(groups, Tensor) and not groups:
             raise OptionError(
                 f"{owner} got an empty parameter list. Does the model have parameters, and is the list a generator "
@@ -81,28 +82,35 @@ class Optimizer(StateLayout):
             )
         options = check_options(options, self.options, owner)
         self.check(options)
-        self._refuse_uncodable(options)
+        refuse_nothing_to_quantize(owner, options, self.slots)
         engine = engines.known(options.pop("engine"))
         capturable = options.pop("capturable")
         self._prepare()
         if capturable:
-            self._refuse_uncapturable()
+            refuse_uncapturable(self)
         defaults = {name: options[name] for name in self.options if name not in WHOLE}
         torch.optim.Optimizer.__init__(self, groups, defaults)
         self.defaults.update(engine=engine, capturable=capturable)
         refuse_overlap(owner, [p for _, p in self.every_parameter()])
 
     def _prepare(self) -> None:
-        """Make what is not saved: the programs, and the inputs that the next step will read."""
+        """Create what is never saved: caches, and the inputs of the next step."""
         self._inputs: dict[str, Any] = {}
         self._prepare_layout()
         self._runner = Runner(self)
         self._counters_agree = True
         self._for_file = False
-        self._handed: torch_files.Handed = {}
+        self._lent: torch_files.Lent = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked like the constructor's."""
+        """Add a parameter group.
+
+        Args:
+            param_group: `params`, and options that differ from the defaults.
+
+        Raises:
+            OptionError: as the constructor does.
+        """
         owner = type(self).__name__
         given = {k: v for k, v in param_group.items() if k not in GROUP_KEYS}
         param_group = {**param_group, **check_options(given, self.options, owner)}
@@ -114,38 +122,17 @@ class Optimizer(StateLayout):
             param_group["params"] = list(param_group["params"])
         tensors = tensors_of(param_group["params"])
         refuse_repeats(owner, tensors, self.param_groups)
-        if "engine" in self.defaults:  # while torch's constructor adds groups, all wait for the look at its end
+        if "engine" in self.defaults:  # torch's constructor adds group after group; `_begin` looks at all of them
             refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
         if self.real_only and any(p.is_complex() for p in tensors):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
         options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
         self.check(options)
-        self._refuse_uncodable(options)
+        refuse_nothing_to_quantize(owner, options, self.slots)
         super().add_param_group({**param_group, **options})
         self._most_dims = None
         for name in WHOLE:
             self.param_groups[-1].pop(name, None)
-
-    def _refuse_uncodable(self, options: Mapping[str, Any]) -> None:
-        if options["state_bits"] == 8 and not any(storage.can_be_quantized(slot) for slot in self.slots.values()):
-            raise OptionError(
-                f"{type(self).__name__}: state_bits=8 has nothing to keep in 8 bits: its state is one number per "
-                "tensor or less, or must stay exact. Leave it at 32."
-            )
-
-    def _refuse_uncapturable(self) -> None:
-        owner = type(self).__name__
-        host = [name for name, slot in self.slots.items() if slot.per != "element" or slot.without]
-        why = "it reads the loss" if self.inputs else f"its {host[0]} is not one number per element" if host else ""
-        if self.predict is not None:
-            why = "it moves twice in a step"
-        if why:
-            raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
-        if self.stages:
-            raise OptionError(
-                f"{owner}: capturable=True and {self.stages[0]!r} do not go together: what a callback adds to a step "
-                "is counted on the host, which a graph leaves out. Leave out one of the two."
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "stages": self.stages}
@@ -164,13 +151,20 @@ class Optimizer(StateLayout):
     # ------------------------------------------------------------------ stages and inputs
 
     def append(self, stage: Stage) -> None:
-        """Let a stage run before or after the update, in the same pass over memory."""
+        """Add a stage, which runs in the same pass over memory as the update.
+
+        Args:
+            stage: The stage. Its slots are created at once, in the state of every parameter.
+
+        Raises:
+            OptionError: for a second stage of the same name, and under `capturable`.
+        """
         if any(other.name == stage.name for other in self.stages):
             raise OptionError(f"{type(self).__name__} has a stage named {stage.name!r} already.")
         self.stages.append(stage)
         if self.defaults["capturable"]:
             try:
-                self._refuse_uncapturable()
+                refuse_uncapturable(self)
             except OptionError:
                 self.stages.pop()
                 raise
@@ -178,29 +172,29 @@ class Optimizer(StateLayout):
         self._programs.clear()
         self._runner.clear_cache()
         for i, p in self.every_parameter():
-            if "step" not in self.state[p]:  # loaders of sharded checkpoints read into what they find here, and no more
+            if "step" not in self.state[p]:  # loaders of sharded checkpoints fill the slots that exist, and no others
                 self.start_state(p, i)
             for name in stage.slots_beside(self.slots_of(i, p)):
                 self.create_slot(name, p, i, {})
 
     def remove(self, stage: Stage) -> None:
-        """Take a stage away again; its slots stay in the state."""
+        """Remove a stage. Its slots stay in the state."""
         self.stages.remove(stage)
         self._programs.clear()
         self._runner.clear_cache()
 
     def set_loss(self, loss: Any, second_moment: Any = None) -> None:
-        """Tell the next step the loss of its batch, for an update that reads it (KOALA).
+        """Give the next step the loss of its batch, for an update that reads it (KOALA).
 
         Args:
-            loss: Mean loss of the batch of this rank, a number or a tensor of one element; averaged over ranks.
-            second_moment: Mean of the squared losses of the single samples. Without it the square of the mean is
-                taken, which is a lower bound of it.
+            loss: Mean loss of this rank's batch, a number or a tensor of one element. It is averaged over ranks.
+            second_moment: Mean of the squared losses of the samples. By default the square of the mean loss, which is
+                a lower bound.
         """
         self._inputs.update(loss=loss, loss_second_moment=second_moment)
 
     def has_second_moment(self) -> bool:
-        """Whether the caller gave the next step more than the mean loss."""
+        """Whether `set_loss` was given the second moment for the next step."""
         return self._inputs.get("loss_second_moment") is not None
 
     # ------------------------------------------------------------------ the step
@@ -208,15 +202,21 @@ class Optimizer(StateLayout):
     @_disable_dynamo  # a compiled training step calls it as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; returns what the closure returns.
+        """Perform one optimization step.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returns, or None.
 
         Raises:
-            RuntimeError: for a sparse gradient, or where the update reads the loss and nobody supplied it.
+            RuntimeError: for a sparse gradient, and for a missing loss where the update reads it.
         """
         if not self._counters_agree:
             checkpoint.agree_on_counters(self)
             self._counters_agree = True
-        if closure is None and not self.state and torch_files.is_rehearsal(self):
+        if closure is None and not self.state and torch_files.is_dry_run(self):
             for i, p in self.every_parameter():
                 self.start_state(p, i)
             return None
@@ -228,17 +228,17 @@ class Optimizer(StateLayout):
             with torch.enable_grad():
                 loss = closure()
         with_gradient = self._with_gradient()
-        if with_gradient:  # without a single gradient nothing moves, and no stage counts
+        if with_gradient:  # else no parameter moves, and stages do not count the step
             inputs = self._take_inputs(loss)
             acting = {stage.name: stage.advance() for stage in self.stages}
             after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
             idle = self._without_gradient() if after else []
             self._runner.run("update", with_gradient, {**inputs, **acting}, idle)
         elif not any(float(state["step"]) for state in self.state.values()):
-            refuse_orphans(type(self).__name__, [p for _, p in self.every_parameter()])
+            refuse_stale_parameters(type(self).__name__, [p for _, p in self.every_parameter()])
         if self.predict is not None:
-            # Without a closure the forward pass lies between two calls of step, so its prediction is made here. A
-            # prediction that no gradient has corrected still holds.
+            # Without a closure the next forward pass comes between two calls of `step`, so its prediction is made
+            # here. A prediction that no gradient has corrected yet is still valid.
             self.param_groups[0]["predicted"] = closure is None or not with_gradient
             if closure is None and with_gradient:
                 self._runner.run("predict", self.every_parameter())
@@ -277,60 +277,64 @@ class Optimizer(StateLayout):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain tensors of the parameters' own shapes, also where it is kept in codes.
+        """The state of the optimizer, as plain tensors of the parameters' shapes.
 
-        So the file loads under any `state_bits`, strategy and number of ranks, and by `torch.optim` where it has the
-        algorithm; codes are made again on load, the same ones. The full-precision tensors exist until the caller
-        drops them.
+        Quantized slots are dequantized, and quantized again on load, to the same codes. So the file loads under any
+        `state_bits`, strategy and number of ranks, and into the optimizer of `torch.optim` with the same algorithm.
+        The dequantized tensors live until the caller drops them.
         """
-        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.dequantized(self, found), prepend=True)
+        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.dequantize(self, found), prepend=True)
         for_file, self._for_file = self._for_file, False
         if self.state and (for_file or any(is_sharded(p) for _, p in self.every_parameter())):
-            for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter which had no gradient yet
+            for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter without a gradient
                 if p.requires_grad and not self.state.get(p):
                     self.start_state(p, i)
         try:
             found = super().state_dict()
         finally:
             hook.remove()
-        self._handed = torch_files.given_away(found)
-        return checkpoint.renumbered(found, self.model_order) if for_file else found
+        self._lent = torch_files.lent(found)
+        return checkpoint.renumber(found, self.model_order) if for_file else found
 
     def consolidate_state_dict(self, to: int = 0) -> None:
-        """Number parameters as in the model, and not as in the groups, in the next `state_dict`.
+        """Number parameters in the order of the model, not of the parameter groups, in the next `state_dict`.
 
-        Lightning and Fabric call this before they write a file in which they expect whole tensors. FSDP numbers
-        parameters by the model, and reads files so; torch itself does not look at the numbers.
+        Lightning and Fabric call this before they write a file with whole tensors. FSDP numbers parameters in the order
+        of the model, also when it reads a file. Torch ignores the numbers.
         """
         self._for_file = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.
 
-        The options of the checkpoint hold, save `state_bits` and `state_format`, which stay what this optimizer was
-        built with. Slots come back in this optimizer's storage whatever the parameter's dtype; slots that the
-        checkpoint lacks start fresh, and those that this class does not have are left out, with a warning.
+        Options are taken from the checkpoint, except `state_bits` and `state_format`, which this optimizer keeps.
+        Slots are stored in this optimizer's format. Slots that the checkpoint lacks start fresh, and slots that this
+        class does not have are dropped, both with a warning.
+
+        Args:
+            state_dict: What `state_dict` returned.
 
         Raises:
-            ValueError: where the groups of the checkpoint, or the shapes in its state, do not match this optimizer's.
+            OptionError: a ValueError, for parameter groups, shapes, counters or options that do not fit, and for state
+                that is not finite. Nothing has changed then.
         """
         before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         found: dict[str, Any] = {}
         other_groups = False
 
-        def hold(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        def prepare(_: Any, given: dict[str, Any]) -> dict[str, Any]:
             nonlocal other_groups
             whole = given
             given = torch_files.regrouped(self, whole)
             other_groups = given is not whole
-            given = torch_files.without_own(given, self._handed)
+            given = torch_files.without_lent(given, self._lent)
             checkpoint.check(self, given)
             found.update(given)
-            return {**given, "state": {}}  # or torch would cast all of it to the parameters' types, at once
+            return {**given, "state": {}}  # torch would cast the whole state to the parameters' dtypes
 
-        # After the hooks that may change what is loaded, and before those that look at the result.
+        # After hooks that change what is loaded, before hooks that read the result.
         hooks = (
-            self.register_load_state_dict_pre_hook(hold),
+            self.register_load_state_dict_pre_hook(prepare),
             self.register_load_state_dict_post_hook(
                 lambda _: checkpoint.adopt(self, found, before, other_groups), prepend=True
             ),
@@ -343,7 +347,7 @@ class Optimizer(StateLayout):
         self._counters_agree = False
 
     def reset(self) -> None:
-        """Forget all state: the next step is a first step. (Adan's restart is this.)"""
+        """Drop all state, so that the next step is a first step. (Adan's restart does this.)"""
         self.state.clear()
         self._runner.clear_cache()
         for name, slot in self.slots.items():
