@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.core.foreign_stages import OnGradients, attach
+from lightning_optim.core.foreign_stages import attach, on_gradients
+from lightning_optim.core.standalone_stages import OnGradients
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.distributed.norms import count, norm
 from lightning_optim.errors import OptionError, is_number, is_whole
@@ -100,7 +101,7 @@ class GradientNoise(Callback):
             self._stages.append(stage)
             self._detach.append(attach(stage, optimizer))
             if by_hand:
-                self._by_hand[id(optimizer)] = OnGradients(stage, optimizer)
+                self._by_hand[id(optimizer)] = on_gradients(stage, optimizer)
         self._take_loaded()
 
     def _seed(self) -> int:

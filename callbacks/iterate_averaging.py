@@ -17,7 +17,8 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
-from lightning_optim.core.foreign_stages import OnWeights, attach
+from lightning_optim.core.foreign_stages import attach
+from lightning_optim.core.standalone_stages import OnWeights
 from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.average import Average, Kind

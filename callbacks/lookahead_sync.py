@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
-from lightning_optim.core.foreign_stages import FIRST_MOMENTS, attach
+from lightning_optim.core.foreign_stages import attach
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.core.standalone_stages import FIRST_MOMENTS
 from lightning_optim.errors import OptionError, is_number
 from lightning_optim.stages.lookahead import Lookahead, Momentum
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.core.foreign_stages import stage_slots, waiting
+from lightning_optim.core.foreign_stages import pending_slots, stage_slots
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import gradient_of, local
 from lightning_optim.storage import Quantized
@@ -227,7 +227,7 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
     found: list[tuple[int, str, Tensor, Tensor]] = []
     for i, (group, original) in enumerate(zip(twin.param_groups, optimizer.param_groups, strict=True)):
         for p, q in zip(group["params"], original["params"], strict=True):
-            slots = {**twin.state.get(p, {}), **waiting(optimizer, q)}
+            slots = {**twin.state.get(p, {}), **pending_slots(optimizer, q)}
             found += [(i, slot, value, q) for slot, value in slots.items()]
     return found
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, ConfiguredOptimizer, Lion, OptionError, RMSprop, engines
 from lightning_optim.callbacks import GradientNoise, IterateAveraging, LookaheadSync
-from lightning_optim.core.foreign_stages import OnGradients, attach
+from lightning_optim.core.foreign_stages import attach, on_gradients
 from lightning_optim.distributed.global_index import GlobalIndex, global_indices
 from lightning_optim.distributed.philox import normals, philox
 from lightning_optim.stages import Noise
@@ -306,7 +306,7 @@ def test_second_moments_of_the_optimizer_give_the_shape(make: Make, clipped: boo
     assert moment is not None
     stage = Noise(sites, callback.kind, 0.5, 0.0, 2, in_pass=not clipped, second_moment=moment)
     attach(stage, optimizer)
-    by_hand = OnGradients(stage, optimizer) if clipped else None
+    by_hand = on_gradients(stage, optimizer) if clipped else None
     v = [torch.zeros_like(p) for p in module.parameters()]
     for t in range(4):
         for i, (name, p) in enumerate(module.named_parameters()):
