@@ -167,7 +167,7 @@ def compiled(text: str) -> Callable[..., None]:
         subprocess.CalledProcessError: where the compiler refuses the text.
     """
     source = f"{_codes()}\n{text}"
-    key = hashlib.sha256("\0".join((source, *FLAGS, _compiler() or "", _processor())).quantize()).hexdigest()
+    key = hashlib.sha256("\0".join((source, *FLAGS, _compiler() or "", _processor())).encode()).hexdigest()
     library = _folder() / f"{key[:32]}.so"
     if not library.exists():
         _compile(source, library)
