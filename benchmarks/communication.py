@@ -1,8 +1,9 @@
-"""The bytes that DDP sends in a step under each word of `Communication`: `python benchmarks/communication.py`.
+"""Counts the bytes that DDP communicates in a step for each value of `communication`: `python
+benchmarks/communication.py`.
 
-A count, not a timing: two processes train a small transformer, and every tensor that is handed to an all-reduce is
-counted with its bytes, on one rank. How many of them cross a wire depends on the algorithm of the all-reduce; a ring
-over W ranks sends 2 (W - 1) / W of them from each.
+Two processes train a small transformer. On one rank, every tensor that is passed to an all-reduce is counted with its
+bytes. These are counts, not timings. What crosses the network depends on the algorithm of the all-reduce; in a ring
+over W ranks, each rank sends 2 (W - 1) / W times these bytes.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def main() -> None:
     results = context.SimpleQueue()
     torch.multiprocessing.spawn(_work, args=(port, results), nprocs=RANKS)
     rows = results.get()
-    table = Table("communication", "messages", "bytes", "of fp32", title="What one rank sends in a step")
+    table = Table(
+        "communication", "all-reduces", "bytes", "relative to fp32", title="All-reduces of one rank in a step"
+    )
     for row in rows:
         share = row["bytes"] / rows[0]["bytes"]
         options = " ".join(f"{k}={v}" for k, v in row.items() if k in ("rank", "period"))

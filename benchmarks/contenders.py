@@ -1,4 +1,4 @@
-"""Who is measured: our optimizers at 32 and 8 bits, and what other packages offer in their place."""
+"""The optimizers that are measured on a GPU: ours at 32 and 8 bits, and their equivalents in other packages."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Measures the step of every optimizer on a CPU: `python -m benchmarks.cpu --budget 600`.
 
-Each contender alternates with `torch.optim.AdamW(fused=True)` on the same tensors, and its result is the ratio of the
-medians. Results are saved one by one, and the same command goes on where the budget ended. The tables and the picture
-are written beside the raw results; `--page` writes the table of goals into docs/speed.md.
+The steps of each optimizer alternate with those of `torch.optim.AdamW(fused=True)` on the same tensors. The result is
+the ratio of the two medians. Each result is saved at once, and the same command continues where the budget ended.
+Tables and a picture are written next to the raw results; `--page` writes the table of goals to docs/speed.md.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
             piece["bandwidth"].append(bandwidths(4 * numbers))  # as many values as a step of AdamW works on
         for entry in todo:
             if time.monotonic() > end:
-                print(f"the budget ends before {case}/{entry.key}; the same command goes on there")
+                print(f"the budget is spent before {case}/{entry.key}; the same command continues there")
                 break
             begin = time.monotonic()
             piece["rows"][entry.key] = new = row(entry, shapes, given.rounds, given.longest)

@@ -1,4 +1,4 @@
-"""Who is measured on a CPU: every optimizer of this package, and what other packages offer in its place."""
+"""The optimizers that are measured on a CPU: all of this package, and their equivalents in other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables and the picture that `benchmarks/cpu.py` makes of its results."""
+"""The tables and the picture that `benchmarks/cpu.py` makes from its results."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def goals(found: Record) -> str:
                     "" if rival is None else f"{rival['times_base']:.2f} {rival['label']}",
                 ]
             )
-        head = ["", "bits", "bytes", "bound", "goal", "ours", "met", "blocked", "of the bandwidth", "fastest elsewhere"]
-        said = f"{_facts(piece)} {met} of {asked} goals are met."
+        head = ["", "bits", "bytes", "bound", "goal", "ours", "met", "blocked", "% of bandwidth", "fastest elsewhere"]
+        said = f"{_facts(piece)} {met} of {asked} goals met."
         parts.append(f"### {piece['title']}\n\n{said}\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
@@ -104,8 +104,8 @@ def _facts(piece: Record) -> str:
     reference = statistics.median(row["base"]["ms"] for row in of(piece))
     codes = ", ".join(sorted({row["code"] for row in of(piece)}))
     return (
-        f"torch's fused AdamW: {reference:.2f} ms in the median over all pairs. Memory: {peak(piece) / 1e9:.1f} GB/s. "
-        f"Code: {codes}."
+        f"torch's fused AdamW takes {reference:.2f} ms (median over all pairs). "
+        f"Memory bandwidth: {peak(piece) / 1e9:.1f} GB/s. Commit: {codes}."
     )
 
 

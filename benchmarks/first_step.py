@@ -1,7 +1,7 @@
-"""How long the first step of a fresh process takes: `python -m benchmarks.first_step adamw 'ours, 32 bits'`.
+"""Measures the first step of a new process: `python -m benchmarks.first_step adamw 'ours, 32 bits'`.
 
-Prints a line of JSON. Tensors are made and the device is awake before the clock starts, so what counts is what an
-optimizer makes ready: imports that it puts off, kernels that it prints and compiles, state.
+Prints a line of JSON. Tensors are created and the device is initialized before the clock starts. So the time covers
+what the optimizer prepares: deferred imports, kernels that it generates and compiles, and state.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Checks and measures the Triton engine on a GPU: `python -m benchmarks.gpu --budget 480`.
 
-In pieces, each saved when it is done: the bandwidth of a copy; every kernel against the reference; steps that make
-the host wait; steps inside a CUDA graph; step times of our optimizers beside those of other packages; the first step of
-a fresh process. The same command goes on where the budget ended. `--tiny` runs the same code at sizes for Triton's
-interpreter, on a machine without a GPU (TRITON_INTERPRET=1).
+The benchmark consists of parts, and each is saved when it is done: the bandwidth of a copy; every kernel compared with
+the reference; steps that make the host wait; steps inside a CUDA graph; step times compared with other packages; the
+first step of a new process. The same command continues where the budget ended. `--tiny` runs the same code with small
+sizes in Triton's interpreter, on a machine without a GPU (TRITON_INTERPRET=1).
 """
 
 from __future__ import annotations
@@ -326,18 +326,20 @@ def save(path: Path, found: Result) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run what is not in the results yet; 1 where a check failed or a piece raised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no piece begins")
-    parser.add_argument("--tiny", action="store_true", help="sizes for an interpreter, on the CPU")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="raw results; the table goes beside it")
-    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of the pieces that are wanted")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no new part starts")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, for the interpreter on a CPU")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "gpu.json", help="raw results; the table is written next to it"
+    )
+    parser.add_argument("--only", nargs="+", default=[""], help="run only parts whose names start with one of these")
     parser.add_argument("--optimizers", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--jobs", type=int, help="processes for the checks; half the cores, 8 at most")
-    parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md")
+    parser.add_argument("--jobs", type=int, help="processes for the checks; by default half the cores, at most 8")
+    parser.add_argument("--page", action="store_true", help="write the table to docs/gpu.md")
     given = parser.parse_args(args)
     end = time.monotonic() + given.budget
     if not given.tiny and not torch.cuda.is_available():
-        parser.error("no GPU is to be seen; --tiny runs on a CPU, with TRITON_INTERPRET=1")
+        parser.error("no GPU found; --tiny runs on a CPU, with TRITON_INTERPRET=1")
     warnings.simplefilter("ignore")  # of the peers' imports
     jobs = given.jobs or (1 if given.tiny else min(8, max(1, (os.cpu_count() or 2) // 2)))
     lists = {"tiny": tiny} if given.tiny else LISTS
@@ -346,7 +348,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     found: Result = json.loads(given.out.read_text()) if given.out.exists() else {"about": about(setting), "pieces": {}}
     if found["about"] != about(setting):
-        parser.error(f"{given.out} was measured elsewhere or with other versions; give another --out")
+        parser.error(f"{given.out} was measured on another machine or with other versions; set another --out")
     done: Result = found["pieces"]
 
     def wanted(name: str) -> bool:
@@ -366,7 +368,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if not wanted(name):
             continue
         if time.monotonic() > end:
-            print(f"the budget ends before {name}; the same command goes on there")
+            print(f"the budget is spent before {name}; the same command continues there")
             break
         begin = time.monotonic()
         try:

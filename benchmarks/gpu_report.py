@@ -1,4 +1,4 @@
-"""The tables that `benchmarks/gpu.py` makes of its results."""
+"""The tables that `benchmarks/gpu.py` makes from its results."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def checks(pieces: Pieces) -> list[str]:
         served = {name: piece for name, piece in found.items() if "cases" in piece}
         failed = [f"{case}: {'; '.join(said)}" for piece in served.values() for case, said in piece["failed"].items()]
         count = sum(piece["cases"] for piece in served.values())
-        lines.append(f"Kernels against the reference: {count} of {len(served)} optimizers, {len(failed)} failed.")
+        lines.append(f"Kernels against the reference: {count} cases of {len(served)} optimizers, {len(failed)} failed.")
         lines += [f"- {line}" for line in failed]
     for name, what in (
         ("host waits", "Steps that make the host wait"),
-        ("graphs", "Steps that a graph replays wrongly"),
+        ("graphs", "Steps that a CUDA graph replays wrongly"),
     ):
         if name in pieces:
             steps = pieces[name].get("steps")

@@ -1,8 +1,9 @@
 """Measures how step time and state grow: `python -m benchmarks.growth --budget 600`.
 
-Along two axes: GPT-2's list of 148 tensors from 1 to 300 million parameters, and 10 to 10,000 tensors of 1,000
-elements. Each optimizer alternates with `torch.optim.AdamW(fused=True)`, as in `benchmarks/cpu.py`. Points are saved
-one by one, the smallest first, and the same command goes on where the budget ended.
+There are two axes: the 148 tensors of GPT-2 with 1 to 300 million parameters, and 10 to 10,000 tensors of 1,000
+elements. The steps of each optimizer alternate with those of `torch.optim.AdamW(fused=True)`, as in
+`benchmarks/cpu.py`. Each point is saved at once, the smallest first, and the same command continues where the budget
+ended.
 """
 
 from __future__ import annotations
@@ -83,14 +84,14 @@ def bends(line: Sequence[Record], axis: str) -> str:
     if axis == "tensors":
         fixed, per = _straight([row["tensors"] for row in line], [row["ms"] for row in line])
         said = f"{1e3 * per:.1f} µs a tensor"
-        return f"{said} beside {1e3 * fixed:.0f} µs a step, as much as {fixed / per:.0f} tensors" if fixed else said
+        return f"{said} and {1e3 * fixed:.0f} µs a step, as much as {fixed / per:.0f} tensors" if fixed else said
     steps = [b / a for a, b in itertools.pairwise(each)]
     i = max(range(len(steps)), key=lambda i: steps[i])
     if steps[i] < 1.15:
-        return f"{each[0]:.2f} ns falls to {min(each):.2f} ns a parameter, and grows nowhere by more than 15 %"
+        return f"from {each[0]:.2f} down to {min(each):.2f} ns a parameter, with no increase above 15 %"
     held = [(8 * row["parameters"] + row["state_bytes"]) / 2**20 for row in line[i : i + 2]]
     return (
-        f"from {each[i]:.2f} to {each[i + 1]:.2f} ns a parameter where parameters, gradients and state grow from "
+        f"from {each[i]:.2f} to {each[i + 1]:.2f} ns a parameter as parameters, gradients and state grow from "
         f"{held[0]:.0f} to {held[1]:.0f} MiB"
     )
 
@@ -108,7 +109,7 @@ def _straight(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 def page(found: Record) -> str:
     """A table for each axis, times and where they bend."""
     codes = ", ".join(sorted({row["code"] for row in found["points"]}))
-    parts = [f"{describe(found['about'])} Code: {codes}."]
+    parts = [f"{describe(found['about'])} Commit: {codes}."]
     for axis, (title, _, _) in AXES.items():
         of = lines(found, axis)
         if not of:
@@ -120,7 +121,7 @@ def page(found: Record) -> str:
             cells = [f"{at[place]['ms']:.3g}" if place in at else "" for place in places]
             state = f"{line[-1]['state_bytes'] / line[-1]['parameters']:.2f}"
             rows.append([label, *cells, state, bends(line, axis)])
-        head = ["ms", *(f"{place:,}" for place in places), "state, bytes per parameter", "bend"]
+        head = ["ms", *(f"{place:,}" for place in places), "state, bytes per parameter", "how time grows"]
         parts.append(f"### From {places[0]:,} to {places[-1]:,} {title}\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
@@ -151,14 +152,12 @@ def _curves(ax: Any, of: dict[str, list[Record]], what: str) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--longest", type=float, default=30, help="seconds for one point, but three rounds")
-    parser.add_argument(
-        "--largest", type=float, default=math.inf, help="place on an axis beyond which none is measured"
-    )
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no point begins")
+    parser.add_argument("--longest", type=float, default=30, help="seconds for one point, but at least three rounds")
+    parser.add_argument("--largest", type=float, default=math.inf, help="largest value on an axis to measure")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no new point starts")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "growth.json", help="the picture goes beside it")
-    parser.add_argument("--page", action="store_true", help="write the tables into docs/speed.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "growth.json", help="the picture is written next to it")
+    parser.add_argument("--page", action="store_true", help="write the tables to docs/speed.md")
     given = parser.parse_args(args)
     end = time.monotonic() + given.budget
     torch.set_num_threads(given.threads)
@@ -168,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if (axis, place, _label(name, bits)) in done:
             continue
         if time.monotonic() > end:
-            print(f"the budget ends before {place:,} {axis}; the same command goes on there")
+            print(f"the budget is spent before {place:,} {axis}; the same command continues there")
             break
         new = point(axis, place, name, bits, given.rounds, given.longest)
         found["points"].append(new)

@@ -1,8 +1,8 @@
-"""Every kernel against the reference on the device that it runs on, one step at a time.
+"""Compares every kernel with the reference engine on its device, one step at a time.
 
-Both engines begin each step with the same bits, those of the reference, so what is compared is one step and not how
-errors grow. On a GPU torch contracts products and sums in its own kernels, and exponentials and logarithms differ in
-the last place, so equality to the bit is not to be had there; tests have it on the CPU.
+Both engines start each step from the same bits, those of the reference. So the comparison covers one step, and not the
+growth of errors. On a GPU, torch contracts products and sums in its own kernels, and exponentials and logarithms differ
+in the last digit. So kernels cannot match bit for bit there; tests on the CPU require it.
 """
 
 from __future__ import annotations

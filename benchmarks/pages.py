@@ -1,4 +1,4 @@
-"""Parts of pages in docs/ that benchmarks write from their results."""
+"""Writes results of benchmarks to the marked sections of pages in docs/."""
 
 from __future__ import annotations
 

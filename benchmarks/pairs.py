@@ -1,7 +1,7 @@
-"""How long steps take on a CPU, each optimizer beside `torch.optim.AdamW(fused=True)` on the same tensors.
+"""Step times on a CPU: each optimizer compared with `torch.optim.AdamW(fused=True)` on the same tensors.
 
-Many optimizers of many parameters do not fit the memory together, and the speed of a machine changes over an hour. So
-the comparison is always of two that alternate, and its result is the ratio of their medians.
+Many optimizers with many parameters do not fit into memory together, and the speed of a machine changes over an hour.
+So each comparison alternates between two optimizers, and its result is the ratio of their medians.
 """
 
 from __future__ import annotations

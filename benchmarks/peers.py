@@ -1,7 +1,7 @@
-"""Optimizers of other packages, where they are installed.
+"""Optimizers of other packages, if they are installed.
 
-Nothing here is needed to use the package. `pip install bitsandbytes torchao flashoptim torch-optimi` brings all of
-them; one that is missing is left out, and the tables say so.
+The package itself needs none of them. `pip install bitsandbytes torchao flashoptim torch-optimi` installs all of them.
+A missing one is left out, and the tables say so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small pictures of measurements, drawn without a display."""
+"""Small pictures of measurements, created without a display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement on this machine is kept with: where it was taken, and of which state of the code."""
+"""Records of a measurement: the machine, the versions of packages, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def describe(about: Record) -> str:
     """Where it was measured, in one sentence."""
     words = [f"{about['device']}, {about['threads']} of {about['cores']} cores"]
     if about["last_level_cache_bytes"]:
-        words.append(f"last cache {about['last_level_cache_bytes'] / 2**20:.0f} MiB")
+        words.append(f"last-level cache {about['last_level_cache_bytes'] / 2**20:.0f} MiB")
     words += [f"torch {about['torch']}", f"Python {about['python']}", f"lightning {about['lightning']}"]
     return ", ".join([*words, *(f"{name} {version}" for name, version in about["peers"].items())]) + "."
 

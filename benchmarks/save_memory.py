@@ -1,9 +1,10 @@
-"""Memory that a save takes beside the state itself, under every strategy: `python -m benchmarks.save_memory`.
+"""Counts the memory that a save takes in addition to the state, under every strategy: `python -m
+benchmarks.save_memory`.
 
-Bytes are counted, not sampled: every storage that an operation of torch makes while the optimizer's state is collected,
-and when it goes away. A machine without a GPU has no device apart, so moves are acted out: `.cpu()` and `.to(...)` make
-a copy, and what is computed from a copy "on the host" is on the host. Which `.to` goes where is known of each
-strategy. What torch allocates below its operators (buffers of gloo or NCCL) is not seen.
+Bytes are counted, not sampled: every storage that an operation of torch creates while the optimizer's state is
+collected, and when it is freed. On a machine without a GPU, moves between device and host are simulated. `.cpu()` and
+`.to(...)` make a copy, and what is computed from a copy "on the host" counts as host memory. For each strategy the
+target of every `.to` is known. Allocations below torch's operators (buffers of gloo or NCCL) are not counted.
 """
 
 from __future__ import annotations
@@ -188,9 +189,7 @@ def measure_all(kinds: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def main() -> None:
     rows = run_ranks(measure_all, KINDS[:1], world_size=1)[0] + run_ranks(measure_all, KINDS[1:], timeout=300)[0]
-    print(
-        "| strategy | bits | state in float32 on this rank | a save takes, device | a save takes, host | a step takes |"
-    )
+    print("| strategy | bits | float32 state on this rank | save, device | save, host | step, device |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         numbers = [f"{row[key] / 2**20:.2f}" for key in ("full precision", "save, device", "save, host", "step")]

@@ -1,4 +1,4 @@
-"""Lists of tensors like those of known models."""
+"""Lists of tensor shapes, like those of well-known models."""
 
 from __future__ import annotations
 

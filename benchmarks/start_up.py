@@ -1,9 +1,9 @@
-"""Measures how soon the first step is taken: `python -m benchmarks.start_up`.
+"""Measures the time to the first step: `python -m benchmarks.start_up`.
 
-Each number comes from fresh processes, whose order alternates: the import of this package once torch and, in a second
-column, Lightning are imported; the optimizer's constructor and its first steps; and, in another process, the first step
-after `load_state_dict`. The compiled engine is measured with an empty cache folder and with one that an earlier process
-filled, and torch's fused AdamW stands beside. `benchmarks/first_step.py` is the like of this for a GPU.
+Each number comes from new processes, in alternating order: the import of this package after torch and, in a second
+number, after Lightning; the constructor and the first steps of an optimizer; and, in another process, the first step
+after `load_state_dict`. The compiled engine is measured with an empty cache directory and with one that an earlier
+process filled. torch's fused AdamW is measured for comparison. `benchmarks/first_step.py` does the same for a GPU.
 """
 
 from __future__ import annotations
@@ -130,13 +130,14 @@ def page(found: Record) -> str:
         rows.append([key, *(f"{cell:.3f}" for cell in cells), good])
     beyond = middle(imports, "import beyond torch")
     text = (
-        f"{describe(found['about'])} Code: {found['code']}. Medians of {len(imports)} fresh processes.\n\n"
-        f"`import torch` takes {middle(imports, 'import torch'):.2f} s and `import lightning_optim` {beyond:.2f} s more"
+        f"{describe(found['about'])} Commit: {found['code']}. Medians over {len(imports)} new processes.\n\n"
+        f"`import torch` takes {middle(imports, 'import torch'):.2f} s, "
+        f"and `import lightning_optim` {beyond:.2f} s more"
     )
     steps = [run for runs in found["first steps"].values() for run in runs]
     if steps:
         lightning, after = middle(steps, "import lightning"), middle(steps, "import")
-        text += f"; where Lightning is imported before, in {lightning:.2f} s, it takes {after:.2f} s"
+        text += f"; after Lightning, which takes {lightning:.2f} s, it takes {after:.2f} s"
     text += f". Within {BUDGET:.0f} s: {'yes' if beyond <= BUDGET else 'no'}."
     head = ["seconds", "construct", "first step", "second", "load state", "first step after it", "all within a second"]
     return f"{text}\n\n{table(head, rows)}"
@@ -147,10 +148,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no round begins")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no new round starts")
     parser.add_argument("--tiny", action="store_true", help="few small tensors")
     parser.add_argument("--out", type=Path, default=RESULTS / "start_up.json")
-    parser.add_argument("--page", action="store_true", help="write the table into docs/speed.md")
+    parser.add_argument("--page", action="store_true", help="write the table to docs/speed.md")
     given = parser.parse_args(args)
     from benchmarks.records import commit, machine, save
 

@@ -1,10 +1,11 @@
-"""How faithful state in few bits is over thousands of steps: `python -m benchmarks.state_quality`.
+"""Measures the accuracy of state in few bits over thousands of steps: `python -m benchmarks.state_quality`.
 
-The same gradients go into AdamW with state in 32 bits and in fewer, and the last updates are compared: their relative
-error, and their gain, which is the length along the true update. One round trip of a format says little: a second
-moment moves a thousandth in a step, and a format that rounds it wrongly every time drifts.
+AdamW with 32-bit state and AdamW with fewer bits get the same gradients, and their last updates are compared: the
+relative error, and the gain, which is the length along the true update. One round trip through a format says little. A
+second moment changes by a thousandth per step, and a format that always rounds it in the wrong direction drifts.
 
-Peers take part where they are installed (`benchmarks/peers.py`), each with its own code for this device.
+Optimizers of other packages are included if they are installed (`benchmarks/peers.py`), with their own code for this
+device.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "state_quality.json")
-    parser.add_argument("--no-page", action="store_true", help="leave the table in docs/state.md as it is")
+    parser.add_argument("--no-page", action="store_true", help="do not change the table in docs/state.md")
     given = parser.parse_args(args)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers' imports

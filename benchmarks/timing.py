@@ -1,4 +1,4 @@
-"""How long steps take on a device, side by side."""
+"""Step times of several optimizers on one device, measured in alternation."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Whether state in 8 bits trains like state in 32: `python -m benchmarks.train_quality`.
+"""Compares training with 8-bit state and with 32-bit state: `python -m benchmarks.train_quality`.
 
-Two small problems, several optimizers, the same seeds with both. A seed fixes the first weights and the order of the
-data, so two runs of one seed differ by the rounding of the state alone. What is compared is the final loss, against
-how far apart the seeds of the 32-bit runs are.
+There are two small problems and several optimizers, with the same seeds for both. A seed fixes the initial weights and
+the order of the data, so two runs of one seed differ only by the rounding of the state. The final loss is compared with
+the spread of the 32-bit runs over seeds.
 
-The runs are saved one by one, and those that are saved are not repeated: `--budget 600` stops after ten minutes, and
-the same command goes on from there.
+Each run is saved at once and not repeated. `--budget 600` stops after ten minutes, and the same command continues from
+there.
 """
 
 from __future__ import annotations
@@ -270,10 +270,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--optimizers", nargs="+", default=list(Digits.options), choices=Digits.options)
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of steps")
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no run begins")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no new run starts")
     parser.add_argument("--out", type=Path, default=RESULTS / "train_quality.json")
-    parser.add_argument("--page", action="store_true", help="write the table into docs/state.md")
+    parser.add_argument("--page", action="store_true", help="write the table to docs/state.md")
     given = parser.parse_args(args)
     torch.set_num_threads(1)
     tasks = [TASKS[name]() for name in given.tasks]

@@ -1,11 +1,11 @@
 """Measures what this package adds to a step in a real Trainer: `python -m benchmarks.trainer_overhead --budget 600`.
 
-Two jobs, the digits of `examples/digits` and a language model of 10 million parameters on bytes, are trained for a
-few steps again and again: with `torch.optim.AdamW(fused=True)`, with ours, and with ours and each callback of
-`lightning_optim.callbacks`. The fits alternate. Three things are taken from each: the time from one batch to the next,
-the time of the optimizer's step without forward and backward pass, and the time that Lightning's profiler sees in the
-hooks of our callbacks. Beside that: a step of both optimizers on as many tensors of one element, which is what remains
-of a step where there is nothing to compute. Fits are saved one by one, and the same command goes on where it ended.
+Two models, the digits of `examples/digits` and a language model with 10 million parameters on bytes, are trained
+repeatedly for a few steps: with `torch.optim.AdamW(fused=True)`, with AdamW of this package, and with that and each
+callback of `lightning_optim.callbacks`. The fits alternate. Each fit yields three times: from one batch to the next, of
+the optimizer's step without forward and backward pass, and of the hooks of our callbacks as Lightning's profiler sees
+them. In addition, both optimizers step on the same number of tensors with one element each, which shows the cost of a
+step with nothing to compute. Each fit is saved at once, and the same command continues where the budget ended.
 """
 
 from __future__ import annotations
@@ -254,7 +254,14 @@ def page(found: Record) -> str:
         rows = list(_rows([one for one in found["fits"] if one["job"] == name]))
         if not rows:
             continue
-        head = ["", "step, ms", "optimizer's step, ms", "hooks, ms", "added, % of a step", "whole step against torch"]
+        head = [
+            "",
+            "step, ms",
+            "optimizer's step, ms",
+            "hooks, ms",
+            "added, % of a step",
+            "whole step relative to torch",
+        ]
         parts.append(f"### {job.title}\n\n{_said(name, found)}\n\n{table(head, rows)}")
         failed = {one["setting"]: one["failed"] for one in found["fits"] if one["job"] == name and "failed" in one}
         parts += [f"{setting} was not measured: {reason}" for setting, reason in failed.items()]
@@ -288,11 +295,11 @@ def _rows(fits: Sequence[Record]) -> Iterator[list[str]]:
 def _said(name: str, found: Record) -> str:
     fits = [one for one in found["fits"] if one["job"] == name and "step_ms" in one]
     rounds, codes = len({one["round"] for one in fits}), ", ".join(sorted({one["code"] for one in fits}))
-    text = f"{rounds} rounds of fits of {fits[0]['steps']} steps. Code: {codes}."
+    text = f"{rounds} rounds of fits with {fits[0]['steps']} steps. Commit: {codes}."
     both = found.get("bookkeeping", {}).get(name)
     if both is not None:
         text += (
-            f" On {fits[0]['tensors']} tensors of one element a step takes {1e3 * both['ms']:.0f} µs, "
+            f" With {fits[0]['tensors']} tensors of one element, a step takes {1e3 * both['ms']:.0f} µs, "
             f"torch's {1e3 * both['base']['ms']:.0f} µs."
         )
     return text
@@ -303,11 +310,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", nargs="+", default=["digits", "language"], choices=JOBS)
     parser.add_argument("--callbacks", nargs="*", default=callbacks.__all__, choices=callbacks.__all__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of steps of a fit")
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no fit begins")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps of a fit")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no new fit starts")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "trainer_overhead.json")
-    parser.add_argument("--page", action="store_true", help="write the tables into docs/speed.md")
+    parser.add_argument("--page", action="store_true", help="write the tables to docs/speed.md")
     given = parser.parse_args(args)
     end = time.monotonic() + given.budget
     torch.set_num_threads(given.threads)
@@ -320,7 +327,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if (name, turn, setting.label) in done:
             continue
         if time.monotonic() > end:
-            print(f"the budget ends before round {turn} of {name}, {setting.label}; the same command goes on there")
+            print(
+                f"the budget is spent before round {turn} of {name}, {setting.label}; the same command continues there"
+            )
             break
         steps = max(SKIPPED + 3, round(given.scale * JOBS[name].steps))
         facts = {"job": name, "round": turn, "setting": setting.label, "steps": steps, "code": commit()}

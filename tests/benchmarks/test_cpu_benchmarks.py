@@ -140,7 +140,7 @@ def test_growth(tmp_path: Path) -> None:
 
 def test_bends_are_found() -> None:
     counts = [{"tensors": n, "ms": 0.2 + 0.01 * n} for n in (10, 100, 1000)]
-    assert growth.bends(counts, "tensors") == "10.0 µs a tensor beside 200 µs a step, as much as 20 tensors"
+    assert growth.bends(counts, "tensors") == "10.0 µs a tensor and 200 µs a step, as much as 20 tensors"
     sizes = [
         {"parameters": 2**20 * m, "ms": 2**20 * m * ns * 1e-6, "state_bytes": 2**23 * m}
         for m, ns in ((1, 0.5), (3, 0.4), (10, 0.8), (30, 0.85))
