@@ -1,4 +1,4 @@
-"""The command `lightning-optim`: LightningCLI for any module, and what there is to choose from."""
+"""The command `lightning-optim`: LightningCLI for any module, and the list of optimizers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from lightning_optim.errors import OptionError
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """`lightning-optim fit | validate | test | predict ...`, or `lightning-optim optimizers [name]`."""
+    """Run `lightning-optim fit | validate | test | predict ...`, or `lightning-optim optimizers [name]`.
+
+    Args:
+        args: The command line, without the command's name; by default that of the process.
+
+    Raises:
+        SystemExit: with 2 for a wrong option, after one sentence on stderr.
+    """
     given = list(sys.argv[1:] if args is None else args)
     if given[:1] == ["optimizers"]:
         from lightning_optim.config.catalog import show
 
         raise SystemExit(show(given[1:]))
-    sys.path.insert(0, os.getcwd())  # so that a config may name classes of the folder it is used in
+    sys.path.insert(0, os.getcwd())  # a config may name classes of the current folder
     try:
         _trainer_cli(args)
     except ValueError as error:
@@ -43,7 +50,7 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
                 with redirect_stderr(said):
                     super().parse_arguments(parser, args)
             except SystemExit as end:
-                if error := _option_error(end):  # say only that, not the page of usage around it
+                if error := _option_error(end):  # without the usage message around it
                     raise error from None
                 sys.stderr.write(said.getvalue())
                 raise
@@ -55,11 +62,11 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
 
     CLI(args=None if args is None else list(args))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # Lightning does it for nccl; the threads of gloo abort at the exit
+        torch.distributed.destroy_process_group()  # Lightning does it for nccl; gloo would abort at exit
 
 
 def _option_error(error: BaseException | None) -> OptionError | None:
-    """The error of ours that made a parser give up, or made what it instantiates fail."""
+    """The `OptionError` behind an error of the parser or of a class that it instantiated."""
     while error is not None and not isinstance(error, OptionError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""The one exception for a wrong word: an option, a name or a parameter list that cannot be served."""
+"""`OptionError`, the exception for wrong options, names and parameters, and helpers to check options."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from typing import Any, TypeGuard
 
 
 class OptionError(ValueError, TypeError):
-    """A name, an option or a parameter that cannot be served.
+    """An option, a name or a parameter is not valid.
 
-    It is a `ValueError` and a `TypeError` at once, since Python raises the one for a bad value and the other for an
-    unknown keyword, and a config file does not tell them apart. The message says what was given, what is allowed
-    and what to do.
+    It is both a `ValueError` and a `TypeError`: Python raises the first for a bad value and the second for an unknown
+    keyword, and a config file does not tell the two apart. The message says what was given, what is allowed and what
+    to do.
     """
 
 
 def check(owner: str, name: str, value: object, holds: bool, allowed: str) -> None:
-    """Refuse an option that does not hold, in one sentence.
+    """Raise `OptionError` unless `holds`.
+
+    Args:
+        owner: The class whose option it is, for the message.
+        name: The option.
+        value: The value that was given.
+        holds: Whether the value is allowed.
+        allowed: What is allowed, as it completes "must be".
 
     Raises:
         OptionError: where `holds` is false.
@@ -29,7 +36,7 @@ def check(owner: str, name: str, value: object, holds: bool, allowed: str) -> No
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that can be compared: no NaN, and neither a word nor True.
+    """Whether a value is a real number other than NaN. A bool is not a number.
 
     Example:
         >>> is_number(1e-3), is_number("1e-3"), is_number(True), is_number(float("nan"))
@@ -44,7 +51,7 @@ def is_whole(value: Any, least: int = 1) -> TypeGuard[int]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A question that names the words nearest to `word`, or nothing where none is near.
+    """The question "Did you mean ...?" with the known words most similar to `word`; empty where none is.
 
     Example:
         >>> nearest("adam2", ["adam", "adan", "lion"])

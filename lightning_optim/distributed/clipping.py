@@ -1,6 +1,6 @@
-"""Clip gradients by their norm, however they are divided.  Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
+"""Clip gradients by their norm, sharded or not.  Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
 
-torch's `clip_grad_norm_` sees under FSDP1 only what this rank holds, which is why Lightning refuses it there.
+Under FSDP1 torch's `clip_grad_norm_` sees only the shard of this rank. That is why Lightning refuses it there.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from lightning_optim.distributed.reductions import Reductions
 
 @torch.no_grad()
 def clip_gradient_norm(params: Iterable[Tensor], max_norm: float) -> float:
-    """Scale all gradients down to a norm of at most `max_norm`, in place; returns the norm that they had.
+    """Scale all gradients in place so that their joint Euclidean norm is at most `max_norm`.
 
-    The norm is over all elements of all tensors, each counted once, on every rank the same: plain tensors, DDP
-    replicas, FSDP1 (both `use_orig_params`) and FSDP2, hybrid and tensor parallel ones. One message for each process
-    group that divides tensors.
+    Each element of each tensor counts once, and all ranks compute the same norm: for plain tensors, replicas (DDP),
+    FSDP1 with either `use_orig_params`, and FSDP2, also with hybrid sharding and tensor parallelism. There is one
+    all-reduce for each process group that splits tensors.
 
     Args:
-        params: The same parameters in the same order on every rank; those without gradient are passed over.
-        max_norm: Largest norm, above 0.
+        params: The same parameters in the same order on every rank. Those without a gradient are skipped.
+        max_norm: The largest norm, above 0.
+
+    Returns:
+        The norm before clipping; 0 where there is no gradient.
     """
     found = [(p, grad) for p in params if (grad := gradient_of(p)) is not None]
     if not found:
@@ -33,7 +36,7 @@ def clip_gradient_norm(params: Iterable[Tensor], max_norm: float) -> float:
     squares = torch.stack([torch.linalg.vector_norm(grad).double().square().to(grads[0].device) for grad in grads])
     reductions = Reductions([p for p, _ in found])
     norm = reductions.reduce_vector(squares, [shard_of(p).process_groups for p, _ in found], "all", "sum")[0].sqrt()
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # torch's
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     for grad in grads:
         grad.mul_(scale.to(grad.device))
     return float(norm)

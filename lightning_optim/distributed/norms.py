@@ -1,4 +1,4 @@
-"""Norms of what belongs to parameters, over all ranks that share them."""
+"""Norms and element counts of sharded tensors, over all ranks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_optim.distributed.reductions import Reductions
 
 @torch.no_grad()
 def norm(values: Iterable[Tensor | None], params: Sequence[Tensor]) -> float:
-    """The Euclidean norm of all tensors together, in float64; the same on every rank.
+    """The joint Euclidean norm of all tensors, computed in float64. It is the same on every rank.
 
     Args:
-        values: A tensor like each parameter, or its local part, or None where there is none; asked for one by one.
-        params: The parameters, on which it depends who holds what.
+        values: For each parameter a tensor sharded like it, its local tensor, or None. Consumed one by one.
+        params: The parameters.
     """
     if not params:
         return 0.0
@@ -28,5 +28,5 @@ def norm(values: Iterable[Tensor | None], params: Sequence[Tensor]) -> float:
 
 
 def count(params: Sequence[Tensor]) -> int:
-    """The number of elements of all parameters, wherever they are."""
+    """The number of elements of all whole parameters."""
     return sum(shard_of(p).numel for p in params)

@@ -47,22 +47,22 @@ def normals(
 
 
 def _batches(parts: Sequence[tuple[GlobalIndex, int, int]]) -> Iterator[list[tuple[GlobalIndex, int, int]]]:
-    """The parts again, cut where one is larger than a chunk, as many together as fit in one."""
+    """The ranges in batches of at most a chunk of elements; a larger range is split."""
     batch: list[tuple[GlobalIndex, int, int]] = []
-    room = CHUNK
+    left = CHUNK
     for index, low, high in parts:
         for begin in range(low, high, CHUNK):
             end = min(high, begin + CHUNK)
-            if end - begin > room:
+            if end - begin > left:
                 yield batch
-                batch, room = [], CHUNK
+                batch, left = [], CHUNK
             batch.append((index, begin, end))
-            room -= end - begin
+            left -= end - begin
     yield batch
 
 
 def _normals(seed: int, t: int, batch: list[tuple[GlobalIndex, int, int]], device: torch.device) -> Tensor:
-    """The numbers of parts that fit in a chunk, float64."""
+    """The numbers of ranges that fit in one chunk, float64."""
     if len(batch) == 1 and batch[0][0].run == batch[0][0].stride:  # neighbours share their counter
         index, low, high = batch[0]
         begin, end = index.first + low, index.first + high
@@ -80,20 +80,25 @@ def _normals(seed: int, t: int, batch: list[tuple[GlobalIndex, int, int]], devic
 
 
 def _polar(seed: int, t: int, pairs: Tensor, tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """The radius and the angle of Box and Muller, float64, of each counter."""
+    """Radius and angle of the Box-Muller transform for each counter, float64."""
     counter = (pairs & WORD, pairs >> 32, tensors, torch.full_like(pairs, t))
     words = philox(counter, (seed & WORD, seed >> 32 & WORD))
-    # 53 bits of two words, in the middle of the interval that they name: never 0.
+    # 53 bits of two words, at the middle of the interval that they stand for: never 0.
     first, second = (((a >> 6 << 27) + (b >> 5)).double().add_(0.5).mul_(2.0**-53) for a, b in (words[:2], words[2:]))
     return torch.log(first).mul_(-2.0).sqrt_(), second.mul_(2.0 * math.pi)
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four words for each counter of four words; a word is the lower half of an int64."""
+    """Philox4x32-10: four words for each counter of four words. A word is the lower half of an int64.
+
+    Args:
+        counter: Four int64 tensors of one shape.
+        key: Two words.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
-        # The product of two words has 64 bits, which is what an int64 holds, whatever it calls the highest one.
+        # The product of two words has 64 bits. An int64 holds them all; its highest bit is the sign.
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(WORD),
