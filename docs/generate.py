@@ -1,4 +1,4 @@
-"""Write the parts of README.md and docs/ that are read off classes and results: `python docs/generate.py`."""
+"""Generates the tables of README.md and pages of docs/ from classes and results: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ PART = re.compile(r"(<!-- optimizers: [^\n]*-->\n).*?(<!-- end of optimizers -->
 
 
 def readme(text: str) -> str:
-    """The README with the tables of optimizers and recipes as they are now."""
+    """The README with current tables of optimizers and recipes."""
     return PART.sub(lambda match: match[1] + "\n" + markdown() + "\n" + match[2], text)
 
 
 def race(results: str) -> str:
-    """The page on the race of all optimizers on the digits, from its committed result."""
+    """The page that compares all optimizers on the digits, from its committed result."""
     found = json.loads(results)
     about = found["about"]
     lines = [
         "# All optimizers on the digits",
         "",
-        f"`python -m examples.digits.race --epochs {about['epochs']} --out benchmarks/results/digits_race.json`,",
-        f"one run, seed {about['seed']} (torch {about['torch']}, lightning {about['lightning']}, {about['machine']}).",
-        "Every word at the setting that its page records as `recommended`; one seed, so a percent means nothing.",
+        "This page compares every optimizer and recipe on the handwritten digits, each with the options that its page",
+        "records as `recommended`. It is one run with one seed, so a difference of a percent means nothing.",
+        "",
+        f"`python -m examples.digits.race --epochs {about['epochs']} --out benchmarks/results/digits_race.json`",
+        f"(seed {about['seed']}, torch {about['torch']}, lightning {about['lightning']}, {about['machine']})",
         "",
         "| optimizer | setting | train loss | val loss | val accuracy | test accuracy |",
         "| --- | --- | --- | --- | --- | --- |",
