@@ -221,7 +221,7 @@ class Optimizer(StateLayout):
                 self.start_state(p, i)
             return None
         predicted = self.param_groups[0].get("predicted", False)
-        if self.predict is not None and not predicted:
+        if self.predicts() and not predicted:
             self._runner.run("predict", self.every_parameter())
         loss = None
         if closure is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.step import Batch, Step
 from lightning_optim.errors import OptionError
-from lightning_optim.language.program import Program
+from lightning_optim.language.program import Program, namespace
 
 # What schedules change in every step. No trait depends on these.
 SCHEDULED = ("lr", "weight_decay")
@@ -87,7 +86,7 @@ class Runner:
         for i, p in (*params, *idle):
             if "step" not in layout.state[p]:
                 layout.start_state(p, i)
-        views = [SimpleNamespace(**own) for own in options]
+        views = [namespace(own) for own in options]
 
         def traits(i: int, p: Tensor) -> dict[str, Any]:
             return layout.traits(views[i], logical_shape(p), p.dtype, most_dims)
@@ -108,7 +107,7 @@ class Runner:
             if layout.defaults["capturable"]:
                 counter = layout.state[batch.params[0].source]["step"].double()
                 own = {name: x.to(counter) if isinstance(x, Tensor) else x for name, x in own.items()}
-            scalars = layout.scalars(SimpleNamespace(**own), counter)
+            scalars = layout.scalars(namespace(own), counter)
             number = counter if isinstance(counter, Tensor) else float(counter)
             batch.h = {**own, **batch.traits, **scalars, "t": number, **extra}
             batch.program = layout.program(what, batch.h)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from lightning_optim import storage
 from lightning_optim.distributed.placement import full_with_axis_reduced, local, logical_shape
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.options import Option
-from lightning_optim.language.program import Program, Programs
+from lightning_optim.language.program import Program, Programs, namespace
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
@@ -81,7 +80,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
         """What the shape and dtype of a parameter in group `i` decide for its update."""
-        view = SimpleNamespace(**self.options_of(self.param_groups[i]))
+        view = namespace(self.options_of(self.param_groups[i]))
         return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
 
     def most_dims(self) -> int:
@@ -120,7 +119,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return self._after(p, s, h)
 
     def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        assert self.predict is not None
+        assert self.predicts()
         return self.predict(p, s, h)
 
     def first_programs(self) -> list[Program]:
@@ -129,7 +128,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         for i, group in enumerate(self.param_groups):
             for p in group["params"][:1]:
                 options = self.options_of(group)
-                scalars = {**self.scalars(SimpleNamespace(**options), 1), **dict.fromkeys(self.inputs, 0.0)}
+                scalars = {**self.scalars(namespace(options), 1), **dict.fromkeys(self.inputs, 0.0)}
                 found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
         return found
 
@@ -149,14 +148,14 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def _touched(self, options: dict[str, Any], traits: dict[str, Any]) -> tuple[str, ...]:
         """Names of the slots that some step under these options and traits reads or writes."""
-        first = self.scalars(SimpleNamespace(**options), 1)
+        first = self.scalars(namespace(options), 1)
         flags = [name for name, value in first.items() if isinstance(value, bool)]
         touched: set[str] = set()
         for choice in itertools.product((False, True), repeat=len(flags)):
             scalars = {**first, **dict(zip(flags, choice, strict=True)), **dict.fromkeys(self.inputs, 0.0)}
             h = {**options, **traits, **scalars}
             touched |= self.program("update", h).slots
-            touched |= self.program("predict", h).slots if self.predict is not None else set()
+            touched |= self.program("predict", h).slots if self.predicts() else set()
         return tuple(name for name in self.slots if name in touched)
 
     def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
@@ -201,7 +200,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
 def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any]) -> Tensor:
     """The value of a slot of `p` before its first step, as a tensor that is sharded as `p` is."""
-    start = slot.start(SimpleNamespace(**h))
+    start = slot.start(namespace(h))
     if slot.per != "element":
         return torch.full((), start, dtype=torch.float64)
     if slot.copies:

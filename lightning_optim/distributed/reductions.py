@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_optim.distributed.placement import is_sharded, shard_of
-from lightning_optim.language.math import By, Over
+from lightning_optim.language.values import By, Over
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

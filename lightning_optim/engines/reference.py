@@ -17,9 +17,10 @@ from lightning_optim import storage
 from lightning_optim.distributed.philox import normals
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter, Step
-from lightning_optim.language.math import By, Over, Value, evaluating
+from lightning_optim.language.math import evaluating
 from lightning_optim.language.program import Program, namespace
 from lightning_optim.language.symbols import State
+from lightning_optim.language.values import By, Number, Over
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,7 +40,7 @@ def run(step: Step) -> None:
     everything = sum(call.row.numel for call in calls)
     for call in calls:
         call.everything = everything
-    shared: dict[str, Value] = {}
+    shared: dict[str, Number] = {}
     waiting = calls
     while waiting:
         waiting = [call for call in waiting if not call.finished(shared)]
@@ -78,14 +79,14 @@ class _Call:
 
     def __init__(self, batch: Batch, row: LocalParameter, step: Step) -> None:
         self.batch, self.row, self.step = batch, row, step
-        self.answers: list[Value] = []
+        self.answers: list[Number] = []
         self.position = 0
         self.everything = 0
         self.asked: tuple[Over | Literal["axis"], By] = ("tensor", "sum")
-        self.partial: Value = 0.0
+        self.partial: Any = 0.0
         self.groups: tuple[ProcessGroup, ...] = ()
 
-    def finished(self, shared: dict[str, Value]) -> bool:
+    def finished(self, shared: dict[str, Number]) -> bool:
         """Call the update; write what it returns, or report that it waits for a reduction."""
         self.position = 0
         row, dtype = self.row, self.row.compute_dtype
@@ -114,7 +115,7 @@ class _Call:
         storage.write(row.state, quantized, self.batch.t)
         return True
 
-    def _read(self, slot: str) -> Value:
+    def _read(self, slot: str) -> Number:
         if slot in self.step.shared:
             return self.step.shared[slot]
         value = self.row.state[slot]
@@ -122,7 +123,7 @@ class _Call:
             return storage.read(self.row.state, [slot])[slot].view(self.row.param.shape)
         return value.to(self.row.compute_dtype) if value.dim() else value
 
-    def total(self, x: Value, over: Over, by: By) -> Value:
+    def total(self, x: Number, over: Over, by: By) -> Number:
         if self.position == len(self.answers):
             self.partial = _partial(x, by)
             self.groups = self.row.process_groups if isinstance(x, Tensor) and x.dim() > 0 else ()
@@ -147,7 +148,7 @@ class _Call:
             self.asked = ("axis", "sum")
             raise _NotYet
         self.position += 1
-        total: Tensor = self.answers[self.position - 1]
+        total: Any = self.answers[self.position - 1]
         return (total / self.row.shard.shape[axis]).to(x.dtype)
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
@@ -158,7 +159,7 @@ class _Call:
         return flat.view(row.param.shape)
 
 
-def _partial(x: Any, by: By) -> Value:
+def _partial(x: Any, by: By) -> Number:
     """The sum, in float64, or the maximum of what this process holds of a tensor."""
     if not isinstance(x, Tensor) or x.dim() == 0:
         return x

@@ -1,1 +1,62 @@
-"""What a page of an optimizer is written in: functions, options, slots, and the program that is read off it."""
+"""What a page of an optimizer is written in: values, functions, options and slots.
+
+A page imports from here and from `lightning_optim.core.optimizer`, and from nowhere else.
+"""
+
+from lightning_optim.errors import OptionError
+from lightning_optim.language.axes import factored_axes
+from lightning_optim.language.math import (
+    clip,
+    count,
+    exp,
+    hypot,
+    is_odd,
+    lerp,
+    maximum,
+    mean,
+    minimum,
+    norm,
+    normal,
+    rms,
+    sign,
+    sqrt,
+    total,
+    where,
+)
+from lightning_optim.language.recursions import decayed, ema, given, has_trust_ratio, in_turn, trust_ratio
+from lightning_optim.language.slot import Slot
+from lightning_optim.language.values import Condition, Operand, Options, Setting, Slots, Value
+
+__all__ = [
+    "Condition",
+    "Operand",
+    "OptionError",
+    "Options",
+    "Setting",
+    "Slot",
+    "Slots",
+    "Value",
+    "clip",
+    "count",
+    "decayed",
+    "ema",
+    "exp",
+    "factored_axes",
+    "given",
+    "has_trust_ratio",
+    "hypot",
+    "in_turn",
+    "is_odd",
+    "lerp",
+    "maximum",
+    "mean",
+    "minimum",
+    "norm",
+    "normal",
+    "rms",
+    "sign",
+    "sqrt",
+    "total",
+    "trust_ratio",
+    "where",
+]

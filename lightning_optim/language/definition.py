@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from lightning_optim.language.options import Declared, shared
+from lightning_optim.language.values import Operand, Options, Slots, Value
 
 
 class Definition(Declared):
@@ -22,7 +22,6 @@ class Definition(Declared):
         recommended: Options to start with on a small classifier.
         ranges: Ranges of options that differ from `options.RANGES`.
         inputs: What the update reads besides options: "loss", "loss_second_moment".
-        predict: For methods that move before the gradient is taken: the new parameter from `p, s, h`.
         real_only: Why complex parameters are refused; empty where they are served.
     """
 
@@ -37,23 +36,23 @@ class Definition(Declared):
     paper: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     batch_scaling: ClassVar[Literal["sqrt", "linear"] | None] = None
-    recommended: ClassVar[Mapping[str, Any]] = {}
-    ranges: ClassVar[Mapping[str, Any]] = {}
+    recommended: ClassVar[dict[str, Any]] = {}
+    ranges: ClassVar[dict[str, Any]] = {}
     inputs: ClassVar[tuple[str, ...]] = ()
-    predict: ClassVar[Callable[..., Any] | None] = None
     real_only: ClassVar[str] = ""
 
     @staticmethod
-    def scalars(h: Any, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         """What depends only on the options `h` and the step counter `t` (1 at the first step), in float64.
 
-        Floats reach the update as numbers; a bool selects between two forms of it, by `where`. Under `capturable` both
-        `t` and `h.lr` are tensors, so roots and choices are those of `lightning_optim.language.math`.
+        Floats reach the update as numbers; a bool selects between two forms of it, by `where`. `t` is an int; under
+        `capturable` both `t` and `h.lr` are tensors, and symbols where the formula is printed, so roots and choices are
+        those of `lightning_optim.language`.
         """
         return {}
 
     @staticmethod
-    def traits(h: Any, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+    def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
         """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has.
 
         Not on `lr` or `weight_decay`, which schedules move.
@@ -61,9 +60,19 @@ class Definition(Declared):
         return {}
 
     @staticmethod
-    def update(p: Any, g: Any, s: Any, h: Any) -> Any:
+    def predict(p: Value, s: Slots, h: Options) -> Value:
+        """For methods that move before the gradient is taken: the new parameter, there."""
+        return p
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         """The new parameter from the parameter, the gradient, the slots `s` (which it assigns) and the options `h`."""
         raise NotImplementedError
+
+    @classmethod
+    def predicts(cls) -> bool:
+        """Whether it moves before the gradient is taken."""
+        return cls.predict is not Definition.predict
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The functions an update may use.
+"""The functions that an update may use.
 
 An update is ordinary Python over values that add, multiply and compare. Each function here takes whatever it is
 given: on tensors it computes, on Python numbers it computes in float64 (the scalars of a step), and on symbols it
@@ -14,14 +14,12 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-Value = Any  # a tensor, a Python number, or a symbol of `language.program`
-Over = Literal["tensor", "all"]
-By = Literal["sum", "max"]
+from lightning_optim.language.values import By, Condition, Number, Operand, Over, Setting, Value
 
 
 @dataclass(frozen=True)
@@ -67,29 +65,10 @@ FUNCTIONS: dict[str, Function] = {
 BOUNDS = {"maximum": "min", "minimum": "max"}
 
 
-class Recorder:
-    """A value that writes down what is done to it instead of computing: a symbol of `language.program`."""
-
-    def record(self, name: str, *args: Value) -> Value:
-        raise NotImplementedError
-
-    def reduce(self, over: Over, by: By) -> Value:
-        raise NotImplementedError
-
-    def mean(self, axis: int) -> Value:
-        raise NotImplementedError
-
-    def count(self, over: Over) -> Value:
-        raise NotImplementedError
-
-    def normal(self, *counter: Value) -> Value:
-        raise NotImplementedError
-
-
 class Evaluation(Protocol):
     """What an engine that calls an update on tensors answers when the update asks for a reduction."""
 
-    def total(self, x: Value, over: Over, by: By) -> Value: ...
+    def total(self, x: Number, over: Over, by: By) -> Number: ...
 
     def count(self, over: Over) -> float: ...
 
@@ -111,82 +90,110 @@ def evaluating(evaluation: Evaluation) -> Iterator[None]:
         _evaluations.pop()
 
 
-def apply(name: str, *args: Value) -> Value:
+def apply(name: str, *args: Any) -> Value:
     """Apply the elementary function `name`, or record it where an argument is a symbol."""
     for arg in args:
-        if isinstance(arg, Recorder):
+        if isinstance(arg, Value):
             return arg.record(name, *args)
     function = FUNCTIONS[name]
+    result: Any
     like = next((arg for arg in args if isinstance(arg, Tensor)), None)
     if like is None:
-        return function.number(*args)
-    if name in BOUNDS and not all(isinstance(arg, Tensor) for arg in args):
+        result = function.number(*args)
+    elif name in BOUNDS and not all(isinstance(arg, Tensor) for arg in args):
         number = args[0] if args[1] is like else args[1]
-        return like.clamp(**{BOUNDS[name]: number})  # torch.maximum wants tensors on both sides
-    return function.tensor(*args)
+        result = like.clamp(**{BOUNDS[name]: number})  # torch.maximum wants tensors on both sides
+    else:
+        result = function.tensor(*args)
+    return cast(Value, result)
 
 
-def sqrt(x: Value) -> Value:
+# ------------------------------------------------------------------ elementary functions
+
+
+def sqrt(x: Operand) -> Value:
+    """The square root."""
     return apply("sqrt", x)
 
 
-def exp(x: Value) -> Value:
+def exp(x: Operand) -> Value:
+    """e to the power of x."""
     return apply("exp", x)
 
 
-def sign(x: Value) -> Value:
+def sign(x: Operand) -> Value:
     """-1, 0 or 1; the sign of 0 is 0."""
     return apply("sign", x)
 
 
-def maximum(a: Value, b: Value) -> Value:
+def maximum(a: Operand, b: Operand) -> Value:
+    """The larger of two values."""
     return apply("maximum", a, b)
 
 
-def minimum(a: Value, b: Value) -> Value:
+def minimum(a: Operand, b: Operand) -> Value:
+    """The smaller of two values."""
     return apply("minimum", a, b)
 
 
-def where(condition: Value, a: Value, b: Value) -> Value:
+def clip(x: Operand, low: Operand, high: Operand) -> Value:
+    """The value in [low, high] that is nearest to x."""
+    return minimum(maximum(x, low), high)
+
+
+def where(condition: Condition, a: Operand, b: Operand) -> Value:
     """`a` where the condition holds, else `b`. A Python bool chooses one of them outright."""
+    of_numbers = isinstance(a, float) and isinstance(b, float)
+    chosen: Any = a
     if isinstance(condition, bool):
-        return _where(condition, a, b)
-    if isinstance(condition, Tensor) and condition.dim() == 0 and isinstance(a, float) and isinstance(b, float):
-        a = torch.tensor(a, dtype=torch.float64, device=condition.device)  # torch takes two bare numbers for float32
-    return apply("where", condition, a, b)
+        chosen = _where(condition, a, b)
+        return cast(Value, chosen)
+    if of_numbers and isinstance(condition, Tensor) and condition.dim() == 0:
+        chosen = torch.tensor(a, dtype=torch.float64, device=condition.device)  # torch takes two numbers for float32
+    return apply("where", condition, chosen, b)
 
 
-def lerp(a: Value, b: Value, weight: Value) -> Value:
+def lerp(a: Operand, b: Operand, weight: Operand) -> Value:
     """a + weight * (b - a)."""
     return apply("lerp", a, b, weight)
 
 
-def ema(average: Value, x: Value, beta: Value) -> Value:
-    """One step of an exponential moving average: beta * average + (1 - beta) * x."""
-    return lerp(average, x, 1 - beta)
+# ------------------------------------------------------------------ reductions
 
 
-def decayed(p: Value, g: Value, h: Any, decoupled: bool) -> tuple[Value, Value]:
-    """Weight decay before the step: on the parameter (decoupled) or added to the gradient (coupled, L2)."""
-    return (p * (1 - h.lr * h.weight_decay), g) if decoupled else (p, g + h.weight_decay * p)
-
-
-def total(x: Value, over: Over = "tensor", by: By = "sum") -> Value:
+def total(x: Operand, over: Over = "tensor", by: By = "sum") -> Value:
     """The sum, or the maximum, of all elements of `x` over the whole tensor or over all tensors of the step."""
-    return x.reduce(over, by) if isinstance(x, Recorder) else _evaluations[-1].total(x, over, by)
+    return x.reduce(over, by) if isinstance(x, Value) else cast(Value, _evaluations[-1].total(x, over, by))
 
 
-def count(x: Value, over: Over = "tensor") -> Value:
+def count(x: Operand, over: Over = "tensor") -> Value:
     """The number of elements of the logical tensor, or of all tensors of the step."""
-    return x.count(over) if isinstance(x, Recorder) else _evaluations[-1].count(over)
+    return x.count(over) if isinstance(x, Value) else cast(Value, _evaluations[-1].count(over))
 
 
-def mean(x: Value, axis: int) -> Value:
+def mean(x: Operand, axis: int | Setting) -> Value:
     """The mean over one axis of the whole tensor; the axis stays, with size 1."""
-    return x.mean(axis) if isinstance(x, Recorder) else _evaluations[-1].mean(x, axis)
+    if isinstance(x, Value):
+        return x.mean(axis)
+    tensor: Any = x
+    along: Any = axis
+    return cast(Value, _evaluations[-1].mean(tensor, along))
 
 
-def normal(seed_low: Value, seed_high: Value, t: Value) -> Value:
+def norm(x: Operand, over: Over = "tensor") -> Value:
+    """The Euclidean norm."""
+    return sqrt(total(x * x, over))
+
+
+def rms(x: Operand, over: Over = "tensor") -> Value:
+    """The root of the mean square: norm(x) / sqrt(count)."""
+    return sqrt(total(x * x, over) / count(x, over))
+
+
+# ------------------------------------------------------------------ random numbers
+
+
+def normal(seed_low: Operand, seed_high: Operand, t: Operand) -> Value:
     """A standard normal number for each element (`lightning_optim.distributed.philox`).
 
     It belongs to the element and the step: every rank, sharding and engine finds the same.
@@ -196,16 +203,24 @@ def normal(seed_low: Value, seed_high: Value, t: Value) -> Value:
         seed_high: The upper 32 bits.
         t: The step.
     """
-    return (
-        t.normal(seed_low, seed_high, t) if isinstance(t, Recorder) else _evaluations[-1].normal(seed_low, seed_high, t)
-    )
+    if isinstance(t, Value):
+        return t.normal(seed_low, seed_high, t)
+    low: Any = seed_low
+    high: Any = seed_high
+    return cast(Value, _evaluations[-1].normal(low, high, t))
 
 
-def norm(x: Value, over: Over = "tensor") -> Value:
-    """The Euclidean norm."""
-    return sqrt(total(x * x, over))
+# ------------------------------------------------------------------ functions of the step counter, for `scalars`
 
 
-def rms(x: Value, over: Over = "tensor") -> Value:
-    """The root of the mean square: norm(x) / sqrt(count)."""
-    return sqrt(total(x * x, over) / count(x, over))
+def hypot(a: Operand, b: Operand) -> Value:
+    """sqrt(a² + b²)."""
+    if isinstance(a, Value) or isinstance(b, Value):
+        return sqrt(a * a + b * b)
+    return cast(Value, math.hypot(a, b))
+
+
+def is_odd(t: Operand) -> Value:
+    """Whether a step counter is odd."""
+    counter: Any = t
+    return t.record("is_odd", t) if isinstance(t, Value) else cast(Value, counter % 2 == 1)

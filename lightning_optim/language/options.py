@@ -41,6 +41,10 @@ RANGES: dict[str, Range] = {
     "dampening": "[0, 1]",
     "max_grad_norm": ">= 0",
     "min_dim_size_to_factor": ">= 0",
+    "r": "> 0",
+    "R0": "> 0",
+    "alpha_r": "[0, 1)",
+    "loss_target": "any",
 }
 
 # Arguments of torch.optim that have another name, or no need, here.

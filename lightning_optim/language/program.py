@@ -1,6 +1,6 @@
 """Read an update once, on symbols, and keep what it does as a small graph: a `Program`.
 
-The graph is data, so the facts that other libraries declare beside the formula are read off it: which slots exist
+The graph is data, so the facts that other libraries declare beside the update are read off it: which slots exist
 under these options, how many bytes an element moves, what the update needs (a norm, the loss), in how many passes
 it can run. Two laws for scalars hold: floats travel, flags specialise. A float of the options or of the step stays
 a symbol and is filled in at run time; a bool, a string, None or a small int selects a program. The only question
@@ -14,12 +14,16 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from lightning_optim.language.math import FUNCTIONS, Value
+from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.symbols import Kind, State, Symbol, Tracer
+from lightning_optim.language.values import Options
+
+# An update as engines call it, on tensors or symbols; a page writes it as (Value, Value, Slots, Options) -> Value.
+Update = Callable[[Any, Any, Any, Any], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +41,9 @@ class Program:
         reductions: The sums and maxima, in order.
     """
 
-    formula: Callable[[Value, Value, Any, Any], Value]
+    formula: Update
     symbols: tuple[Symbol, ...]
-    outputs: dict[str, Value]
+    outputs: dict[str, Any]
     reads: frozenset[str]
     slots: frozenset[str]
     guards: dict[str, bool]
@@ -120,7 +124,7 @@ def _need(symbol: Symbol) -> str | None:
 
 
 def trace(
-    formula: Callable[[Value, Value, Any, Any], Value],
+    formula: Update,
     h: Mapping[str, Any],
     scalar_slots: Iterable[str] = (),
 ) -> Program:
@@ -158,11 +162,11 @@ def trace(
     )
 
 
-def _reachable(outputs: Iterable[Value]) -> tuple[Symbol, ...]:
+def _reachable(outputs: Iterable[Any]) -> tuple[Symbol, ...]:
     """The symbols that the outputs depend on, arguments first."""
     found: dict[Symbol, None] = {}
 
-    def visit(value: Value) -> None:
+    def visit(value: Any) -> None:
         if isinstance(value, Symbol) and value not in found:
             for arg in value.args:
                 visit(arg)
@@ -176,7 +180,7 @@ def _reachable(outputs: Iterable[Value]) -> tuple[Symbol, ...]:
 class Programs:
     """The programs of one formula, by flags and guards."""
 
-    def __init__(self, formula: Callable[[Value, Value, Any, Any], Value], scalar_slots: Iterable[str]) -> None:
+    def __init__(self, formula: Update, scalar_slots: Iterable[str]) -> None:
         self.formula, self.scalar_slots = formula, frozenset(scalar_slots)
         self.guarded: set[str] = set()
         self.programs: dict[tuple[Any, ...], Program] = {}
@@ -196,9 +200,10 @@ class Programs:
         return (*h, *flags, *(bool(look_up(h, name)) for name in sorted(self.guarded)))
 
 
-def namespace(h: Mapping[str, Any]) -> SimpleNamespace:
+def namespace(h: Mapping[str, Any]) -> Options:
     """The options and scalars of a step as an update sees them: `h.lr`, and `h.average.weight` for a stage."""
-    return SimpleNamespace(**{key: namespace(item) if isinstance(item, dict) else item for key, item in h.items()})
+    values: Any = {key: namespace(item) if isinstance(item, dict) else item for key, item in h.items()}
+    return cast(Options, SimpleNamespace(**values))
 
 
 def look_up(h: Mapping[str, Any], name: str) -> Any:

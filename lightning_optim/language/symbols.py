@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_optim.language.math import By, Over, Recorder, Value
+from lightning_optim.language.values import By, Over, Value
 
 
 class Kind(enum.IntEnum):
@@ -21,7 +21,7 @@ class Kind(enum.IntEnum):
     WHOLE = 3  # needs the whole tensor at once: a mean along an axis
 
 
-class Symbol(Recorder):
+class Symbol(Value):
     """One value of the update: an input, or a function of earlier symbols and numbers."""
 
     __slots__ = ("args", "kind", "level", "name", "tracer")
@@ -29,7 +29,7 @@ class Symbol(Recorder):
     def __init__(self, tracer: Tracer, name: str, args: tuple[Any, ...], kind: Kind, level: int) -> None:
         self.tracer, self.name, self.args, self.kind, self.level = tracer, name, args, kind, level
 
-    def record(self, name: str, *args: Value) -> Symbol:
+    def record(self, name: str, *args: Any) -> Symbol:
         symbols = [arg for arg in args if isinstance(arg, Symbol)]
         return self.tracer.symbol(name, args, max(s.kind for s in symbols), max(s.level for s in symbols))
 
@@ -37,56 +37,17 @@ class Symbol(Recorder):
         kind = Kind.WHOLE if self.kind == Kind.WHOLE else Kind.SCALAR
         return self.tracer.symbol("total", (self, over, by), kind, self.level + 1)
 
-    def mean(self, axis: int) -> Symbol:
+    def mean(self, axis: Any) -> Symbol:
         return self.tracer.symbol("mean", (self, axis), Kind.WHOLE, self.level)
 
     def count(self, over: Over) -> Symbol:
         return self.tracer.symbol("count", (over,), Kind.SCALAR, 0)
 
-    def normal(self, *counter: Value) -> Symbol:
+    def normal(self, *counter: Any) -> Symbol:
         return self.tracer.symbol("normal", counter, Kind.ELEMENT, 0)
 
     def __bool__(self) -> bool:
         return self.tracer.is_nonzero(self)
-
-    def __add__(self, other: Value) -> Symbol:
-        return self.record("add", self, other)
-
-    def __radd__(self, other: Value) -> Symbol:
-        return self.record("add", other, self)
-
-    def __sub__(self, other: Value) -> Symbol:
-        return self.record("sub", self, other)
-
-    def __rsub__(self, other: Value) -> Symbol:
-        return self.record("sub", other, self)
-
-    def __mul__(self, other: Value) -> Symbol:
-        return self.record("mul", self, other)
-
-    def __rmul__(self, other: Value) -> Symbol:
-        return self.record("mul", other, self)
-
-    def __truediv__(self, other: Value) -> Symbol:
-        return self.record("div", self, other)
-
-    def __rtruediv__(self, other: Value) -> Symbol:
-        return self.record("div", other, self)
-
-    def __pow__(self, other: Value) -> Symbol:
-        return self.record("pow", self, other)
-
-    def __neg__(self) -> Symbol:
-        return self.record("neg", self)
-
-    def __abs__(self) -> Symbol:
-        return self.record("abs", self)
-
-    def __gt__(self, other: Value) -> Symbol:
-        return self.record("gt", self, other)
-
-    def __ge__(self, other: Value) -> Symbol:
-        return self.record("ge", self, other)
 
     def __repr__(self) -> str:
         if self.name in ("host", "scalar", "element"):
@@ -139,19 +100,22 @@ class State:
         read: Gives the value that a slot had before the step.
     """
 
-    def __init__(self, read: Callable[[str], Value]) -> None:
+    seen: dict[str, Any]
+    written: dict[str, Any]
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
         object.__setattr__(self, "_read", read)
         object.__setattr__(self, "seen", {})
         object.__setattr__(self, "written", {})
 
-    def __getattr__(self, name: str) -> Value:
+    def __getattr__(self, name: str) -> Any:
         if name in self.written:
             return self.written[name]
         if name not in self.seen:
             self.seen[name] = self._read(name)
         return self.seen[name]
 
-    def __setattr__(self, name: str, value: Value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         self.written[name] = value
 
     def __contains__(self, name: str) -> bool:

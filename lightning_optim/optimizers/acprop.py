@@ -8,9 +8,8 @@ their code eps is added to s, and kept in it, in every step but the first, and t
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum, minimum, sqrt, where
-from lightning_optim.language.slot import Slot
-from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, clip, decayed, ema, maximum, sqrt, where
+from lightning_optim.language.rectification import rectification, refuse_never_rectified
 
 
 class ACProp(Optimizer):
@@ -71,7 +70,7 @@ class ACProp(Optimizer):
             refuse_never_rectified(cls.__name__, options["betas"][1])
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         c1, floor = 1 - b1**t, h.eps if h.amsgrad else where(t > 1, h.eps, 0.0)
         if h.rectify:
@@ -81,7 +80,7 @@ class ACProp(Optimizer):
         return {"c1": c1, "floor": floor, "adapts": t > 1, "root": root, "r": 1.0}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
@@ -91,5 +90,5 @@ class ACProp(Optimizer):
         s.exp_avg_var = ema(known, (g - m) * (g - m), b2)
         ratio = (m / h.c1 if h.momentum_update else g) / (sqrt(v) / h.root + h.eps)
         if h.ratio_clip:
-            ratio = maximum(minimum(ratio, h.ratio_clip), -h.ratio_clip)
+            ratio = clip(ratio, -h.ratio_clip, h.ratio_clip)
         return where(h.adapts, p - h.lr * h.r * ratio, p - h.lr / h.c1 * m)

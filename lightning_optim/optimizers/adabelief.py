@@ -7,9 +7,8 @@ steps are those of RAdam (arXiv:1908.03265), with momentum steps at first, and t
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt, where
-from lightning_optim.language.slot import Slot
-from lightning_optim.optimizers.radam import rectification, refuse_never_rectified
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum, sqrt, where
+from lightning_optim.language.rectification import rectification, refuse_never_rectified
 
 
 class AdaBelief(Optimizer):
@@ -64,7 +63,7 @@ class AdaBelief(Optimizer):
             refuse_never_rectified(cls.__name__, options["betas"][1])
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         c1, root = 1 - b1**t, sqrt(1 - b2**t)
         if not h.rectify:
@@ -73,7 +72,7 @@ class AdaBelief(Optimizer):
         return {"c1": c1, "adapts": adapts, "root": 1.0, "r": r * root}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)

@@ -11,10 +11,26 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.axes import factored_axes
-from lightning_optim.language.math import Value, ema, maximum, mean, rms, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import (
+    Operand,
+    OptionError,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    ema,
+    factored_axes,
+    given,
+    maximum,
+    mean,
+    minimum,
+    rms,
+    sqrt,
+)
+
+LARGEST_STEP = 1e-2  # the paper's bound of the relative step size: rho = min(1e-2, 1 / sqrt(t)), section 9
+WARMUP = 1e-6  # with warm-up the bound is 1e-6 t instead
+EPS1 = 1e-30  # the paper's epsilon 1, section 8
 
 
 class Adafactor(Optimizer):
@@ -80,7 +96,7 @@ class Adafactor(Optimizer):
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        options["lr"] = 1e-2 if options["lr"] is None else options["lr"]
+        options["lr"] = LARGEST_STEP if options["lr"] is None else options["lr"]
         only_paper = {"relative_step": True, "scale_parameter": True, "warmup_init": False, "beta1": None}
         changed = [f"{name}={options[name]!r}" for name, default in only_paper.items() if options[name] != default]
         if options["mode"] == "torch" and changed:
@@ -89,30 +105,46 @@ class Adafactor(Optimizer):
             raise OptionError(f"{cls.__name__}: warmup_init=True needs relative_step=True.")
 
     @staticmethod
-    def traits(h: Value, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        rows, columns = factored_axes(shape, h.factor_axes == "two_largest", h.min_dim_size_to_factor)
-        eps1 = h.eps[0] if h.eps[0] is not None else torch.finfo(dtype).eps if h.mode == "torch" else 1e-30
+    def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        rows, columns = factored_axes(shape, h.factor_axes == "two_largest", int(h.min_dim_size_to_factor))
+        eps1 = h.eps[0] if given(h.eps[0]) else torch.finfo(dtype).eps if h.mode == "torch" else EPS1
         return {"factored": h.factored and rows is not None, "rows": rows, "columns": columns, "eps1": eps1}
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
-        largest = 1e-6 * t if h.warmup_init else h.lr
-        return {"rho": min(largest, t**-0.5) if h.relative_step else h.lr, "b2": 1 - t**h.beta2_decay}
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
+        largest = WARMUP * t if h.warmup_init else h.lr
+        return {"rho": minimum(largest, t**-0.5) if h.relative_step else h.lr, "b2": 1 - t**h.beta2_decay}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
-        floor = h.mode == "torch"  # else eps1 is added
-        alpha = h.rho * maximum(rms(p), h.eps[1]) if h.scale_parameter else h.rho
-        G2 = g * g if floor else g * g + h.eps1
-        if h.factored:
-            s.row_var = R = ema(s.row_var, mean(G2, h.columns), h.b2)
-            s.col_var = C = ema(s.col_var, mean(G2, h.rows), h.b2)
-            size = mean(R, h.rows)
-            V = R / (maximum(size, h.eps1) if floor else size) * C  # R * C alone may underflow
-        else:
-            s.variance = V = ema(s.variance, G2, h.b2)
-        U = g / sqrt(maximum(V, h.eps1 * h.eps1) if floor else V)
-        U = alpha * U / maximum(rms(U) / h.d, 1.0)
-        if h.beta1 is not None:
-            s.exp_avg = U = ema(s.exp_avg, U, h.beta1)
-        return p * (1 - h.weight_decay * (h.lr if floor else alpha)) - U
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
+        return update_of_torch(p, g, s, h) if h.mode == "torch" else update_of_paper(p, g, s, h)
+
+
+def update_of_torch(p: Value, g: Value, s: Slots, h: Options) -> Value:
+    """What `torch.optim.Adafactor` does: eps1 is a floor, and lr scales the decay."""
+    alpha = h.rho * maximum(rms(p), h.eps[1])
+    if h.factored:
+        s.row_var = R = ema(s.row_var, mean(g * g, h.columns), h.b2)
+        s.col_var = C = ema(s.col_var, mean(g * g, h.rows), h.b2)
+        V = R / maximum(mean(R, h.rows), h.eps1) * C  # R * C alone may underflow
+    else:
+        s.variance = V = ema(s.variance, g * g, h.b2)
+    U = g / sqrt(maximum(V, h.eps1 * h.eps1))
+    return p * (1 - h.weight_decay * h.lr) - alpha * U / maximum(rms(U) / h.d, 1.0)
+
+
+def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
+    """Algorithm 4, or 5 where the tensor is not factored; with a mean of the updates and a decay by the step size."""
+    alpha = h.rho * maximum(rms(p), h.eps[1]) if h.scale_parameter else h.rho
+    G2 = g * g + h.eps1
+    if h.factored:
+        s.row_var = R = ema(s.row_var, mean(G2, h.columns), h.b2)
+        s.col_var = C = ema(s.col_var, mean(G2, h.rows), h.b2)
+        V = R / mean(R, h.rows) * C  # R * C alone may underflow
+    else:
+        s.variance = V = ema(s.variance, G2, h.b2)
+    U = g / sqrt(V)
+    U = alpha * U / maximum(rms(U) / h.d, 1.0)
+    if given(h.beta1):
+        s.exp_avg = U = ema(s.exp_avg, U, h.beta1)
+    return p * (1 - h.weight_decay * alpha) - U

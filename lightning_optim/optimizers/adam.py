@@ -8,8 +8,7 @@ corrected v.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum, sqrt
 
 
 class Adam(Optimizer):
@@ -56,12 +55,12 @@ class Adam(Optimizer):
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         return {"c1": 1 - b1**t, "c2": 1 - b2**t}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, h.decoupled_weight_decay)
         s.exp_avg = m = ema(s.exp_avg, g, b1)

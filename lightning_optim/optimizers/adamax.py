@@ -7,8 +7,7 @@ first gradients are zero.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum
 
 
 class AdaMax(Optimizer):
@@ -50,11 +49,11 @@ class AdaMax(Optimizer):
     exp_inf = Slot(signed=False, second_moment_by="betas.1")  # u
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         return {"c1": 1 - h.betas[0] ** t}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, decoupled=False)
         s.exp_avg = m = ema(s.exp_avg, g, b1)

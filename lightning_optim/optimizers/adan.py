@@ -7,8 +7,7 @@ gradient is zero; the paper starts the averages at the first gradient and its sq
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, ema, minimum, norm, sqrt, where
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, minimum, norm, sqrt, where
 
 
 class Adan(Optimizer):
@@ -56,12 +55,12 @@ class Adan(Optimizer):
     prev_grad = Slot(exact=True)  # it enters a difference
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2, b3 = h.betas
         return {"c1": 1 - b1**t, "c2": 1 - b2**t, "c3": 1 - b3**t, "moved": where(t > 1, 1.0, 0.0)}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2, b3 = h.betas
         if h.max_grad_norm:
             g = g * minimum(h.max_grad_norm / (norm(g, over="all") + h.eps), 1.0)

@@ -4,13 +4,23 @@ As in paper and authors' code the first moment's correction is 1 - beta1^t, alth
 other step has gathered a little more or less; the first step is therefore 1.7 lr long.
 """
 
-import math
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.language.slot import Slot
-from lightning_optim.optimizers.pnm import positive_negative
+from lightning_optim.language import (
+    Operand,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    decayed,
+    ema,
+    hypot,
+    in_turn,
+    is_odd,
+    maximum,
+    sqrt,
+)
 
 
 class AdaPNM(Optimizer):
@@ -59,15 +69,16 @@ class AdaPNM(Optimizer):
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2, b0 = h.betas
-        return {"odd": t % 2 == 1, "nu": math.hypot(1 + b0, b0), "c1": 1 - b1**t, "c2": 1 - b2**t}
+        return {"odd": is_odd(t), "nu": hypot(1 + b0, b0), "c1": 1 - b1**t, "c2": 1 - b2**t}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2, b0 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
-        m = positive_negative(s, g, h.odd, b1, b0)
+        s.pos_momentum, s.neg_momentum, fresh, stale = in_turn(s.pos_momentum, s.neg_momentum, g, h.odd, b1 * b1)
+        m = (1 + b0) * fresh - b0 * stale
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if h.amsgrad:
             s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)

@@ -7,8 +7,7 @@ buffer that the next gradient overwrites, and eps is added to the root before th
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, exp, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, exp, sqrt
 
 
 class DiffGrad(Optimizer):
@@ -52,12 +51,12 @@ class DiffGrad(Optimizer):
     previous_grad = Slot(root_of="exp_avg_sq", past=True)  # an error in it changes a step by a quarter of itself
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         return {"rate": h.lr * sqrt(1 - b2**t) / (1 - b1**t)}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, decoupled=False)
         s.exp_avg = m = ema(s.exp_avg, g, b1)

@@ -7,8 +7,7 @@ correction and decoupled decay are additions.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt
 
 
 class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
@@ -54,12 +53,12 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     exp_avg_sq = Slot(signed=False, second_moment_by="betas.1")  # v, of the momentum
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         return {"c1": 1 - b1**t, "c2": 1 - b2**t} if h.use_bias_correction else {"c1": 1.0, "c2": 1.0}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)

@@ -8,10 +8,8 @@ float32.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.math import Value, count, norm, where
-from lightning_optim.language.slot import Slot
-from lightning_optim.optimizers.koala_v import RANGES, measure, refuse_maximize
+from lightning_optim.language import OptionError, Options, Slot, Slots, Value, count, given, norm, where
+from lightning_optim.language.kalman import loss_variance, measure, refuse_maximize
 
 
 class KoalaM(Optimizer, name="koala_m"):
@@ -56,7 +54,6 @@ class KoalaM(Optimizer, name="koala_m"):
     batch_scaling = None  # the learning rate alone does not make its steps
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {
-        **RANGES,
         **{"sw": ">= 0", "sc": "any", "sv": ">= 0", "qw": ">= 0", "qv": ">= 0", "a": "[0, 1)"},
     }
     inputs = ("loss", "loss_second_moment")
@@ -90,7 +87,7 @@ class KoalaM(Optimizer, name="koala_m"):
             raise OptionError(f"{cls.__name__}: sc={options['sc']!r} is no covariance; sc² is above sw times sv.")
 
     @staticmethod
-    def predict(p: Value, s: Value, h: Value) -> Value:
+    def predict(p: Value, s: Slots, h: Options) -> Value:
         """Move p by its velocity before the gradient; P: F P F' + diag(q, qv) with F = [[1, 1], [0, a]]."""
         w = norm(s.exp_avg_param - p, over="all") / count(p, over="all")
         s.q = q = 0.9 * s.q + 0.1 * w
@@ -101,9 +98,11 @@ class KoalaM(Optimizer, name="koala_m"):
         return p + v
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         ww, wv, vv = s.P_ww, s.P_wv, s.P_vv
-        d, step, H, counts = measure(p, g, s, h, ww)
+        if not given(h.r):
+            s.R = loss_variance(s.R, h)
+        d, step, H, counts = measure(p, g, h, ww, h.r if given(h.r) else s.R)
         p = p - step * ww * d
         s.velocity = s.velocity - step * wv * d
         s.exp_avg_param = s.exp_avg_param + where(counts, 0.1, 0.0) * (p - s.exp_avg_param)

@@ -9,37 +9,8 @@ as theirs does.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.math import Value, maximum, total, where
-from lightning_optim.language.slot import Slot
-
-RANGES = {"r": "> 0", "R0": "> 0", "alpha_r": "[0, 1)", "loss_target": "any"}
-
-
-def refuse_maximize(owner: str, options: dict[str, Any]) -> None:
-    if options["maximize"]:
-        raise OptionError(f"{owner}: maximize=True has no meaning; it walks towards a target of the loss.")
-
-
-def measure(p: Value, g: Value, s: Value, h: Value, P: Value) -> tuple[Value, Value, Value, Value]:
-    """What the loss says about one tensor whose weights have variance P.
-
-    Returns:
-        The direction d, the step along it for each unit of P, the largest n / S of all tensors, and whether this
-        tensor counts: one whose gradient is next to nothing is left alone.
-    """
-    if h.r is None:
-        around_target = h.loss_second_moment + h.loss_target * (h.loss_target - 2 * h.loss)
-        s.R = R = h.alpha_r * s.R + (1 - h.alpha_r) * around_target
-    else:
-        R = h.r
-    d = g + h.weight_decay * p
-    n = total(d * d)
-    S = P * n + R
-    innovation = maximum(h.loss + 0.5 * h.weight_decay * total(p * p) - h.loss_target, 0.0)
-    counts = total(g * g) >= 1e-18
-    H = total(where(counts, n / S, 0.0), over="all", by="max")
-    return d, where(counts, h.lr * innovation / S, 0.0), H, counts
+from lightning_optim.language import Options, Slot, Slots, Value, given
+from lightning_optim.language.kalman import loss_variance, measure, refuse_maximize
 
 
 class KoalaV(Optimizer, name="koala_v"):
@@ -80,7 +51,7 @@ class KoalaV(Optimizer, name="koala_v"):
     advice = "Keep lr at 1, start at sigma 0.1, and set loss_target where the loss cannot reach 0."
     batch_scaling = None  # the learning rate alone does not make its steps
     recommended: ClassVar[dict[str, Any]] = {"sigma": 0.1}
-    ranges: ClassVar[dict[str, Any]] = {**RANGES, "sigma": ">= 0", "q": ">= 0"}
+    ranges: ClassVar[dict[str, Any]] = {"sigma": ">= 0", "q": ">= 0"}
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
 
@@ -102,8 +73,10 @@ class KoalaV(Optimizer, name="koala_v"):
         refuse_maximize(cls.__name__, options)
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         P = s.P + h.q
-        d, step, H, _ = measure(p, g, s, h, P)
+        if not given(h.r):
+            s.R = loss_variance(s.R, h)
+        d, step, H, _ = measure(p, g, h, P, h.r if given(h.r) else s.R)
         s.P = P - P * P * H
         return p - step * P * (d if h.wd_in_direction else g)

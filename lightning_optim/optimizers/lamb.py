@@ -10,9 +10,22 @@ from typing import Any, ClassVar
 import torch
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.math import Value, ema, maximum, minimum, norm, sqrt, where
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import (
+    Operand,
+    OptionError,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    clip,
+    ema,
+    given,
+    has_trust_ratio,
+    maximum,
+    norm,
+    sqrt,
+    trust_ratio,
+)
 
 
 class LAMB(Optimizer):
@@ -71,16 +84,16 @@ class LAMB(Optimizer):
             raise OptionError(f"{cls.__name__}: phi={options['phi']!r} must hold the smaller norm first.")
 
     @staticmethod
-    def traits(h: Value, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        return {"adapted": h.adapt and (h.always_adapt or len(shape) > 1 or most_dims <= 1)}
+    def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        return {"adapted": has_trust_ratio(h, shape, most_dims)}
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         return {"c1": 1 - b1**t, "c2": 1 - b2**t} if h.bias_correction else {"c1": 1.0, "c2": 1.0}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         if h.max_grad_norm:
             g = g / maximum(norm(g, over="all") / h.max_grad_norm, 1.0)
@@ -90,7 +103,7 @@ class LAMB(Optimizer):
         if not h.adapted:
             return p - h.lr * u
         w, n = norm(p), norm(u)
-        if h.phi is not None:
-            w = minimum(maximum(w, h.phi[0]), h.phi[1])
-        r = where(w > 0, where(n > 0, w / n, 1.0), 1.0)
+        if given(h.phi):
+            w = clip(w, h.phi[0], h.phi[1])
+        r = trust_ratio(w, n, w / n)
         return p - h.lr * r * u

@@ -9,9 +9,18 @@ from typing import Any, ClassVar
 import torch
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.math import Value, minimum, norm, where
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import (
+    Operand,
+    OptionError,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    has_trust_ratio,
+    minimum,
+    norm,
+    trust_ratio,
+)
 
 
 class LARS(Optimizer):
@@ -70,16 +79,16 @@ class LARS(Optimizer):
             raise OptionError(f"{cls.__name__}: nesterov=True needs momentum above 0.")
 
     @staticmethod
-    def traits(h: Value, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        return {"adapted": h.adapt and (h.always_adapt or len(shape) > 1 or most_dims <= 1)}
+    def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        return {"adapted": has_trust_ratio(h, shape, most_dims)}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
+        inside: Operand
         inside, outside = (h.lr, 1.0) if h.lr_inside_buffer else (1.0, h.lr)
         if h.adapted:
             w, n = norm(p), norm(g)
-            r = h.trust_coefficient * w / (n + h.weight_decay * w + h.eps)
-            r = where(w > 0, where(n > 0, r, 1.0), 1.0)
+            r = trust_ratio(w, n, h.trust_coefficient * w / (n + h.weight_decay * w + h.eps))
             inside = inside * (minimum(r / h.lr, 1.0) if h.trust_clip else r)
         d = inside * (g + h.weight_decay * p)
         if h.momentum:

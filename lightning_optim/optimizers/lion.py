@@ -3,8 +3,7 @@
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, sign
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, sign
 
 
 class Lion(Optimizer):
@@ -43,7 +42,7 @@ class Lion(Optimizer):
     exp_avg = Slot()  # m
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, decoupled=True)
         step = sign(ema(s.exp_avg, g, b1))

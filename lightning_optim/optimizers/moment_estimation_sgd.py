@@ -7,8 +7,7 @@ average of the gradient's norm that has not seen the current gradient, with an a
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, sqrt, total, where
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt, total, where
 
 
 def first_value(h: Value) -> float:
@@ -64,11 +63,11 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     square_avg = Slot(signed=False, per="tensor", init=first_value, second_moment_by="beta")  # G
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
-        return {"steps": float(t - 1)}
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
+        return {"steps": t - 1.0}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         p, g = decayed(p, g, h, decoupled=True)
         everywhere = h.scope == "global"
         N = total(g * g, over="all" if everywhere else "tensor")

@@ -8,8 +8,7 @@ corrects nothing, as in the paper. The decoupled decay is that of GadamX (arXiv:
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum, sqrt
 
 
 class Padam(Optimizer):
@@ -61,14 +60,17 @@ class Padam(Optimizer):
     max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         c1, root = 1 - b1**t, sqrt(1 - b2**t)
-        correction, root = {"official": (root / c1, 1.0), "consistent": (1 / c1, root), "none": (1.0, 1.0)}[h.debias]
-        return {"rate": h.lr * correction, "root": root}
+        if h.debias == "official":
+            return {"rate": h.lr * (root / c1), "root": 1.0}
+        if h.debias == "consistent":
+            return {"rate": h.lr * (1 / c1), "root": root}
+        return {"rate": h.lr, "root": 1.0}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)

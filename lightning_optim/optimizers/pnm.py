@@ -4,20 +4,10 @@ The parity of a step is that of the tensor's own counter, so a tensor that misse
 momenta.
 """
 
-import math
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, where
-from lightning_optim.language.slot import Slot
-
-
-def positive_negative(s: Value, g: Value, odd: Value, b1: Value, b0: Value) -> Value:
-    """Feed the momentum whose turn it is, and set it against the other: (1 + b0) fresh - b0 stale."""
-    pos, neg = s.pos_momentum, s.neg_momentum
-    fresh, stale = ema(where(odd, pos, neg), g, b1 * b1), where(odd, neg, pos)
-    s.pos_momentum, s.neg_momentum = where(odd, fresh, pos), where(odd, neg, fresh)
-    return (1 + b0) * fresh - b0 * stale
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, hypot, in_turn, is_odd
 
 
 class PNM(Optimizer):
@@ -61,12 +51,13 @@ class PNM(Optimizer):
     neg_momentum = Slot()  # fed on even steps
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b0 = h.betas[1]
-        return {"odd": t % 2 == 1, "nu": math.hypot(1 + b0, b0)}
+        return {"odd": is_odd(t), "nu": hypot(1 + b0, b0)}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b0 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
-        return p - h.lr / h.nu * positive_negative(s, g, h.odd, b1, b0)
+        s.pos_momentum, s.neg_momentum, fresh, stale = in_turn(s.pos_momentum, s.neg_momentum, g, h.odd, b1 * b1)
+        return p - h.lr / h.nu * ((1 + b0) * fresh - b0 * stale)

@@ -8,27 +8,8 @@ and their weight decay with them: fallback="skip" with decoupled_weight_decay=Tr
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.math import Value, decayed, ema, sqrt, where
-from lightning_optim.language.slot import Slot
-
-
-def rectification(b2: float, t: int, threshold: float = 5.0) -> tuple[bool, float]:
-    """Whether the variance of v is tractable at step t, and the factor r_t, which is 1 where it is not."""
-    rho_inf = 2 / (1 - b2) - 1
-    rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
-    tractable = rho > threshold
-    r = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
-    return tractable, sqrt(where(tractable, r, 1.0))
-
-
-def refuse_never_rectified(owner: str, b2: float, threshold: float = 5.0) -> None:
-    """Refuse a beta2 under which no step would ever be rectified."""
-    if 2 / (1 - b2) - 1 <= threshold:
-        raise OptionError(
-            f"{owner}: betas[1]={b2!r} forgets so fast that no step would ever be rectified; "
-            f"it must be above {1 - 2 / (threshold + 1):.3f}. Without an adaptive rate that is SGDW."
-        )
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt, where
+from lightning_optim.language.rectification import rectification, refuse_never_rectified
 
 
 class RAdam(Optimizer):
@@ -81,13 +62,13 @@ class RAdam(Optimizer):
         refuse_never_rectified(cls.__name__, options["betas"][1], options["threshold"])
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         b1, b2 = h.betas
         rectified, r = rectification(b2, t, h.threshold)
         return {"c1": 1 - b1**t, "rectified": rectified, "r": r * sqrt(1 - b2**t)}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
         before = p
         p, g = decayed(p, g, h, h.decoupled_weight_decay)

@@ -7,8 +7,7 @@ rounding can make of it; torch takes the root of it as it is.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, decayed, ema, maximum, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, maximum, sqrt
 
 
 class RMSprop(Optimizer):
@@ -59,7 +58,7 @@ class RMSprop(Optimizer):
     momentum_buffer = Slot()  # b
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         p, g = decayed(p, g, h, decoupled=False)
         s.square_avg = v = ema(s.square_avg, g * g, h.alpha)
         if h.centered:

@@ -8,8 +8,7 @@ published relatives.
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language.math import Value, count, decayed, ema, sqrt, total
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, count, decayed, ema, sqrt, total
 
 
 class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
@@ -60,11 +59,11 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     square_avg = Slot(signed=False, per="tensor", second_moment_by="alpha")  # G
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         return {"c": 1 - h.alpha**t}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         p, g = decayed(p, g, h, h.decoupled)
         over: Literal["all", "tensor"] = "all" if h.scope == "global" else "tensor"
         N = total(g * g, over)

@@ -8,9 +8,7 @@ gradient.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.errors import OptionError
-from lightning_optim.language.math import Value, decayed, where
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, OptionError, Options, Slot, Slots, Value, decayed, where
 
 
 class SGDW(Optimizer):
@@ -61,11 +59,11 @@ class SGDW(Optimizer):
             )
 
     @staticmethod
-    def scalars(h: Value, t: int) -> dict[str, float | bool]:
+    def scalars(h: Options, t: Operand) -> dict[str, Operand]:
         return {"share": where(t > 1, 1 - h.dampening, 1.0)}
 
     @staticmethod
-    def update(p: Value, g: Value, s: Value, h: Value) -> Value:
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         p, d = decayed(p, g, h, decoupled=True)
         if h.momentum:
             s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.share * g

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_optim.language.math import lerp
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Options, Slot, Slots, Value, lerp
 from lightning_optim.stages.stage import Stage
 
 Kind = Literal["mean", "ema", "ema_debiased"]
@@ -85,7 +84,7 @@ class Average(Stage):
         return 1 - (min(self.decay, n / (9 + n)) if self.ramp else self.decay)
 
     @staticmethod
-    def update(p: Any, s: Any, h: Any) -> Any:
+    def update(p: Value, s: Slots, h: Options) -> Value:
         if h.share is not None:
             s.block = lerp(s.block, p, h.share)
         s.average = s.block if h.renew else lerp(s.average, p, h.weight)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_optim.language.math import lerp
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Options, Slot, Slots, Value, lerp
 from lightning_optim.stages.stage import Stage
 
 Momentum = Literal["none", "reset", "pullback"]
@@ -49,9 +48,9 @@ class Lookahead(Stage):
         return {"alpha": self.alpha, "momentum": self.momentum, "moments": self.moments}
 
     @staticmethod
-    def update(p: Any, s: Any, h: Any) -> Any:
+    def update(p: Value, s: Slots, h: Options) -> Value:
         s.slow = lerp(s.slow, p, h.alpha)
-        for name in h.moments if h.momentum != "none" else ():
+        for name in map(str, h.moments) if h.momentum != "none" else ():
             if name not in s:
                 continue
             moment = getattr(s, name)

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex
-from lightning_optim.language.math import ema, maximum, normal, sqrt
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Operand, Options, Setting, Slot, Slots, Value, ema, maximum, normal, sqrt
 from lightning_optim.stages.stage import Stage
 
 Kind = Literal["isotropic", "second_moment", "moments"]
@@ -83,16 +82,16 @@ class Noise(Stage):
         return found
 
     @staticmethod
-    def before(g: Any, s: Any, h: Any, of: Any) -> Any:
-        size: Any = 1.0
+    def before(g: Value, s: Slots, h: Options, of: Options) -> Value:
+        size: Operand = 1.0
         if h.kind == "moments":
             s.grad_mean = ema(s.grad_mean, g, h.decay)
             s.grad_square = ema(s.grad_square, g * g, h.decay)
             mean = s.grad_mean / h.debias
             size = sqrt(maximum(s.grad_square / h.debias - mean * mean, 0.0))
         elif h.kind == "second_moment":
-            slot, option, place = h.second_moment
-            decay = getattr(of, option)
+            slot, option, place = map(str, h.second_moment)
+            decay: Setting = getattr(of, option)
             decay = decay[int(place)] if place else decay
             # Of the step before: at the first one there is none, and so no noise, whatever it is divided by.
             size = sqrt(getattr(s, slot)) * (1 / sqrt(maximum(1 - decay ** (of.t - 1), 1e-12)))

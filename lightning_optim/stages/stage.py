@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex
-from lightning_optim.language.slot import Slot
+from lightning_optim.language import Options, Slot, Slots, Value
 
 
 class Stage:
@@ -48,7 +48,7 @@ class Stage:
         raise NotImplementedError
 
     @staticmethod
-    def before(g: Any, s: Any, h: Any, of: Any) -> Any:
+    def before(g: Value, s: Slots, h: Options, of: Options) -> Value:
         """The gradient that the update gets.
 
         Args:
@@ -60,7 +60,7 @@ class Stage:
         return g
 
     @staticmethod
-    def update(p: Any, s: Any, h: Any) -> Any:
+    def update(p: Value, s: Slots, h: Options) -> Value:
         """The parameter after the stage, from the updated parameter, the slots `s` and the options `h` of this step."""
         return p
 

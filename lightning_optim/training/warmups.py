@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 
-from lightning_optim.optimizers.radam import rectification
+from lightning_optim.language.rectification import rectification
 
 THRESHOLD = 4.0  # length of the moving average above which r_t exists
 

@@ -42,7 +42,7 @@ def run(
             optimizer.set_loss(*losses[k])
             return torch.tensor(losses[k][0])
 
-        if OPTIMIZERS[name].predict is not None:  # it moves the parameters before the closure runs
+        if OPTIMIZERS[name].predicts():  # it moves the parameters before the closure runs
             optimizer.step(closure)
         else:
             closure()

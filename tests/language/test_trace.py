@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_optim.language.math import ema, mean, norm, sqrt, where
+from lightning_optim.language import ema, mean, norm, sqrt, where
 from lightning_optim.language.program import Programs, trace
 
 
