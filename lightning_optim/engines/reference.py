@@ -79,7 +79,7 @@ class _Call:
 
     def __init__(self, batch: Batch, row: LocalParameter, step: Step) -> None:
         self.batch, self.row, self.step = batch, row, step
-        self.answers: list[Number] = []
+        self.answers: list[Any] = []
         self.position = 0
         self.everything = 0
         self.asked: tuple[Over | Literal["axis"], By] = ("tensor", "sum")
@@ -115,7 +115,7 @@ class _Call:
         storage.write(row.state, quantized, self.batch.t)
         return True
 
-    def _read(self, slot: str) -> Number:
+    def _read(self, slot: str) -> Any:
         if slot in self.step.shared:
             return self.step.shared[slot]
         value = self.row.state[slot]
@@ -123,7 +123,7 @@ class _Call:
             return storage.read(self.row.state, [slot])[slot].view(self.row.param.shape)
         return value.to(self.row.compute_dtype) if value.dim() else value
 
-    def total(self, x: Number, over: Over, by: By) -> Number:
+    def total(self, x: Number, over: Over, by: By) -> Any:
         if self.position == len(self.answers):
             self.partial = _partial(x, by)
             self.groups = self.row.process_groups if isinstance(x, Tensor) and x.dim() > 0 else ()
@@ -148,7 +148,7 @@ class _Call:
             self.asked = ("axis", "sum")
             raise _NotYet
         self.position += 1
-        total: Any = self.answers[self.position - 1]
+        total: Tensor = self.answers[self.position - 1]
         return (total / self.row.shard.shape[axis]).to(x.dtype)
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
@@ -159,7 +159,7 @@ class _Call:
         return flat.view(row.param.shape)
 
 
-def _partial(x: Any, by: By) -> Number:
+def _partial(x: Any, by: By) -> Any:
     """The sum, in float64, or the maximum of what this process holds of a tensor."""
     if not isinstance(x, Tensor) or x.dim() == 0:
         return x

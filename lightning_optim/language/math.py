@@ -143,14 +143,13 @@ def clip(x: Operand, low: Operand, high: Operand) -> Value:
 
 def where(condition: Condition, a: Operand, b: Operand) -> Value:
     """`a` where the condition holds, else `b`. A Python bool chooses one of them outright."""
-    of_numbers = isinstance(a, float) and isinstance(b, float)
+    test: Any = condition
+    if isinstance(test, bool):
+        return cast(Value, _where(test, a, b))
     chosen: Any = a
-    if isinstance(condition, bool):
-        chosen = _where(condition, a, b)
-        return cast(Value, chosen)
-    if of_numbers and isinstance(condition, Tensor) and condition.dim() == 0:
-        chosen = torch.tensor(a, dtype=torch.float64, device=condition.device)  # torch takes two numbers for float32
-    return apply("where", condition, chosen, b)
+    if isinstance(test, Tensor) and test.dim() == 0 and isinstance(a, float) and isinstance(b, float):
+        chosen = torch.tensor(a, dtype=torch.float64, device=test.device)  # torch takes two bare numbers for float32
+    return apply("where", test, chosen, b)
 
 
 def lerp(a: Operand, b: Operand, weight: Operand) -> Value:

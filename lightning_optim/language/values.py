@@ -110,6 +110,9 @@ class Setting(Value):
     def __int__(self) -> int:
         raise NotImplementedError
 
+    def __float__(self) -> float:
+        raise NotImplementedError
+
     def __eq__(self, other: object) -> bool:
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt, total, where
 
 
-def first_value(h: Value) -> float:
+def first_value(h: Options) -> float:
     """What G is before the first step; with init="first" the first step sets it."""
     return 0.0 if h.init == "first" else float(h.init)
 

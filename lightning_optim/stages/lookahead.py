@@ -60,7 +60,8 @@ class Lookahead(Stage):
                 back = lerp(getattr(s, f"slow_{name}"), moment, h.alpha)
                 setattr(s, f"slow_{name}", back)
                 setattr(s, name, back)
-        return s.slow
+        slow: Value = s.slow
+        return slow
 
     def __repr__(self) -> str:
         momentum = "" if self.momentum == "none" else f", momentum {self.momentum}"

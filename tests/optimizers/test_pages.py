@@ -25,6 +25,7 @@ from lightning_optim.optimizers import (
     ACProp,
     AdaBelief,
     Adafactor,
+    AdamW,
     KoalaM,
     KoalaV,
     RAdam,
@@ -101,10 +102,22 @@ def test_docstring_explains_each_option_once(cls: type[Optimizer]) -> None:
 def test_update_is_mathematics_only(cls: type[Optimizer]) -> None:
     """No loop over tensors and no call of torch: engines do these."""
     tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
-    bodies = [node for node in ast.walk(tree) if getattr(node, "name", "") in ("update", "predict")]
+    bodies = [node for node in ast.walk(tree) if getattr(node, "name", "").startswith(("update", "predict"))]
     nodes = [node for body in bodies for node in ast.walk(body)]
     assert not [node for node in nodes if isinstance(node, ast.For | ast.While | ast.comprehension | ast.Try)]
     assert not [node for node in nodes if isinstance(node, ast.Name) and node.id in ("torch", "math")]
+
+
+@each_page
+def test_a_page_imports_the_language_and_the_base_and_nothing_else_of_the_package(cls: type[Optimizer]) -> None:
+    tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = {module for module in modules if module.startswith("lightning_optim")}
+    base = "lightning_optim.optimizers.adam" if cls is AdamW else "lightning_optim.core.optimizer"
+    assert base in ours
+    assert all(module == base or module.startswith("lightning_optim.language") for module in ours)
+    plain = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert plain | (set(modules) - ours) <= {"torch", "typing"}
 
 
 @each_page
