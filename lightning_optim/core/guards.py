@@ -41,7 +41,7 @@ def refuse_uncapturable(layout: StateLayout) -> None:
     owner = type(layout).__name__
     host = [name for name, slot in layout.slots.items() if slot.per != "element" or slot.without]
     why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
-    if layout.predict is not None:
+    if layout.predicts():
         why = "it moves twice in a step"
     if why:
         raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")

@@ -236,7 +236,7 @@ class Optimizer(StateLayout):
             self._runner.run("update", with_gradient, {**inputs, **acting}, idle)
         elif not any(float(state["step"]) for state in self.state.values()):
             refuse_stale_parameters(type(self).__name__, [p for _, p in self.every_parameter()])
-        if self.predict is not None:
+        if self.predicts():
             # Without a closure the next forward pass comes between two calls of `step`, so its prediction is made
             # here. A prediction that no gradient has corrected yet is still valid.
             self.param_groups[0]["predicted"] = closure is None or not with_gradient

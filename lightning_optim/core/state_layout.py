@@ -119,7 +119,6 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return self._after(p, s, h)
 
     def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
-        assert self.predicts()
         return self.predict(p, s, h)
 
     def first_programs(self) -> list[Program]:
