@@ -1,7 +1,7 @@
 """Compares the steps of two commits on a CPU: `python -m benchmarks.before_after BEFORE`.
 
-BEFORE is a checkout of an older commit. Runs of `benchmarks.cpu` in it and in this checkout alternate, each in a process
-of its own. The result of a run is its ratio to `torch.optim.AdamW(fused=True)`; the report holds the medians of these
+BEFORE is a checkout of an older commit. Runs of `benchmarks.cpu` in it and in this checkout alternate, each in its own
+process. The result of a run is its ratio to `torch.optim.AdamW(fused=True)`. The report holds the medians of these
 ratios, and their quotient.
 """
 

@@ -145,7 +145,7 @@ def _batches(size: int, steps: int) -> dict[str, Any]:
 
 
 JOBS = {
-    "digits": Job("digits, 6,218 parameters", 100, Digits, lambda steps: {"datamodule": DigitsData()}),
+    "digits": Job("digits, 10,026 parameters", 100, Digits, lambda steps: {"datamodule": DigitsData()}),
     "language": Job("language model, 10.2 M parameters", 10, Language, functools.partial(_batches, 2_000_000)),
     "tiny": Job(
         "a small language model", 8, functools.partial(Language, width=32), functools.partial(_batches, 50_000)

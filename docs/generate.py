@@ -9,12 +9,32 @@ from pathlib import Path
 from lightning_optim.config.catalog import markdown
 
 ROOT = Path(__file__).parent.parent
-PART = re.compile(r"(<!-- optimizers: [^\n]*-->\n).*?(<!-- end of optimizers -->\n)", re.DOTALL)
 
 
-def readme(text: str) -> str:
-    """The README with current tables of optimizers and recipes."""
-    return PART.sub(lambda match: match[1] + "\n" + markdown() + "\n" + match[2], text)
+def replace_part(text: str, name: str, content: str) -> str:
+    """A page with new content between the markers of a generated part."""
+    part = re.compile(rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->\n)", re.DOTALL)
+    return part.sub(lambda match: f"{match[1]}\n{content.rstrip()}\n\n{match[2]}", text)
+
+
+def matrix(results: str) -> str:
+    """The table of checkpoints between strategies, from its committed result."""
+    found = json.loads(results)
+    saved = list(dict.fromkeys(entry["saved"] for entry in found))
+    loaded = list(dict.fromkeys(entry["loaded"] for entry in found))
+    cells = {(entry["saved"], entry["loaded"]): entry for entry in found}
+
+    def cell(row: str, column: str) -> str:
+        entry = cells[row, column]
+        text = "same" if entry["identical"] else f"{entry['error']:.0e}"
+        return text + ("*" if entry["consolidated"] else "")
+
+    def short(setting: str) -> str:
+        return re.sub(r" (bits|ranks?)\b", "", setting)
+
+    lines = ["| saved by | " + " | ".join(map(short, loaded)) + " |", "| --- |" + " --- |" * len(loaded)]
+    lines += [f"| {short(row)} | " + " | ".join(cell(row, column) for column in loaded) + " |" for row in saved]
+    return "\n".join(lines)
 
 
 def race(results: str) -> str:
@@ -40,7 +60,17 @@ def race(results: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pages() -> dict[Path, str]:
+    """Every page with generated content, as it should be now."""
+    results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
+    table = matrix((results / "checkpoint_matrix.json").read_text())
+    return {
+        ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", markdown()),
+        docs / "checkpoints.md": replace_part((docs / "checkpoints.md").read_text(), "matrix", table),
+        docs / "digits_race.md": race((results / "digits_race.json").read_text()),
+    }
+
+
 if __name__ == "__main__":
-    (ROOT / "docs" / "digits_race.md").write_text(race((ROOT / "benchmarks/results/digits_race.json").read_text()))
-    path = ROOT / "README.md"
-    path.write_text(readme(path.read_text()))
+    for path, text in pages().items():
+        path.write_text(text)
