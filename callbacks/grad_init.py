@@ -1,4 +1,4 @@
-"""Scale the initial weights before training, so that the first step helps most."""
+"""Scale the initial weights before training, so that the first step lowers the loss most."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
@@ -25,59 +24,75 @@ from lightning_optim import errors
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor
 from lightning_optim.errors import OptionError, is_number, is_whole
+from lightning_optim.reports import grad_init as report
 from lightning_optim.training.dry_run import NoLoss, TrainingStep, differentiable, half_batches, optimizers_of
-from lightning_optim.training.grad_init import (
-    DIRECTIONS,
-    Iteration,
-    Norm,
-    ScaleSearch,
-    along,
-    norm_of,
-    rates_of,
-    taken_by,
-)
+from lightning_optim.training.grad_init import Iteration, ScaleSearch
+from lightning_optim.training.trial_step import ADVICE, DIRECTIONS, Norm, along, base_rates, norm_of, taken_by
 
-KEY = "grad_init"
-LEAST = 0.01  # of the scale of what is no bias; that of a bias may become 0
-ETA = {"sgd": 0.1, "normalized_sgd": 0.1, "adam": 1e-3}  # the paper's, for its own steps
+LEAST = 0.01  # the least scale of a weight; that of a bias is 0
 LR: dict[Norm, float] = {2: 1e-2, 1: 2.5e-3}
 BETAS: dict[Norm, tuple[float, float]] = {2: (0.9, 0.999), 1: (0.9, 0.98)}
 CLIP: dict[Norm, float] = {2: 1.0, 1: math.inf}
-SKIPS = 100  # batches without a loss in a row, before that is an error
-PAPERS = "Let it follow a step of the paper instead: follow='sgd', 'normalized_sgd' or 'adam'."
+MAX_BATCHES_WITHOUT_LOSS = 100  # in a row
 
 
 class GradInit(Callback):
-    """Learns one scale for each parameter tensor before the strategy wraps the model, and multiplies them in.
+    """Learn one scale for each parameter tensor before training, and multiply the initial weights by it.
 
-    After it the first step of the optimizer lowers the loss as much as scales can make it, while the gradient stays
-    bounded. Rank 0 searches, on batches of the training loader, and all ranks receive the scales. The run that
-    follows is the run without it, but for the weights: random states, buffers, gradients and the loader are as they
-    were. A fit that loads a checkpoint is left alone, and so is a second fit. Frozen parameters keep their values.
+    With these scales the first step of the optimizer lowers the loss as much as possible, while the norm of the
+    gradient stays below a bound. Rank 0 runs the search, on batches of the training loader, before the strategy wraps
+    or shards the model; then all ranks receive the scales. Except for the weights, training is the same as without
+    the callback: random states, buffers, gradients and the loader are restored. A fit that resumes from a checkpoint is
+    not changed, and neither is a second fit. Frozen parameters keep their values.
+
+    Source: Zhu, Ni, Xu, Kong, Huang & Goldstein 2021, arXiv:2102.08098, Algorithm 1.
 
     Args:
-        gamma: Bound on the gradient's norm, in units of the loss per unit of the parameters; by default 1 under norm
-            2, and to be given under norm 1, which grows with the number of parameters (the paper took 1000 for a
-            transformer of about 40 million).
-        iterations: How many; by default 390, an epoch of CIFAR-10 at batches of 128. One costs 2 to 3 training steps.
-        follow: Whose first step: "optimizer" is the one of configure_optimizers, by its own code; the paper's are
-            "sgd", "normalized_sgd" (the gradient divided by its norm) and "adam" (the sign of the gradient).
-        eta: Learning rate of that step; by default the optimizer's own, as it is without a schedule's warm-up, and
-            for the paper's steps 0.1, 0.1 and 1e-3.
-        lr: How far a scale moves in one iteration; by default 1e-2 under norm 2 and 2.5e-3 under norm 1.
-        norm: Which norm of the gradient is bounded: 2 (Euclidean) or 1 (sum of absolute values). By default 2 where
-            the step goes along the gradient, as SGD's, and 1 where it goes along its sign, as Adam's.
-        second_order: Differentiate through the trial step too, as the paper's formula says and its program does not;
-            for the paper's steps only.
+        gamma: Upper bound of the gradient's norm, in units of the loss per unit of the parameters. Default: 1 for
+            `norm=2`. It must be given for `norm=1`, which grows with the number of parameters: the paper took 1000
+            for a transformer of about 40 million.
+        iterations: Number of iterations. Default: 390, an epoch of CIFAR-10 at batch size 128. One iteration costs as
+            much as 2 to 3 training steps.
+        follow: The step to optimize for: "optimizer" is the first step of the optimizer that `configure_optimizers`
+            returns, computed by its own code; "sgd", "normalized_sgd" (the gradient divided by its norm) and "adam"
+            (the sign of the gradient) are those of the paper.
+        eta: Learning rate of that step. Default: the optimizer's, without the factor of a scheduler; for the paper's
+            steps 0.1, 0.1 and 1e-3.
+        lr: Learning rate of Adam on the scales. Default: 1e-2 for `norm=2`, 2.5e-3 for `norm=1`.
+        norm: The norm of the gradient to bound: 2 (Euclidean) or 1 (sum of absolute values). Default: 2 if the step
+            is along the gradient, as that of SGD, and 1 if it is along its sign, as that of Adam.
+        second_order: Also differentiate through the trial step, as the paper's formula does and its code does not.
+            For the paper's steps only.
         table: Print the scales.
 
     Attributes:
-        alphas: The scale of each tensor by the parameter's name, or None before the search.
-        history: What each iteration of the search found, on rank 0.
+        alphas: The scale of each tensor by parameter name; None before the search.
+        history: The iterations of the search, on rank 0.
 
     Raises:
-        OptionError: for an option out of range; when the fit starts, under manual optimization, with several
-            optimizers, where the parameters have no values yet, or where the optimizer cannot be followed.
+        OptionError: If an option is out of range. At the start of the fit: under manual optimization, with several
+            optimizers, if parameters have no values yet, or if the optimizer cannot take a trial step.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> grad_init = GradInit(gamma=10.0, iterations=3, table=False)
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(fast_dev_run=3, callbacks=[grad_init], **options)
+        >>> trainer.fit(BoringModel())
+        >>> [iteration.branch for iteration in grad_init.history]
+        ['objective', 'objective', 'objective']
+        >>> {name: scale != 1 for name, scale in grad_init.alphas.items()}
+        {'layer.weight': True, 'layer.bias': True}
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.GradInit
+                  init_args: {gamma: 1.0, iterations: 100}
     """
 
     def __init__(
@@ -96,25 +111,24 @@ class GradInit(Callback):
         for name, value in (("eta", eta), ("lr", lr)):
             check(name, value, value is None or (is_number(value) and 0 < value < math.inf), "a number above 0")
         check("iterations", iterations, is_whole(iterations, 0), "an integer of at least 0")
-        words = ["optimizer", *DIRECTIONS]
-        check("follow", follow, follow in words, f"one of {', '.join(words)}")
+        errors.check_choice("GradInit", "follow", follow, ["optimizer", *DIRECTIONS])
         check("norm", norm, norm is None or (is_whole(norm) and norm <= 2), "1, 2 or null")
         for name, flag in (("second_order", second_order), ("table", table)):
             check(name, flag, isinstance(flag, bool), "True or False")
         if second_order and follow == "optimizer":
-            raise OptionError(f"GradInit: second_order=True needs a step that can be differentiated. {PAPERS}")
+            raise OptionError(f"GradInit: second_order=True needs a step that can be differentiated. {ADVICE}")
         self.gamma, self.iterations, self.follow, self.eta, self.lr = gamma, iterations, follow, eta, lr
         self.norm, self.second_order, self.table = norm, second_order, table
         self.alphas: dict[str, float] | None = None
         self.history: list[Iteration] = []
-        self._fresh = False  # the scales are of this fit
+        self._searched = False  # in this fit
         self._undo: Callable[[], None] | None = None
 
-    # ------------------------------------------------------------------ when
+    # ------------------------------------------------------------------ hooks
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._fresh = False
+        self._searched = False
         if stage != "fit":
             return
 
@@ -124,15 +138,20 @@ class GradInit(Callback):
             else:
                 rank_zero_info("GradInit is skipped: the weights are scaled already, or come from a checkpoint.")
 
-        if isinstance(trainer.strategy, ModelParallelStrategy):  # its configure_model divides the parameters
+        if isinstance(trainer.strategy, ModelParallelStrategy):  # before configure_model shards the parameters
             self._undo = _wrap(pl_module, "setup", search, first=False)
-        else:  # when the module has its layers, wherever they are made
+        else:  # once the module has its layers, in whichever hook they are made
             self._undo = _wrap(trainer.strategy, "setup", search, first=True)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fresh:
-            _log(trainer, self.alphas or {}, self.history)
+        if not self._searched:
+            return
+        scales = self.alphas or {}
+        for logger in trainer.loggers:
+            logger.log_metrics(report.metrics(scales, self.history), trainer.global_step)
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                report.write_to_tensorboard(logger.experiment, scales, self.history)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -148,36 +167,39 @@ class GradInit(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.alphas = state_dict["alphas"]
 
-    # ------------------------------------------------------------------ what
+    # ------------------------------------------------------------------ the search
 
     def _scale(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _refuse(trainer, pl_module)
+        _check_module(trainer, pl_module)
         with isolate_rng():
-            optimizer = self._followed(trainer, pl_module)
+            optimizer = self._optimizer(trainer, pl_module)
             if trainer.is_global_zero:
                 self.alphas = self._search(trainer, pl_module, optimizer)
             else:
-                self.alphas = _heard(trainer)
-        self._fresh = True
+                self.alphas = _receive(trainer)
+        self._searched = True
         with torch.no_grad():
             for name, p in pl_module.named_parameters():
                 if name in self.alphas:
                     p.mul_(self.alphas[name])
         if self.table and trainer.is_global_zero:
-            Console().print(_summary(self.history), _table(pl_module, self.alphas), sep="\n")
+            Console().print(report.summary(self.history), report.table(pl_module, self.alphas), sep="\n")
 
-    def _followed(self, trainer: Trainer, pl_module: LightningModule) -> torch.optim.Optimizer | None:
+    def _optimizer(self, trainer: Trainer, pl_module: LightningModule) -> torch.optim.Optimizer | None:
+        """The optimizer whose first step counts; None for a step of the paper."""
         if self.follow != "optimizer":
             return None
-        found = optimizers_of(trainer, pl_module)
-        if len(found) != 1:
-            raise OptionError(f"GradInit follows one optimizer; configure_optimizers returned {len(found)}. {PAPERS}")
-        return found[0]
+        optimizers = optimizers_of(trainer, pl_module)
+        if len(optimizers) != 1:
+            raise OptionError(
+                f"GradInit follows one optimizer; configure_optimizers returned {len(optimizers)}. {ADVICE}"
+            )
+        return optimizers[0]
 
     def _search(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """The scales, on rank 0. The others hear of each iteration, so that no wait is longer than one."""
+        """Find the scales on rank 0. The other ranks get a message after each iteration, so that no wait times out."""
         send = trainer.strategy.broadcast
         steps = min(self.iterations, int(vars(trainer).get("fast_dev_run") or self.iterations))
         self.history = []
@@ -199,19 +221,20 @@ class GradInit(Callback):
         training_step = TrainingStep(trainer, pl_module)
         params = training_step.parameters_by_name()
         if optimizer is None:
-            eta = self.eta or ETA[self.follow]
-            step, norm = along(self.follow, eta), self.norm or DIRECTIONS[self.follow]
+            direction = DIRECTIONS[self.follow]
+            eta, norm = self.eta or direction.eta, self.norm or direction.norm
+            step = along(self.follow, eta)
         else:
-            rates = rates_of(optimizer, self.eta)
+            rates = base_rates(optimizer, self.eta)
             eta = max(rates, default=1.0) or 1.0
             step = taken_by(optimizer, dict(pl_module.named_parameters()), rates)
             norm = self.norm or norm_of(step, params, type(optimizer).__name__)
         gamma = self.gamma or (1.0 if norm == 2 else None)
         if gamma is None:
             raise OptionError(
-                "GradInit needs gamma, the bound on the gradient's norm: the step goes along the sign of the gradient, "
+                "GradInit needs gamma, the bound on the gradient's norm: the step is along the sign of the gradient, "
                 "and the sum of absolute values grows with the number of parameters. The paper took 1000 for about 40 "
-                "million; the norms that a run with gamma=.inf prints help to choose."
+                "million. A run with gamma=.inf prints the norms, which help to choose."
             )
         return ScaleSearch(
             params,
@@ -229,56 +252,56 @@ class GradInit(Callback):
 
 
 def _iterate(search: ScaleSearch, halves: Iterator[Any]) -> Iteration:
-    """An iteration on the next batches that have a loss."""
-    for _ in range(SKIPS):
+    """An iteration on the next batches for which `training_step` returns a loss."""
+    for _ in range(MAX_BATCHES_WITHOUT_LOSS):
         with contextlib.suppress(NoLoss):
             return search.iterate(halves)
     return search.iterate(halves)
 
 
-def _heard(trainer: Trainer) -> dict[str, float]:
-    """What rank 0 found, on the other ranks."""
+def _receive(trainer: Trainer) -> dict[str, float]:
+    """The scales, on ranks other than 0."""
     nothing: dict[str, Any] = {}
     while not (message := trainer.strategy.broadcast(nothing)):
         pass
     if "error" in message:
         raise OptionError(f"GradInit failed on rank 0: {message['error']}")
-    found: dict[str, float] = message["scales"]
-    return found
+    scales: dict[str, float] = message["scales"]
+    return scales
 
 
-def _refuse(trainer: Trainer, pl_module: LightningModule) -> None:
+def _check_module(trainer: Trainer, pl_module: LightningModule) -> None:
     if not pl_module.automatic_optimization:
         raise OptionError(
-            "GradInit needs a training_step that returns the loss, and under manual optimization "
-            "(automatic_optimization=False) it takes the steps itself. Remove the callback."
+            "GradInit needs a training_step that returns the loss; under manual optimization "
+            "(automatic_optimization=False) training_step takes the optimizer steps itself. Remove the callback."
         )
     params = [p for p in pl_module.parameters() if p.requires_grad]
     if not params:
         raise OptionError(
             f"GradInit found no parameter to scale in {type(pl_module).__name__} before "
-            f"{type(trainer.strategy).__name__} divides the model. Make the layers in __init__ or setup, and let "
-            "configure_model only divide them."
+            f"{type(trainer.strategy).__name__} shards the model. Make the layers in __init__ or setup, and only shard "
+            "them in configure_model."
         )
     for p in params:
         if is_lazy(p) or p.is_meta:
             raise OptionError(
-                "GradInit scales values, and there are parameters without any: they are lazy or on the meta device. "
-                "Make the model with values (empty_init=False), and call it once where its layers are lazy."
+                "GradInit scales values, and some parameters have none: they are lazy or on the meta device. Make the "
+                "model with values (empty_init=False), and call it once if its layers are lazy."
             )
         if is_dtensor(p) or is_flattened(p):
             raise OptionError(
-                "GradInit came too late: configure_model has divided the parameters already. Under FSDPStrategy leave "
+                "GradInit came too late: configure_model has sharded the parameters already. Under FSDPStrategy leave "
                 "that to the strategy (auto_wrap_policy)."
             )
 
 
 def _is_resumed(trainer: Trainer) -> bool:
-    """Whether the fit loads a checkpoint.
+    """Whether the fit resumes from a checkpoint.
 
-    Most strategies have loaded it by now, and the Trainer says so. Of those that load it after they have divided the
-    model only Trainer._run knows; should that hide it one day, a search is in vain there, and the checkpoint comes over
-    what it found.
+    Most strategies have loaded it at this point, and the Trainer has its path. Sharded strategies load it later; until
+    then only a local variable of `Trainer._run` has the path. If that variable should be renamed one day, the search
+    runs for nothing and the checkpoint replaces its result.
     """
     if not trainer.strategy.restore_checkpoint_after_setup:
         return trainer.ckpt_path is not None
@@ -289,71 +312,24 @@ def _is_resumed(trainer: Trainer) -> bool:
 
 
 def _wrap(owner: Any, name: str, action: Callable[[], None], first: bool) -> Callable[[], None]:
-    """Let `action` come once, before or after a method of one object; returns what takes that away again."""
-    method, had = getattr(owner, name), vars(owner).get(name)
+    """Run `action` once, before or after the next call of a method of `owner`; returns a function that undoes this."""
+    method, previous = getattr(owner, name), vars(owner).get(name)
 
     @functools.wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         undo()
         if first:
             action()
-        found = method(*args, **kwargs)
+        result = method(*args, **kwargs)
         if not first:
             action()
-        return found
+        return result
 
     def undo() -> None:
-        if had is None:
+        if previous is None:
             vars(owner).pop(name, None)
         else:
-            vars(owner)[name] = had
+            vars(owner)[name] = previous
 
     vars(owner)[name] = wrapped
     return undo
-
-
-# ---------------------------------------------------------------------- what one sees
-
-
-def _table(module: torch.nn.Module, scales: Mapping[str, float]) -> Table:
-    table = Table()
-    table.add_column("block", overflow="fold")
-    table.add_column("values", justify="right")
-    table.add_column("scale", justify="right")
-    for name, p in module.named_parameters():
-        if name in scales:
-            table.add_row(name, f"{p.numel():,}", f"{scales[name]:.4f}")
-    return table
-
-
-def _summary(history: Sequence[Iteration]) -> str:
-    if not history:
-        return "GradInit: no iteration"
-    bounded = sum(found.branch == "constraint" for found in history)
-    loss, norm = (f"{getattr(history[0], x):.4g} to {getattr(history[-1], x):.4g}" for x in ("loss", "norm"))
-    return f"GradInit: {len(history)} iterations, {bounded} for the bound, loss {loss}, gradient norm {norm}"
-
-
-def _log(trainer: Trainer, scales: Mapping[str, float], history: Sequence[Iteration]) -> None:
-    """Summaries for every logger; TensorBoard also gets the scales as a table and a histogram, and the search."""
-    values = {"iterations": float(len(history))}
-    if history:
-        values |= {"loss": history[-1].loss, "gradient_norm": history[-1].norm}
-    if scales:
-        values |= {"smallest_scale": min(scales.values()), "largest_scale": max(scales.values())}
-    for logger in trainer.loggers:
-        logger.log_metrics({f"{KEY}/{name}": value for name, value in values.items()}, trainer.global_step)
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            _draw(logger.experiment, scales, history)
-
-
-def _draw(board: Any, scales: Mapping[str, float], history: Sequence[Iteration]) -> None:
-    rows = ["| block | scale |", "| --- | ---: |", *(f"| `{name}` | {scale:.4f} |" for name, scale in scales.items())]
-    board.add_text(f"{KEY}/scales", "\n".join(rows), 0)
-    if scales:
-        board.add_histogram(f"{KEY}/scales", torch.tensor(list(scales.values())), 0)
-    for i, found in enumerate(history):
-        curves = {"loss": found.loss, "gradient_norm": found.norm, "loss_after_step": found.loss_after}
-        for name, value in curves.items():
-            if value is not None:
-                board.add_scalar(f"{KEY}/search/{name}", value, i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 
@@ -33,6 +33,22 @@ def check(owner: str, name: str, value: object, holds: bool, allowed: str) -> No
     """
     if not holds:
         raise OptionError(f"{owner}: {name}={value!r} must be {allowed}.")
+
+
+def check_choice(owner: str, name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse an option that is none of the choices.
+
+    Raises:
+        OptionError: If it is none of them.
+
+    Example:
+        >>> check_choice("LookaheadSync", "evaluate", "both", ["fast", "slow"])
+        Traceback (most recent call last):
+        ...
+        lightning_optim.errors.OptionError: LookaheadSync: evaluate='both' must be 'fast' or 'slow'.
+    """
+    words = [repr(choice) for choice in choices]
+    check(owner, name, value, value in choices, f"{', '.join(words[:-1])} or {words[-1]}")
 
 
 def is_number(value: Any) -> TypeGuard[float]:

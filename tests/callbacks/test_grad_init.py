@@ -28,7 +28,8 @@ from lightning_optim import OptimizerStrategy, create_optimizer, list_optimizers
 from lightning_optim.callbacks import GradInit, IterateAveraging
 from lightning_optim.errors import OptionError
 from lightning_optim.training.dry_run import joined
-from lightning_optim.training.grad_init import DIRECTIONS, ScaleSearch, along, norm_of, taken_by
+from lightning_optim.training.grad_init import ScaleSearch
+from lightning_optim.training.trial_step import DIRECTIONS, along, norm_of, taken_by
 from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.test_cpu_fsdp import Kind, build
 from tests.harness.toys import Make, Run, Toy, batches, plain_net, samples, trainer, vector
@@ -68,7 +69,7 @@ def tiny_search(direction: str, eta: float, gamma: float, second_order: bool = F
         along(direction, eta),
         eta=eta,
         gamma=gamma,
-        norm=DIRECTIONS[direction],
+        norm=DIRECTIONS[direction].norm,
         lr=0.05,
         clip=1.0,
         least={"W1": 0.01, "b1": 0.0, "W2": 0.01, "b2": 0.0},
@@ -268,7 +269,7 @@ def shuffled(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def test_an_unknown_step_wants_a_word() -> None:
-    with pytest.raises(OptionError, match=r"first step of Shuffled goes along.*norm=2 as for SGD, or norm=1"):
+    with pytest.raises(OptionError, match=r"first step of Shuffled is along.*norm=2 as for SGD, or norm=1"):
         Run(shuffled, GradInit(), max_steps=1)
     Run(shuffled, GradInit(norm=2, iterations=1, table=False), max_steps=1)
 
@@ -716,7 +717,7 @@ def test_an_iterator_keeps_its_batches() -> None:
     [
         ({"gamma": 0.0}, "gamma=0.0 must be a number above 0"),
         ({"iterations": -1}, "iterations=-1 must be an integer of at least 0"),
-        ({"follow": "adan"}, "follow='adan' must be one of optimizer, sgd, normalized_sgd, adam"),
+        ({"follow": "adan"}, "follow='adan' must be 'optimizer', 'sgd', 'normalized_sgd' or 'adam'"),
         ({"norm": 3}, "norm=3 must be 1, 2 or null"),
         ({"second_order": True}, "second_order=True needs a step that can be differentiated"),
     ],

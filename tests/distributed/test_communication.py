@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.communication import count
 from lightning_optim import ConfiguredOptimizer, OptimizerSpec, OptimizerStrategy, create_optimizer
 from lightning_optim.callbacks import Communication
-from lightning_optim.distributed.communication import PowerSGD
+from lightning_optim.distributed.powersgd import PowerSGD
 from lightning_optim.errors import OptionError
 from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.test_cpu_fsdp import build
