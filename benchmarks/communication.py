@@ -1,5 +1,4 @@
-"""Counts the bytes that DDP communicates in a step for each value of `communication`: `python
-benchmarks/communication.py`.
+"""Counts the bytes that DDP communicates in a step for each `communication`: `python -m benchmarks.communication`.
 
 Two processes train a small transformer. On one rank, every tensor that is passed to an all-reduce is counted with its
 bytes. These are counts, not timings. What crosses the network depends on the algorithm of the all-reduce; in a ring
@@ -12,7 +11,6 @@ import copy
 import json
 import os
 import platform
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.ranks import on_ranks
 from lightning_optim import AdamW
 from lightning_optim.callbacks import Communication
 
@@ -124,24 +123,12 @@ def count(setting: dict[str, Any], width: int = 256) -> dict[str, Any]:
     return {**setting, "messages": messages, "bytes": sent, "parameters": parameters}
 
 
-def _work(rank: int, port: int, results: Any) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "NODE_RANK": 0, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
-    found = [count(setting) for setting in SETTINGS]
-    if rank == 0:
-        results.put(found)
+def count_all(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [count(setting) for setting in settings]
 
 
 def main() -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    torch.multiprocessing.spawn(_work, args=(port, results), nprocs=RANKS)
-    rows = results.get()
+    rows = on_ranks(RANKS, count_all, SETTINGS)
     table = Table(
         "communication", "all-reduces", "bytes", "relative to fp32", title="All-reduces of one rank in a step"
     )

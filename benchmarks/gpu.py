@@ -36,11 +36,11 @@ from benchmarks.contenders import NAMES, Contender, bytes_that_must_move, one_by
 from benchmarks.kernel_checks import check_optimizer
 from benchmarks.pages import RESULTS, ROOT, write_part
 from benchmarks.peers import versions
+from benchmarks.problems import apply, build, gradients, make_params
 from benchmarks.shapes import LISTS, tiny
 from benchmarks.timing import copy_bandwidth, launches, peak_memory, random_params, side_by_side, synchronize
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.reports.memory import state_memory
-from tests.harness.problems import apply, build, gradients, make_params
 
 Result = dict[str, Any]
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.problems import apply, build, gradients, make_params
 from lightning_optim import OptionError, engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Quantized
-from tests.harness.problems import apply, build, gradients, make_params
 
 SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (3, 1400), (20, 30))  # the last one turned
 SMALL = ((0,), (7,), (257,), (3, 1400))

@@ -38,12 +38,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.ranks import on_ranks
 from lightning_optim import create_optimizer
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import local
-from tests.harness.ranks import run_ranks
 
-LAYERS, WIDTH = 16, 256
+LAYERS, WIDTH, RANKS = 16, 256, 2
 KINDS = ("single", "ddp", "fsdp1 full", "fsdp1 sharded", "fsdp1 fused", "fsdp2 full", "fsdp2 sharded")
 RESULT = Path(__file__).parent / "results" / "save_memory.json"
 
@@ -188,13 +188,13 @@ def measure_all(kinds: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    rows = run_ranks(measure_all, KINDS[:1], world_size=1)[0] + run_ranks(measure_all, KINDS[1:], timeout=300)[0]
+    rows = measure_all(KINDS[:1]) + on_ranks(RANKS, measure_all, KINDS[1:])
     print("| strategy | bits | float32 state on this rank | save, device | save, host | step, device |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         numbers = [f"{row[key] / 2**20:.2f}" for key in ("full precision", "save, device", "save, host", "step")]
         print(f"| {row['kind']} | {row['bits']} | " + " | ".join(numbers) + " |")
-    about = {"torch": torch.__version__, "layers": LAYERS, "width": WIDTH, "ranks": 2, "optimizer": "adamw"}
+    about = {"torch": torch.__version__, "layers": LAYERS, "width": WIDTH, "ranks": RANKS, "optimizer": "adamw"}
     RESULT.write_text(json.dumps({"about": about, "rank 0": rows}, indent=1) + "\n")
 
 

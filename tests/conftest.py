@@ -1,11 +1,21 @@
-"""What must hold before anything is imported."""
+"""What must hold before anything is imported, and before each test."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small here: a second thread only waits
 
+import pytest
 import torch
 
 # Triton reads this while it is imported, which Lightning does: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from tests.harness.engines import exact_roots, torch_functions  # noqa: F401  fixtures of several rooms
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps a seed in the environment, from where whoever comes next would take it."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.delenv(name, raising=False)

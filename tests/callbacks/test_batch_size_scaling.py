@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -27,7 +26,11 @@ from lightning_optim.callbacks import BatchSizeScaling, WarmupFreeSchedule
 from lightning_optim.cli import main
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.training.batch_scaling import rule_of
-from tests.callbacks.test_warmup_free_schedule import (
+from tests.harness.data import BATCH, batches, samples, seeded_samples
+from tests.harness.modules import Made, Make, Toy, vector
+from tests.harness.nets import seeded_net
+from tests.harness.ranks import run_ranks
+from tests.harness.rates import (
     LR,
     SCHEDULED,
     Applied,
@@ -41,12 +44,10 @@ from tests.callbacks.test_warmup_free_schedule import (
     plain_loop,
     rates,
     sgd,
-    sharded_data,
     stored,
 )
-from tests.harness.ranks import run_ranks
-from tests.harness.test_cpu_fsdp import build
-from tests.harness.toys import BATCH, Make, Run, Toy, batches, samples, trainer, vector
+from tests.harness.strategies import strategy_of
+from tests.harness.trainers import Run, trainer
 
 SQRT, LINEAR = 2.0, 4.0  # of the toy's batch of 8 against one of 2
 
@@ -364,11 +365,12 @@ def test_from_a_config(tmp_path: Path) -> None:
     callbacks: dict[str, Any] = {
         "lightning_optim.callbacks.BatchSizeScaling": {"reference_batch": 2, "rule": "linear"},
         "lightning_optim.callbacks.WarmupFreeSchedule": {"warmup": "none", "decay": "linear"},
-        "tests.callbacks.test_warmup_free_schedule.Note": {},
+        "tests.harness.rates.Note": {},
     }
     config = {
-        "model": {"class_path": "tests.config.test_strategy.Configured"},
-        "data": {"class_path": "tests.config.test_cli.Data"},
+        "seed_everything": 0,
+        "model": {"class_path": "tests.harness.modules.Configured"},
+        "data": {"class_path": "tests.harness.data.Data"},
         "trainer": {
             **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False},
             **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(tmp_path)},
@@ -382,21 +384,18 @@ def test_from_a_config(tmp_path: Path) -> None:
 
 
 def on_ranks(kind: Any) -> tuple[list[float], int, str]:
-    module, strategy = build(kind)
-    module.configure_optimizers = lambda: adan(list(module.parameters()))  # type: ignore[method-assign]
-    applied, scaling = Applied(), BatchSizeScaling(2)
+    module, applied, scaling = Made(adan, seeded_net), Applied(), BatchSizeScaling(2)
     fit = trainer(
         scaling,
         WarmupFreeSchedule("none", "linear"),
         applied,
-        devices=int(os.environ["WORLD_SIZE"]),
-        strategy=strategy,
+        strategy=strategy_of(kind),
         max_epochs=2,
         accumulate_grad_batches=2,
         use_distributed_sampler=True,
     )
     with redirect_stdout(StringIO()) as printed:
-        fit.fit(module, DataLoader(sharded_data(), batch_size=BATCH))
+        fit.fit(module, DataLoader(seeded_samples(scale=1.0), batch_size=BATCH))
     return applied.first, scaling.global_batch, printed.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -18,9 +17,11 @@ from lightning_optim.callbacks import (
     OptimizerStateMemory,
     WarmupFreeSchedule,
 )
-from tests.harness.journeys import Outer, strategy_of
+from tests.harness.data import batches
+from tests.harness.journeys import Outer
 from tests.harness.ranks import run_ranks
-from tests.harness.toys import batches, trainer
+from tests.harness.strategies import Kind, strategy_of
+from tests.harness.trainers import trainer
 
 LAST = "net.3.bias"
 
@@ -39,13 +40,12 @@ class OneBias(Outer):
         return self.make([named[LAST]])
 
 
-def fit(kind: str, make: Any, averaging: bool) -> dict[str, Any]:
-    size = int(os.environ["WORLD_SIZE"])
+def fit(kind: Kind, make: Any, averaging: bool) -> dict[str, Any]:
     evaluating = IterateAveraging(start=0) if averaging else LookaheadSync(5, evaluate="slow")
     warmup, noise = WarmupFreeSchedule("linear"), GradientNoise(0.1)
     module = OneBias(make, with_norm=True)
     callbacks = [warmup, evaluating, noise, OptimizerStateMemory()]
-    fitting = trainer(*callbacks, strategy=strategy_of(kind, size), devices=size, max_epochs=3)
+    fitting = trainer(*callbacks, strategy=strategy_of(kind), max_epochs=3)
     with redirect_stdout(StringIO()) as printed:
         fitting.fit(module, batches(), batches(batch_size=16))
     (p,) = fitting.optimizers[0].param_groups[0]["params"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,9 +29,12 @@ from lightning_optim.errors import OptionError
 from lightning_optim.training.dry_run import joined
 from lightning_optim.training.grad_init import ScaleSearch
 from lightning_optim.training.trial_step import DIRECTIONS, along, norm_of, taken_by
+from tests.harness.data import batches, samples, seeded_samples
+from tests.harness.modules import Configured, Made, Make, Toy, vector
+from tests.harness.nets import plain_net, seeded_net
 from tests.harness.ranks import RankFailure, run_ranks
-from tests.harness.test_cpu_fsdp import Kind, build
-from tests.harness.toys import Make, Run, Toy, batches, plain_net, samples, trainer, vector
+from tests.harness.strategies import Kind, strategy_of
+from tests.harness.trainers import Run, trainer
 
 # ---------------------------------------------------------------- the worked numbers
 
@@ -140,20 +142,25 @@ def test_the_sign_has_no_derivative() -> None:
     assert scales[0] == scales[1]
 
 
-class TinyNet(LightningModule):
-    """The same net as a module."""
+def tiny_net() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    for p, value in zip(net.parameters(), tiny().values(), strict=True):
+        p.data.copy_(value)
+    return net
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(3, 4).double(), nn.Linear(4, 3).double()
-        for p, value in zip(self.parameters(), tiny().values(), strict=True):
-            p.data.copy_(value)
 
-    def training_step(self, batch: list[Tensor]) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(self.two(torch.tanh(self.one(batch[0]))), batch[1])}
+class Tiny(Made):
+    """The same net as a module, which returns a mapping."""
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
+    def loss(self, batch: Sequence[Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Any:
+        return {"loss": super().training_step(batch, index)}
+
+
+def still(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.0)
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -163,10 +170,10 @@ def test_the_callback_gets_the_worked_numbers(cut: bool) -> None:
         data: Any = [[torch.cat(part) for part in zip(half(2 * k), half(2 * k + 1), strict=True)] for k in range(9)]
     else:
         data = [[*(part[:1] for part in half(0))]]
-    module, callback = TinyNet(), GradInit(0.9, 5 if cut else 2, "normalized_sgd", lr=0.05, table=False)
+    module, callback = Tiny(still, tiny_net), GradInit(0.9, 5 if cut else 2, "normalized_sgd", lr=0.05, table=False)
     trainer(callback, max_steps=1).fit(module, DataLoader(data, batch_size=None))
     assert callback.alphas is not None
-    names = ("one.weight", "two.weight", "two.bias")
+    names = ("net.0.weight", "net.2.weight", "net.2.bias")
     assert set(callback.alphas) == set(names)
     if cut:
         assert [callback.alphas[name] for name in names] == pytest.approx(SGD[-1][-1], abs=PRINTED)
@@ -741,24 +748,13 @@ def test_a_loss_that_is_not_finite_stops_it() -> None:
 
 
 def sharded(kind: Kind, name: str, folder: str, resume: bool) -> dict[str, Any]:
-    module, strategy = build(kind)
-    module.configure_optimizers = lambda: OptimizerStrategy(name, lr=0.01).configure(module)  # type: ignore[method-assign]
-    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    module = Configured(OptimizerStrategy(name, lr=0.01), seeded_net)
     callback = GradInit(20.0, 4, lr=0.05)
+    saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)
+    path = Path(folder) / "step=8.ckpt" if resume else None
     with redirect_stdout(StringIO()) as printed:
-        fit = Trainer(
-            accelerator="cpu",
-            devices=int(os.environ["WORLD_SIZE"]),
-            strategy=strategy,
-            max_epochs=2,
-            callbacks=[callback, ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        path = Path(folder) / "step=8.ckpt" if resume else None
-        fit.fit(module, DataLoader(TensorDataset(x, x[:, :1] * 2), batch_size=8), ckpt_path=path)
+        fit = trainer(callback, saving, strategy=strategy_of(kind), max_epochs=2)
+        fit.fit(module, DataLoader(seeded_samples(64), batch_size=8), ckpt_path=path)
     return {
         "alphas": callback.alphas,
         "losses": module.losses,
@@ -807,19 +803,15 @@ def test_what_fails_on_rank_0_is_heard_by_all() -> None:
 # ---------------------------------------------------------------- from a config
 
 
-class Data(LightningDataModule):
-    def train_dataloader(self) -> DataLoader[Any]:
-        return batches()
-
-
 def test_it_is_set_from_yaml(tmp_path: Path) -> None:
     from lightning_optim.cli import main
 
     config = f"""
+seed_everything: 0
 model:
-  class_path: tests.config.test_strategy.Configured
+  class_path: tests.harness.modules.Configured
   init_args: {{optimizer: {{name: adan, lr: 0.01}}}}
-data: tests.callbacks.test_grad_init.Data
+data: tests.harness.data.Data
 trainer:
   accelerator: cpu
   devices: 1

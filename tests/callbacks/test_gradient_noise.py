@@ -17,9 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_optim import LAMB, SGDW, Adafactor, AdamW, Adan, ConfiguredOptimizer, Lion, OptionError, RMSprop, engines
 from lightning_optim.callbacks import GradientNoise, IterateAveraging, LookaheadSync
@@ -28,11 +27,12 @@ from lightning_optim.distributed.global_index import GlobalIndex, global_indices
 from lightning_optim.distributed.philox import normals, philox
 from lightning_optim.stages import Noise
 from lightning_optim.training import second_moment
-from tests.engines.conftest import torch_functions  # noqa: F401  a fixture
-from tests.engines.test_compiled import exact_roots  # noqa: F401  a fixture
 from tests.harness.cpu_fsdp import CPUFSDP
+from tests.harness.data import batches
+from tests.harness.modules import Made, Make, Pair, Toy, slot, vector
 from tests.harness.ranks import run_ranks
-from tests.harness.toys import Make, Pair, Run, Toy, batches, slot, trainer, vector
+from tests.harness.strategies import Kind, strategy_of
+from tests.harness.trainers import Run, trainer
 
 ROUNDING = 1e-12  # of a dozen steps in float64
 
@@ -531,38 +531,27 @@ trainer:
 # ---------------------------------------------------------------- ranks and strategies
 
 
-class Silent(LightningModule):
+def zero_net() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    return net
+
+
+class Silent(Made):
     """A module whose gradients are zero, so that the weights are the sum of the noise."""
 
-    def __init__(self, make: Make, by_hand: bool) -> None:
-        super().__init__()
-        self.make, self.by_hand = make, by_hand
-        self.net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-        for p in self.parameters():
-            nn.init.zeros_(p)
+    def __init__(self, make: Make) -> None:
+        super().__init__(make, zero_net)
 
-    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
-        loss: Tensor = 0.0 * self.net(batch[0]).sum()
+    def loss(self, batch: Sequence[Tensor]) -> Tensor:
+        loss: Tensor = 0.0 * self(batch[0]).sum()
         return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make(list(self.parameters()))
 
 
 class SilentClipping(Silent):
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """There is one, so the noise comes before it, by a hook."""
-
-
-class Sharded(Silent):
-    def configure_model(self) -> None:
-        assert self.device_mesh is not None
-        for part in (self.net[0], self.net[2], self.net):
-            fully_shard(part, mesh=self.device_mesh["data_parallel"])
-
-
-class ShardedClipping(Sharded, SilentClipping):
-    pass
 
 
 def ours(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -573,47 +562,43 @@ def theirs(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=1.0)
 
 
-def walked(kind: str, make: Make, by_hand: bool) -> Tensor:
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    strategy: str | Strategy = "auto"
-    module = (SilentClipping if by_hand else Silent)(make, by_hand)
-    if kind == "ddp":
-        strategy = "ddp"
-    elif kind == "fsdp1":
-        strategy = CPUFSDP(auto_wrap_policy={nn.Linear})
-    elif kind == "fsdp2":
-        strategy = ModelParallelStrategy(size, 1)
-        module = (ShardedClipping if by_hand else Sharded)(make, by_hand)
-    fitting = trainer(GradientNoise(0.3, seed=2**40 + 6), strategy=strategy, devices=size, max_epochs=1)
+def walked(kind: Kind, make: Make, by_hand: bool) -> Tensor:
+    module = (SilentClipping if by_hand else Silent)(make)
+    fitting = trainer(GradientNoise(0.3, seed=2**40 + 6), strategy=strategy_of(kind), max_epochs=1)
     fitting.fit(module, batches())
     model: Any = fitting.strategy.model
-    if kind == "fsdp1":
+    if kind == "fsdp1 full":
         with FullyShardedDataParallel.summon_full_params(model):
             return vector(module)
     params: list[Any] = [p.detach() for p in module.parameters()]
-    return torch.cat([(p.full_tensor() if kind == "fsdp2" else p).reshape(-1) for p in params])
+    return torch.cat([(p.full_tensor() if kind == "fsdp2 full" else p).reshape(-1) for p in params])
 
 
 @pytest.mark.parametrize(
     ("kind", "ranks"),
-    [("ddp", 2), ("fsdp1", 1), ("fsdp1", 2), ("fsdp1", 4), ("fsdp2", 2), ("fsdp2", 4)],
+    [("ddp", 2), ("fsdp1 full", 1), ("fsdp1 full", 2), ("fsdp1 full", 4), ("fsdp2 full", 2), ("fsdp2 full", 4)],
 )
 @pytest.mark.parametrize(("make", "by_hand"), [(ours, False), (ours, True), (theirs, False)])
 @pytest.mark.full
-def test_every_strategy_sees_the_same_noise_in_every_way(kind: str, ranks: int, make: Make, by_hand: bool) -> None:
+def test_every_strategy_sees_the_same_noise_in_every_way(kind: Kind, ranks: int, make: Make, by_hand: bool) -> None:
     same_noise(kind, ranks, make, by_hand)
 
 
 @pytest.mark.parametrize(
     ("kind", "ranks", "make", "by_hand"),
-    [("ddp", 2, ours, False), ("fsdp1", 2, theirs, False), ("fsdp1", 4, ours, False), ("fsdp2", 2, ours, True)],
+    [
+        ("ddp", 2, ours, False),
+        ("fsdp1 full", 2, theirs, False),
+        ("fsdp1 full", 4, ours, False),
+        ("fsdp2 full", 2, ours, True),
+    ],
 )
-def test_every_strategy_sees_the_same_noise(kind: str, ranks: int, make: Make, by_hand: bool) -> None:
+def test_every_strategy_sees_the_same_noise(kind: Kind, ranks: int, make: Make, by_hand: bool) -> None:
     same_noise(kind, ranks, make, by_hand)
 
 
-def same_noise(kind: str, ranks: int, make: Make, by_hand: bool) -> None:
-    alone = walked("alone", make, by_hand)
+def same_noise(kind: Kind, ranks: int, make: Make, by_hand: bool) -> None:
+    alone = walked("single", make, by_hand)
     assert float(alone.std()) == pytest.approx(sum(annealed(t) ** 2 for t in range(4)) ** 0.5, rel=0.4)
     for weights in run_ranks(walked, kind, make, by_hand, world_size=ranks):
         assert torch.equal(weights, alone)
@@ -627,7 +612,7 @@ def flat_parameters(_: int) -> str:
             return self.make(list(self.trainer.model.parameters()))  # type: ignore[union-attr]
 
     try:
-        trainer(GradientNoise(), strategy=strategy, devices=2).fit(Flat(ours, False), batches())
+        trainer(GradientNoise(), strategy=strategy).fit(Flat(ours), batches())
     except OptionError as refused:
         return str(refused)
     return ""

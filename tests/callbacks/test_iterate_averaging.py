@@ -20,9 +20,11 @@ from examples.digits.digits import GlobalBatches, Loader
 from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging
 from lightning_optim.stages import Average
-from tests.harness.journeys import KINDS, journey
+from tests.harness.data import BATCH, batches, samples
+from tests.harness.journeys import JOURNEYS, journey
+from tests.harness.modules import Make, Pair, Toy, slot, vector
 from tests.harness.ranks import run_ranks
-from tests.harness.toys import BATCH, Make, Pair, Run, Toy, Walk, batches, samples, slot, trainer, vector
+from tests.harness.trainers import Run, Walk, trainer
 
 ROUNDING = 1e-13  # of a dozen additions in float64
 
@@ -617,12 +619,12 @@ def averaging_at_the_end_of_epochs() -> IterateAveraging:
     return IterateAveraging("ema", decay=0.7, every="epoch")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", JOURNEYS)
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_every_strategy_evaluates_saves_and_resumes_the_average(kind: str, with_norm: bool, tmp_path: Path) -> None:
     """To the rounding of float32 in a dozen steps; within one strategy the test of the best is its validation."""
     averaging = averaging_at_the_end_of_epochs if with_norm else averaging_from_the_first_step
-    alone = journey("alone", adan, averaging, tmp_path / "alone", with_norm)
+    alone = journey("single", adan, averaging, tmp_path / "alone", with_norm)
     both = run_ranks(journey, kind, adan, averaging, tmp_path / "whole", with_norm)
     for whole in both:
         for key in ("train", "val", "test"):

@@ -26,12 +26,17 @@ from torch import Tensor, nn
 
 from lightning_optim import Adan
 from lightning_optim.callbacks import IterateAveraging
+from tests.harness.data import batches
 from tests.harness.journeys import journey
+from tests.harness.modules import Toy, vector
 from tests.harness.ranks import RankFailure, run_ranks
-from tests.harness.toys import Run, Toy, Walk, batches, trainer, vector
+from tests.harness.trainers import Run, Walk, trainer
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*was called without a model", "ignore:.*there is no last checkpoint", "ignore:.*Swapping scheduler"
+    "ignore:.*was called without a model",
+    "ignore:.*there is no last checkpoint",
+    "ignore:.*Swapping scheduler",
+    "ignore:.*a model that overrides the configure_model callback",
 )
 
 DECAY = 0.8

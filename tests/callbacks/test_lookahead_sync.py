@@ -16,9 +16,11 @@ from lightning_optim import SGDW, Adan, OptionError
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.core.foreign_stages import attach
 from lightning_optim.stages import Lookahead
-from tests.harness.journeys import KINDS, journey
+from tests.harness.data import batches, samples
+from tests.harness.journeys import JOURNEYS, journey
+from tests.harness.modules import Make, Pair, Toy, slot, vector
 from tests.harness.ranks import run_ranks
-from tests.harness.toys import Make, Pair, Run, Toy, batches, samples, slot, vector
+from tests.harness.trainers import Run
 
 ROUNDING = 1e-13
 
@@ -306,11 +308,11 @@ def slow_lookahead() -> LookaheadSync:
     return LookaheadSync(3, 0.5, "pullback", evaluate="slow")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", JOURNEYS)
 @pytest.mark.parametrize("make", [adan, sgd])
 def test_every_strategy_evaluates_saves_and_resumes_slow_weights(kind: str, make: Make, tmp_path: Path) -> None:
     """To the rounding of float32 in a dozen steps; within one strategy the test of the best is its validation."""
-    alone = journey("alone", make, slow_lookahead, tmp_path / "alone")
+    alone = journey("single", make, slow_lookahead, tmp_path / "alone")
     both = run_ranks(journey, kind, make, slow_lookahead, tmp_path / "whole")
     for whole in both:
         for key in ("train", "val", "test"):

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from lightning_optim import KoalaV
 from lightning_optim.callbacks import LossInput
+from tests.harness.data import BATCH, batches, samples
+from tests.harness.modules import Toy, vector
 from tests.harness.ranks import run_ranks
-from tests.harness.toys import BATCH, Run, Toy, batches, samples, vector
+from tests.harness.trainers import Run
 
 ROUNDING = 1e-12
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,14 +19,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, list_optimizers
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput, OptimizerStateMemory
 from lightning_optim.reports.memory import predicted_memory, state_memory
+from tests.harness.data import seeded_samples
+from tests.harness.modules import Configured, Made, Make, Toy
+from tests.harness.nets import seeded_net
 from tests.harness.ranks import run_ranks
-from tests.harness.test_cpu_fsdp import Kind, build
-from tests.harness.toys import Make, Run, Toy, trainer
+from tests.harness.strategies import Kind, strategy_of
+from tests.harness.trainers import Run, trainer
 
 VALUES = 4 * 6 + 6 + 6 * 2 + 2  # of the toy's two layers
 TENSORS = 4
@@ -482,26 +484,19 @@ def test_fast_dev_run_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def sharded(kind: Kind, name: str, folder: str) -> tuple[int, str]:
     """The bytes of this rank's state by the walk, and what it printed."""
-    module, strategy = build(kind)
-
-    def configure() -> Any:
-        if name == "torch":
-            return torch.optim.AdamW(module.parameters(), lr=0.01)
-        return OptimizerStrategy(name, lr=0.01).configure(module)
-
-    module.configure_optimizers = configure  # type: ignore[method-assign]
-    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    module: Any = Made(lambda params: torch.optim.AdamW(params, lr=0.01), seeded_net)
+    if name != "torch":
+        module = Configured(OptimizerStrategy(name, lr=0.01), seeded_net)
     fit = trainer(
         IterateAveraging("ema"),
         OptimizerStateMemory(csv=f"{folder}/memory.csv"),
-        strategy=strategy,
-        devices=int(os.environ["WORLD_SIZE"]),
+        strategy=strategy_of(kind),
         logger=TensorBoardLogger(folder, name="", version=""),
         log_every_n_steps=1,
         max_epochs=1,
     )
     with redirect_stdout(StringIO()) as printed:
-        fit.fit(module, DataLoader(TensorDataset(x, x[:, :1]), batch_size=8))
+        fit.fit(module, DataLoader(seeded_samples(scale=1.0), batch_size=8))
     return by_walk(fit.optimizers[0]), printed.getvalue()
 
 
@@ -535,10 +530,11 @@ def test_it_is_set_from_yaml(tmp_path: Path) -> None:
 
     path = tmp_path / "fit.yaml"
     path.write_text(f"""
+seed_everything: 0
 model:
-  class_path: tests.config.test_strategy.Configured
+  class_path: tests.harness.modules.Configured
   init_args: {{optimizer: {{name: adan, state_bits: 16}}}}
-data: tests.config.test_cli.Data
+data: tests.harness.data.Data
 trainer:
   accelerator: cpu
   devices: 1

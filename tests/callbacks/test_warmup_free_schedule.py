@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateMonitor,
@@ -21,75 +21,44 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-import lightning_optim
 from lightning_optim import OptimizerStrategy, OptionError, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, NonFiniteGuard, WarmupFreeSchedule
 from lightning_optim.cli import main
 from lightning_optim.training import second_moment
 from lightning_optim.training.warmups import WARMUPS
+from tests.harness.data import batches, samples, seeded_samples
+from tests.harness.modules import Made, Make, Toy, vector
+from tests.harness.nets import seeded_net
 from tests.harness.ranks import run_ranks
-from tests.harness.test_cpu_fsdp import build
-from tests.harness.toys import BATCHES, Make, Run, Toy, batches, samples, trainer, vector
+from tests.harness.rates import (
+    LR,
+    SCHEDULED,
+    Applied,
+    Manual,
+    Meddler,
+    Note,
+    Rest,
+    adamw,
+    adan,
+    logged,
+    plain_loop,
+    rates,
+    rmsprop,
+    sgd,
+    stored,
+    warm,
+)
+from tests.harness.strategies import strategy_of
+from tests.harness.trainers import Run, trainer
 
 ROUNDING = 1e-13  # of sums in another order, in float64
-LR = 0.05
-
-
-def adan(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return lightning_optim.Adan(params, lr=LR, betas=(0.9, 0.8, 0.7))
-
-
-def adamw(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.7))
-
-
-def rmsprop(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(params, lr=LR, alpha=0.7)
-
-
-def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=LR, momentum=0.9)
 
 
 # ---------------------------------------------------------------- by hand
-
-
-def warm(rule: str, t: int, b: float) -> float:
-    """The factor of step t = 1, 2, ..., written from the papers' formulas."""
-    if rule == "none":
-        return 1.0
-    if rule == "linear":
-        return min(1.0, 0.5 * (1 - b) * t)
-    if rule == "exponential":
-        return float(1 - np.exp(-(1 - b) * t))
-
-    def rho(s: int) -> float:
-        return 2 / (1 - b) - 1 - 2 * s * b**s / (1 - b**s)
-
-    first = next(s for s in range(1, 100) if rho(s) > 4)
-    x, top = rho(t + first - 1), 2 / (1 - b) - 1
-    return math.sqrt((x - 4) * (x - 2) * top / ((top - 4) * (top - 2) * x))
-
-
-def fall(decay: str, t: int, total: int, e: float = 0.0) -> float:
-    """The factor after t steps."""
-    u = t / total
-    return {
-        "constant": 1.0,
-        "cosine": e + (1 - e) * 0.5 * (1 + math.cos(math.pi * u)),
-        "linear": 1 - (1 - e) * u,
-        "inverse_sqrt": max(e, math.sqrt(0.01 * total / (t + 0.01 * total))),
-        "flat_linear": 1.0 if u < 0.8 else 1 - (1 - e) * (u - 0.8) / 0.2,
-    }[decay]
-
-
-def rates(rule: str, decay: str, steps: int, total: int, b: float = 0.7, e: float = 0.0) -> list[float]:
-    return [LR * warm(rule, t + 1, b) * fall(decay, t, total, e) for t in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -117,36 +86,6 @@ def test_all_warmups_are_about_as_long() -> None:
 
 
 # ---------------------------------------------------------------- what is applied
-
-
-class Applied(Callback):
-    """The learning rate of each group of each optimizer at the moment of each of its steps."""
-
-    def __init__(self) -> None:
-        self.rates: dict[int, list[list[float]]] = {}
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        found = self.rates.setdefault(trainer.optimizers.index(optimizer), [])
-        found.append([float(group["lr"]) for group in optimizer.param_groups])
-
-    @property
-    def first(self) -> list[float]:
-        """Those of the first group of the first optimizer."""
-        return [found[0] for found in self.rates[0]]
-
-
-def plain_loop(make: Make, lrs: list[float]) -> Tensor:
-    """The weights after steps at these learning rates, in float64."""
-    seed_everything(0, verbose=False)
-    module = Toy(make).double()
-    optimizer = make(list(module.parameters()))
-    data = list(batches())
-    for step, lr in enumerate(lrs):
-        optimizer.param_groups[0]["lr"] = lr
-        optimizer.zero_grad()
-        torch.autograd.backward(module.loss([part.double() for part in data[step % BATCHES]]))
-        optimizer.step()
-    return vector(module)
 
 
 @pytest.mark.parametrize("make", [adan, adamw, rmsprop])
@@ -282,40 +221,6 @@ def test_a_length_that_nobody_knows(options: dict[str, Any], stream: bool) -> No
 # ---------------------------------------------------------------- with a scheduler
 
 
-def stepped(make: Callable[[Any], Any], **config: Any) -> type[Toy]:
-    """A module that returns a scheduler."""
-
-    class Scheduled(Toy):
-        def validation_step(self, batch: Any, index: int) -> None:
-            self.log("loss", 1.0)  # never better: a plateau
-
-        def configure_optimizers(self) -> Any:
-            optimizer = self.make(list(self.parameters()))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), **config}}
-
-    return Scheduled
-
-
-SCHEDULED = {
-    "lambda": stepped(lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t), interval="step"),
-    "step": stepped(lambda o: lr_scheduler.StepLR(o, 3, 0.5), interval="step"),
-    "epochs": stepped(lambda o: lr_scheduler.ExponentialLR(o, 0.5)),
-    "cosine": stepped(lambda o: lr_scheduler.CosineAnnealingLR(o, 12, eta_min=0.01), interval="step"),
-    "one cycle": stepped(lambda o: lr_scheduler.OneCycleLR(o, 0.2, 12), interval="step"),
-    "sequence": stepped(
-        lambda o: lr_scheduler.SequentialLR(
-            o, [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)], [4]
-        ),
-        interval="step",
-    ),
-    "chain": stepped(
-        lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(o, 5), lr_scheduler.ExponentialLR(o, 0.9)]),
-        interval="step",
-    ),
-    "plateau": stepped(lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0), monitor="loss"),
-}
-
-
 @pytest.mark.parametrize("name", SCHEDULED)
 @pytest.mark.parametrize("make", [adan, adamw])
 def test_the_warmup_multiplies_what_a_scheduler_sets(name: str, make: Make) -> None:
@@ -336,14 +241,6 @@ def test_two_decays_are_refused() -> None:
     with pytest.raises(OptionError, match=words):
         Run(adan, WarmupFreeSchedule("linear", "cosine"), module=module)
     assert module.losses == []
-
-
-class Meddler(Callback):
-    """Sets a learning rate by itself."""
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == 2:
-            trainer.optimizers[0].param_groups[0]["lr"] = 0.5
 
 
 class Unfreezer(Callback):
@@ -381,17 +278,6 @@ def test_with_callbacks_that_change_weights(first: bool) -> None:
 
 
 # ---------------------------------------------------------------- what is logged
-
-
-def logged(folder: Path) -> dict[str, dict[int, float]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
-def stored(values: list[float]) -> dict[int, float]:
-    """What TensorBoard keeps of numbers, one for each step."""
-    return {step: float(np.float32(value)) for step, value in enumerate(values)}
 
 
 @pytest.mark.parametrize("module", [None, "step"])
@@ -500,26 +386,6 @@ def test_steps_that_a_guard_skips_do_not_count(make: Make, first: bool) -> None:
 # ---------------------------------------------------------------- resuming
 
 
-class Rest:
-    """A loader that goes on where a run of some steps left it."""
-
-    def __init__(self, done: int) -> None:
-        self.done, self.skip = done, 0
-
-    def __len__(self) -> int:
-        return BATCHES
-
-    def __iter__(self) -> Any:
-        found, self.skip = list(batches())[self.skip :], 0
-        return iter(found)
-
-    def state_dict(self) -> dict[str, int]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.skip = self.done % BATCHES
-
-
 @pytest.mark.parametrize("step", [4, 5])  # the end of an epoch, and the middle of one
 @pytest.mark.parametrize("name", [None, "step", "cosine"])
 @pytest.mark.parametrize("make", [adan, adamw])
@@ -598,28 +464,6 @@ def test_an_error_leaves_the_optimizer_as_it_was() -> None:
 
 
 # ---------------------------------------------------------------- manual optimization
-
-
-class Manual(Toy):
-    """Two optimizers; the first steps twice in every batch, the second in every other one, with a scheduler."""
-
-    def __init__(self) -> None:
-        super().__init__(adan)
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, index: int) -> Any:
-        first, second = self.optimizers()  # type: ignore[attr-defined]
-        for optimizer in [first, first, second] if index % 2 == 0 else [first, first]:
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
-            if optimizer is second:
-                self.lr_schedulers().step()  # type: ignore[union-attr]
-
-    def configure_optimizers(self) -> Any:
-        first = lightning_optim.Adan(self.net[0].parameters(), lr=LR, betas=(0.9, 0.8, 0.7))  # type: ignore[index]
-        second = torch.optim.Adam(self.net[2].parameters(), lr=LR, betas=(0.9, 0.9))  # type: ignore[index]
-        return [first, second], [lr_scheduler.ExponentialLR(second, 0.5)]
 
 
 def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
@@ -786,11 +630,12 @@ def test_from_a_config(tmp_path: Path) -> None:
     callback = {"warmup": "none", "decay": "inverse_sqrt", "timescale": 3, "final": 0.1}
     paths = {
         "lightning_optim.callbacks.WarmupFreeSchedule": callback,
-        "tests.callbacks.test_warmup_free_schedule.Note": {},
+        "tests.harness.rates.Note": {},
     }
     config = {
-        "model": {"class_path": "tests.config.test_strategy.Configured"},
-        "data": {"class_path": "tests.config.test_cli.Data"},
+        "seed_everything": 0,
+        "model": {"class_path": "tests.harness.modules.Configured"},
+        "data": {"class_path": "tests.harness.data.Data"},
         "trainer": {
             **{"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False},
             **{"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(tmp_path)},
@@ -801,13 +646,6 @@ def test_from_a_config(tmp_path: Path) -> None:
     Note.kept.clear()
     main(["fit", "--config", str(tmp_path / "in.yaml")])
     assert Note.kept == pytest.approx([1e-3 * math.sqrt(3 / (t + 3)) for t in range(4)], rel=1e-12)
-
-
-class Note(Callback):
-    kept: list[float] = []  # noqa: RUF012
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.kept.append(optimizer.param_groups[0]["lr"])
 
 
 def on_ranks(kind: str) -> tuple[list[float], list[float]]:
@@ -825,11 +663,6 @@ def test_two_ranks() -> None:
     assert ones == others
 
 
-def sharded_data() -> TensorDataset:
-    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
-    return TensorDataset(x, x[:, :1])
-
-
 class SavesFirst(Callback):
     """Before the first step, when a strategy may take one of its own to have some state to save."""
 
@@ -842,18 +675,15 @@ class SavesFirst(Callback):
 
 
 def sharded(kind: Any, folder: str, steps: int, ckpt_path: str | None = None) -> tuple[list[float], list[float]]:
-    module, strategy = build(kind)
-    module.configure_optimizers = lambda: adan(list(module.parameters()))  # type: ignore[method-assign]
-    applied = Applied()
+    module, applied = Made(adan, seeded_net), Applied()
     fit = trainer(
         WarmupFreeSchedule("linear", "linear", total_steps=8),
         SavesFirst(folder),
         applied,
-        devices=int(os.environ["WORLD_SIZE"]),
-        strategy=strategy,
+        strategy=strategy_of(kind),
         max_epochs=steps // 4,
     )
-    fit.fit(module, DataLoader(sharded_data(), batch_size=8), ckpt_path=ckpt_path)
+    fit.fit(module, DataLoader(seeded_samples(scale=1.0), batch_size=8), ckpt_path=ckpt_path)
     fit.save_checkpoint(f"{folder}/{steps}.ckpt")
     return applied.first, module.losses
 

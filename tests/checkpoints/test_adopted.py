@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch import Callback
 
 from lightning_optim import OptimizerStrategy
 from lightning_optim.callbacks import LookaheadSync
 from lightning_optim.checkpoints.consolidate import consolidate
 from tests.harness.ranks import run_ranks
-from tests.harness.runs import EPOCH, Parts, Setting, Task, strategy_of
+from tests.harness.runs import EPOCH, Setting, Task, saving, task_batches, task_trainer
+from tests.harness.strategies import Kind
 
 
 class OfTorch(Task):
@@ -30,8 +28,8 @@ class OfTorch(Task):
 class Used(Task):
     """Torch's own loader for FSDP2 wants state of every parameter that is trained."""
 
-    def __init__(self, optimizer: OptimizerStrategy, sharded: bool) -> None:
-        super().__init__(optimizer, sharded)
+    def __init__(self, optimizer: OptimizerStrategy) -> None:
+        super().__init__(optimizer)
         self.net.unused.requires_grad_(False)
 
 
@@ -48,33 +46,19 @@ def go(
 ) -> tuple[list[float], list[str]]:
     """The losses of this rank, or the error, and what was said of a checkpoint."""
     spec = OptimizerStrategy("adamw", lr=0.01, state_bits=setting.bits)
-    task = task_class(spec, setting.kind.startswith("fsdp2"))
+    task = task_class(spec)
     callbacks: list[Callback] = [LookaheadSync(k=2)] if lookahead else []
-    if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, "saved", every_n_train_steps=EPOCH, save_on_train_epoch_end=False))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=setting.ranks,
-        strategy=strategy_of(setting),
-        max_epochs=1 if folder is not None else 2,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    x = torch.randn(8 * EPOCH, 5, generator=torch.Generator().manual_seed(0))
-    parts = Parts(int(os.environ["RANK"]), setting.ranks)
+    callbacks += [] if folder is None else [saving(folder)]
+    trainer = task_trainer(setting, *callbacks, max_epochs=1 if folder is not None else 2)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        trainer.fit(task, DataLoader(TensorDataset(x, x[:, :1].sin()), batch_sampler=parts), ckpt_path=resume)
+        trainer.fit(task, task_batches(setting.ranks), ckpt_path=resume)
     if resume is not None:  # whatever the groups of the checkpoint were
         assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.01, 0.0]
     return task.losses, [str(one.message) for one in said if "loads a checkpoint" in str(one.message)]
 
 
-def settings(*kinds: str) -> list[Setting]:
+def settings(*kinds: Kind) -> list[Setting]:
     return [Setting(kind, 32, 1 if kind == "single" else 2) for kind in kinds]
 
 

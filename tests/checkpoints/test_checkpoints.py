@@ -12,7 +12,8 @@ import torch
 
 from lightning_optim.checkpoints.consolidate import consolidate
 from tests.harness.ranks import run_ranks
-from tests.harness.runs import EPOCH, KINDS, Run, Setting, fit, identical
+from tests.harness.runs import EPOCH, Run, Setting, fit, identical
+from tests.harness.strategies import KINDS, Kind
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "checkpoint_matrix.json"
@@ -94,7 +95,7 @@ def assert_portable(rows: Sequence[Mapping[str, Any]]) -> None:
         assert row["identical"] == (saved == now), row
 
 
-def of_2_ranks(kind: str, bits: int) -> Setting:
+def of_2_ranks(kind: Kind, bits: int) -> Setting:
     return Setting(kind, bits, 1 if kind == "single" else 2)
 
 
@@ -119,7 +120,7 @@ def test_core_of_the_matrix(tmp_path: Path) -> None:
 
 def test_scalars_of_koala_travel(tmp_path: Path) -> None:
     """They stand in the parameter group, and its prediction has moved the weights when the checkpoint is written."""
-    kinds = ("fsdp1 sharded", "fsdp2 sharded", "fsdp2 full")
+    kinds: tuple[Kind, ...] = ("fsdp1 sharded", "fsdp2 sharded", "fsdp2 full")
     pairs = [(Setting(kind, 8, 2), Setting(kind, 8, 2)) for kind in kinds]
     assert_portable(matrix([*pairs, (pairs[0][0], Setting("single", 32, 1))], "koala_m", tmp_path))
 

@@ -5,7 +5,6 @@ The callback that sees to it comes by itself with `ConfiguredOptimizer`: the Tra
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import OptimizerStrategy
 from tests.harness.ranks import run_ranks
-from tests.harness.runs import Parts, Setting, Task, fit, strategy_of
+from tests.harness.runs import Setting, Task, fit, task_batches, task_trainer
 
 SETTINGS = [
     Setting("single", 8, 1),
@@ -86,23 +84,10 @@ def refusals(setting: Setting, paths: list[Path]) -> list[tuple[str, bool]]:
     found = []
     for path in paths:
         spec = OptimizerStrategy("adan", state_bits=setting.bits)
-        task, before = Task(spec, setting.kind.startswith("fsdp2")), Before()
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=setting.ranks,
-            strategy=strategy_of(setting),
-            max_epochs=2,
-            callbacks=[before],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        x = torch.randn(32, 5)
-        loader = DataLoader(TensorDataset(x, x[:, :1]), batch_sampler=Parts(int(os.environ["RANK"]), setting.ranks))
+        task, before = Task(spec), Before()
+        trainer = task_trainer(setting, before, max_epochs=2)
         try:
-            trainer.fit(task, loader, ckpt_path=path)
+            trainer.fit(task, task_batches(setting.ranks), ckpt_path=path)
         except Exception as error:
             same = all(map(torch.equal, before.weights, local_weights(task)))
             found.append((f"{type(error).__name__}: {error}", same and not task.losses))

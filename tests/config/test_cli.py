@@ -9,39 +9,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 import lightning_optim
 from lightning_optim import OptimizerStrategy
 from lightning_optim.cli import main
 from lightning_optim.core.optimizer import OPTIMIZERS
 from tests.config.bad import BAD
-from tests.config.test_strategy import Configured, frozen
-from tests.harness.toys import batches
-
-
-class Plain(LightningModule):
-    """A module that says nothing of optimizers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(4, 2)
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
-
-
-class Data(LightningDataModule):
-    def train_dataloader(self) -> DataLoader[Any]:
-        return batches()
+from tests.harness.data import Data
+from tests.harness.modules import Configured, Plain
+from tests.harness.nets import frozen_net
+from tests.harness.trainers import QUIET
 
 
 class Frozen(Configured):
     def __init__(self, optimizer: lightning_optim.OptimizerSpec = "adan") -> None:
-        super().__init__(optimizer, frozen)
+        super().__init__(optimizer, frozen_net)
 
 
 @pytest.fixture
@@ -53,19 +37,11 @@ def config(tmp_path: Path) -> Any:
             "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
             "init_args": {"dirpath": str(tmp_path), "filename": "end"},
         }
-        quiet = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(tmp_path),
-        }
+        quiet = {**QUIET, "default_root_dir": str(tmp_path)}
         content = {
             "seed_everything": 0,
-            "model": model or {"class_path": "tests.config.test_strategy.Configured"},
-            "data": {"class_path": "tests.config.test_cli.Data"},
+            "model": model or {"class_path": "tests.harness.modules.Configured"},
+            "data": {"class_path": "tests.harness.data.Data"},
             "trainer": {**quiet, "callbacks": [saving, *callbacks], **trainer},
         }
         path = tmp_path / "config.in.yaml"
@@ -76,7 +52,7 @@ def config(tmp_path: Path) -> Any:
 
 
 def configured(spec: Any) -> dict[str, Any]:
-    return {"class_path": "tests.config.test_strategy.Configured", "init_args": {"optimizer": spec}}
+    return {"class_path": "tests.harness.modules.Configured", "init_args": {"optimizer": spec}}
 
 
 def trained(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -189,8 +165,7 @@ def test_what_only_the_module_shows_is_said_before_training(
 
 
 def cli(tmp_path: Path, *arguments: str) -> LightningCLI:
-    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_epochs": 1}
-    options = {**quiet, "enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    options = {**QUIET, "enable_checkpointing": False, "default_root_dir": tmp_path}
     return LightningCLI(
         Plain,
         Data,

@@ -6,40 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch import Callback, Trainer
+from torch import nn
 
-from lightning_optim import AdamW, ConfiguredOptimizer, OptimizerSpec, Padam, RAdam, create_optimizer
+from lightning_optim import AdamW, Padam, RAdam, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.config.recipes import RECIPES
 from lightning_optim.stages import Average
+from tests.harness.data import batches
+from tests.harness.modules import Configured
+from tests.harness.trainers import trainer
 from tests.optimizers.goldens import AVERAGES, GOLDENS
 
 
-class Line(ConfiguredOptimizer, LightningModule):
-    def __init__(self, optimizer: OptimizerSpec = "gadam") -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.layer = nn.Linear(2, 1)
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return self.layer(batch[0]).square().mean()  # type: ignore[no-any-return]
-
-
 def fit(spec: Any, callbacks: list[Callback]) -> Trainer:
-    trainer = Trainer(
-        max_epochs=4,
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
-    trainer.fit(Line(spec), DataLoader(TensorDataset(x), batch_size=4))
-    return trainer
+    found = trainer(*callbacks, max_epochs=4)
+    found.fit(Configured(spec), batches())
+    return found
 
 
 @pytest.mark.parametrize(
@@ -51,17 +34,17 @@ def fit(spec: Any, callbacks: list[Callback]) -> Trainer:
     ],
 )
 def test_a_recipe_brings_its_callback(name: str, optimizer: type, callback: type[Callback], slot: str) -> None:
-    trainer = fit(name, [])
-    assert [type(found) for found in trainer.callbacks if isinstance(found, callback)] == [callback]  # type: ignore[attr-defined]
-    (made,) = trainer.optimizers
+    fitted = fit(name, [])
+    assert [type(found) for found in fitted.callbacks if isinstance(found, callback)] == [callback]  # type: ignore[attr-defined]
+    (made,) = fitted.optimizers
     assert type(made) is optimizer
     assert all(slot in state for state in made.state.values())
 
 
 def test_the_users_callback_wins() -> None:
     mine = IterateAveraging("ema", decay=0.5)
-    trainer = fit("gadam", [mine])
-    assert [found for found in trainer.callbacks if isinstance(found, IterateAveraging)] == [mine]  # type: ignore[attr-defined]
+    fitted = fit("gadam", [mine])
+    assert [found for found in fitted.callbacks if isinstance(found, IterateAveraging)] == [mine]  # type: ignore[attr-defined]
 
 
 def test_settings_of_a_recipe_hold_unless_changed() -> None:

@@ -18,7 +18,6 @@ from lightning_optim import (
     Adan,
     ConfiguredOptimizer,
     KoalaV,
-    OptimizerSpec,
     OptimizerStrategy,
     OptionError,
     create_optimizer,
@@ -27,20 +26,10 @@ from lightning_optim import (
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput
 from lightning_optim.core.optimizer import OPTIMIZERS
 from tests.config.bad import BAD
-from tests.harness.toys import batches, plain_net, trainer
-
-
-class Configured(ConfiguredOptimizer, LightningModule):
-    def __init__(self, optimizer: OptimizerSpec = "adan", net: Callable[[], nn.Module] = plain_net) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore="net")
-        self.net = net()
-        self.steps = 0
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        self.steps += 1
-        loss: Tensor = nn.functional.mse_loss(self.net(batch[0]), batch[1])
-        return loss
+from tests.harness.data import batches
+from tests.harness.modules import Configured
+from tests.harness.nets import frozen_net, plain_net
+from tests.harness.trainers import trainer
 
 
 def fit(module: LightningModule, *callbacks: Any, ckpt_path: Path | None = None, **options: Any) -> Any:
@@ -68,11 +57,7 @@ def test_wrong_specs(spec: Any, words: str) -> None:
     module = Configured(spec)
     with pytest.raises(OptionError, match=words):
         fit(module)
-    assert module.steps == 0
-
-
-def frozen() -> nn.Module:
-    return plain_net().requires_grad_(False)
+    assert not module.losses
 
 
 def sparse() -> nn.Module:
@@ -82,7 +67,7 @@ def sparse() -> nn.Module:
 @pytest.mark.parametrize(
     ("net", "spec", "words"),
     [
-        (frozen, "adan", r"Configured has no parameter to train: .*all are frozen \(requires_grad=False\)"),
+        (frozen_net, "adan", r"Configured has no parameter to train: .*all are frozen \(requires_grad=False\)"),
         (nn.Identity, "adan", r"Configured has no parameter to train: it has none at all"),
         (sparse, "adamw", r"net.0 is an embedding with sparse=True.*make it sparse=False, or .*SparseAdam"),
         (
@@ -96,7 +81,7 @@ def test_what_does_not_fit_the_module(net: Callable[[], nn.Module], spec: Any, w
     module = Configured(spec, net)
     with pytest.raises(OptionError, match=words):
         fit(module)
-    assert module.steps == 0
+    assert not module.losses
 
 
 @pytest.mark.parametrize(
@@ -177,7 +162,7 @@ def test_a_schedule_needs_an_end() -> None:
     words = "schedule 'cosine' needs to know how long training is.*max_epochs nor max_steps.*Set max_steps"
     with pytest.raises(OptionError, match=words):
         fit(module, max_epochs=-1)
-    assert module.steps == 0
+    assert not module.losses
     assert fit(Configured({"name": "adan", "schedule": "cosine"}), max_epochs=-1, max_steps=3).global_step == 3
     constant = {"name": "adan", "schedule": {"name": "constant", "warmup_steps": 2}}
     assert fit(Configured(constant), max_epochs=-1, max_time={"seconds": 1}).global_step > 4

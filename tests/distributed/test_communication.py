@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.communication import count
-from lightning_optim import ConfiguredOptimizer, OptimizerSpec, OptimizerStrategy, create_optimizer
+from lightning_optim import OptimizerStrategy, create_optimizer
 from lightning_optim.callbacks import Communication
 from lightning_optim.distributed.powersgd import PowerSGD
 from lightning_optim.errors import OptionError
+from tests.harness.modules import Configured, Made, vector
+from tests.harness.nets import seeded_net
 from tests.harness.ranks import RankFailure, run_ranks
-from tests.harness.test_cpu_fsdp import build
+from tests.harness.strategies import rank, strategy_of
+from tests.harness.trainers import Walk, trainer
 
 ROOT = Path(__file__).parent.parent.parent
 BATCH = 4
 STEPS = 10
 EPOCH = 5  # steps; a checkpoint there resumes exactly
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", 0))
 
 
 def data(of_rank: int) -> tuple[Tensor, Tensor]:
@@ -49,27 +47,8 @@ def net() -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Tanh(), nn.Linear(24, 2))
 
 
-class Model(ConfiguredOptimizer, LightningModule):
-    def __init__(self, optimizer: OptimizerSpec = "sgdw") -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = net()
-        self.walk: list[Tensor] = []
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.walk.append(flat(self))
-
-
-class OfTorch(Model):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.parameters(), lr=0.01)
-
-
-def flat(module: nn.Module) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+def torchs(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=0.01)
 
 
 def train(
@@ -81,25 +60,15 @@ def train(
     strategy: str | Strategy = "small buckets",
 ) -> list[Tensor]:
     """The weights of this rank after each step. Buckets of one kilobyte, so that there are several and they change."""
-    module = OfTorch() if optimizer == "torch" else Model(optimizer)
+    module = Made(torchs, net) if optimizer == "torch" else Configured(optimizer, net)
+    walk = Walk()
     callbacks: list[Callback] = [] if communication is None else [Communication(**communication)]
     if folder is not None:
         callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=EPOCH, save_top_k=-1))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=int(os.environ.get("WORLD_SIZE", 1)),
-        strategy=DDPStrategy(bucket_cap_mb=1e-3) if strategy == "small buckets" else strategy,
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader(TensorDataset(*data(rank())), batch_size=BATCH), ckpt_path=resume)
-    return module.walk
+    strategy = DDPStrategy(bucket_cap_mb=1e-3) if strategy == "small buckets" else strategy
+    fitting = trainer(*callbacks, walk, strategy=strategy, max_steps=steps, max_epochs=-1)
+    fitting.fit(module, DataLoader(TensorDataset(*data(rank())), batch_size=BATCH), ckpt_path=resume)
+    return walk.weights
 
 
 # ---------------------------------------------------------------------- against the arithmetic by hand
@@ -155,7 +124,7 @@ def test_powersgd_is_the_paper(strategy: str) -> None:
     walks = run_ranks(train, {"name": "sgdw", "lr": lr, "momentum": 0.0}, options, strategy=strategy)
     plain = run_ranks(train, {"name": "sgdw", "lr": lr, "momentum": 0.0}, None, strategy=strategy)
     # float32 on both sides, ten steps: 1e-5 is a hundred roundings, and the difference to plain DDP is far larger.
-    torch.testing.assert_close(walks[0][-1], flat(module), rtol=0, atol=1e-5)
+    torch.testing.assert_close(walks[0][-1], vector(module), rtol=0, atol=1e-5)
     torch.testing.assert_close(walks[0][start - 1], plain[0][start - 1], rtol=0, atol=1e-6)
     assert (walks[0][-1] - plain[0][-1]).abs().max() > 1e-3
     assert torch.equal(walks[0][-1], walks[1][-1])
@@ -190,7 +159,7 @@ def test_post_local_sgd_is_local_steps_and_a_mean(optimizer: Any) -> None:
                     a.copy_((a + b) / 2)
                     b.copy_(a)
         for worker, one in enumerate(nets):
-            walk[worker].append(flat(one))
+            walk[worker].append(vector(one))
     found = run_ranks(train, optimizer, {"kind": "post_local_sgd", "start": start, "period": period})
     for worker in (0, 1):
         torch.testing.assert_close(torch.stack(found[worker]), torch.stack(walk[worker]), rtol=1e-4, atol=2e-6)
@@ -333,10 +302,10 @@ def test_one_process_sends_nothing() -> None:
 
 
 def on_sharded(kind: Any) -> None:
-    module, strategy = build(kind)
+    module = Made(torchs, seeded_net)
     module.configure_callbacks = lambda: [Communication("bf16")]  # type: ignore[method-assign]
-    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=1, logger=False, barebones=True)
-    trainer.fit(module, DataLoader(TensorDataset(*data(rank())), batch_size=BATCH))
+    fitting = trainer(strategy=strategy_of(kind), max_steps=1)
+    fitting.fit(module, DataLoader(TensorDataset(*data(rank())), batch_size=BATCH))
 
 
 @pytest.mark.parametrize("kind", ["fsdp1 full", "fsdp2 full"])

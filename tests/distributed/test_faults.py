@@ -20,26 +20,25 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.strategies import DDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_optim import create_optimizer
 from lightning_optim.callbacks import CheckpointIntegrity, Communication, IterateAveraging, NonFiniteGuard
 from lightning_optim.callbacks.non_finite_guard import all_finite
 from lightning_optim.checkpoints.integrity import damage
 from lightning_optim.errors import OptionError
+from tests.harness.data import seeded_samples
+from tests.harness.modules import Made
+from tests.harness.nets import seeded_net
 from tests.harness.ranks import RankFailure, run_ranks
-from tests.harness.test_cpu_fsdp import Kind, Regression, build
+from tests.harness.strategies import Kind, rank, strategy_of
+from tests.harness.trainers import trainer
 
 EPOCH = 4  # steps, of 8 samples on each rank
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", 0))
 
 
 def make(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
@@ -48,35 +47,27 @@ def make(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
     return create_optimizer(optimizer, list(module.parameters()))
 
 
+def seeded(net: Callable[[], nn.Module] = seeded_net) -> Made:
+    return Made(lambda params: torch.optim.AdamW(params, lr=1e-2), net)
+
+
 def fit(
     kind: Kind | None,
     *callbacks: Callback,
     optimizer: Any = "adan",
     folder: Path | None = None,
     resume: Path | None = None,
-    module: Regression | None = None,
+    module: Made | None = None,
     **options: Any,
-) -> Regression:
-    """Two epochs of `Regression`, with a checkpoint after each; the module, with the losses of this rank."""
-    made, strategy = (Regression(), "auto") if kind is None else build(kind)
-    module = module or made
-    if kind == "ddp":
-        strategy = DDPStrategy(timeout=timedelta(seconds=6))
+) -> Made:
+    """Two epochs, with a checkpoint after each; the module, with the losses of this rank."""
+    module = module or seeded()
     module.configure_optimizers = lambda: make(optimizer, module)  # type: ignore[method-assign]
     saves = [] if folder is None else [ModelCheckpoint(folder, "last", enable_version_counter=False)]
-    x = torch.randn(EPOCH * 8, 8, generator=torch.Generator().manual_seed(rank()))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=int(os.environ.get("WORLD_SIZE", 1)),
-        strategy=strategy,
-        callbacks=[*callbacks, *saves],
-        use_distributed_sampler=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": 2, "logger": False, **options},
-    )
-    trainer.fit(module, DataLoader(TensorDataset(x, x[:, :1] * 2), batch_size=8), ckpt_path=resume)
+    timeout: dict[str, Any] = {"timeout": timedelta(seconds=6)} if kind == "ddp" else {}
+    strategy = strategy_of(kind or "single", **timeout)
+    fitting = trainer(*callbacks, *saves, strategy=strategy, **{"max_epochs": 2, **options})
+    fitting.fit(module, DataLoader(seeded_samples(EPOCH * 8, seed=rank()), batch_size=8), ckpt_path=resume)
     return module
 
 
@@ -252,12 +243,11 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-class Marked(Regression):
+def marked() -> Made:
     """With a buffer whose bytes are found in a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mark", torch.arange(16.0))
+    module = seeded()
+    module.register_buffer("mark", torch.arange(16.0))
+    return module
 
 
 def weights(module: nn.Module) -> Tensor:
@@ -268,11 +258,11 @@ def weights(module: nn.Module) -> Tensor:
 def test_a_damaged_file_is_refused_before_anything_is_loaded(
     harm: Callable[[Path], None], says: str, tmp_path: Path
 ) -> None:
-    fit(None, folder=tmp_path, module=Marked())
+    fit(None, folder=tmp_path, module=marked())
     checkpoint = tmp_path / "last.ckpt"
     assert damage(checkpoint) == ""
     harm(checkpoint)
-    fresh = Marked()
+    fresh = marked()
     before = weights(fresh)
     with pytest.raises(OptionError, match=f"The checkpoint is damaged: .*{says}.*Nothing was loaded"):
         fit(None, CheckpointIntegrity(), resume=checkpoint, module=fresh, max_epochs=3)
@@ -282,19 +272,13 @@ def test_a_damaged_file_is_refused_before_anything_is_loaded(
 
 def test_torch_alone_loads_a_flipped_bit(tmp_path: Path) -> None:
     """Why a file is read twice."""
-    fit(None, folder=tmp_path, module=Marked())
+    fit(None, folder=tmp_path, module=marked())
     flip(tmp_path / "last.ckpt")
     assert not torch.equal(torch.load(tmp_path / "last.ckpt")["state_dict"]["mark"], torch.arange(16.0))
 
 
-def marked(kind: Kind) -> Regression:
-    module, _ = build(kind)
-    module.register_buffer("mark", torch.arange(16.0))
-    return module
-
-
 def save_marked(kind: Kind, folder: Path) -> None:
-    fit(kind, CheckpointIntegrity(), folder=folder, module=marked(kind), max_epochs=1)
+    fit(kind, CheckpointIntegrity(), folder=folder, module=marked(), max_epochs=1)
 
 
 def refusals(kind: Kind, folder: Path) -> tuple[str, bool]:
@@ -305,7 +289,7 @@ def refusals(kind: Kind, folder: Path) -> tuple[str, bool]:
         def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             seen.append(local_weights(pl_module))
 
-    module = marked(kind)
+    module = marked()
     try:
         fit(kind, CheckpointIntegrity(), Before(), resume=folder, module=module, max_epochs=3)
     except OptionError as error:
@@ -345,7 +329,7 @@ def test_a_load_that_fails_half_way_is_undone(tmp_path: Path) -> None:
     held = torch.load(tmp_path / "last.ckpt")
     held["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3, 3)
     torch.save(held, tmp_path / "edited.ckpt")
-    fresh = Regression()
+    fresh = seeded()
     before = weights(fresh)
     with pytest.raises(ValueError, match="exp_avg"):
         fit(None, CheckpointIntegrity(), resume=tmp_path / "edited.ckpt", module=fresh, max_epochs=3)
@@ -416,16 +400,13 @@ def test_all_ranks_skip_the_same_steps(kind: Kind, reduced: bool, optimizer: Any
         assert torch.equal(found[0]["weights"], found[1]["weights"])
 
 
-class Thin(Regression):
+def thin_net() -> nn.Sequential:
     """Its last layer has one element: under FSDP1 one of two ranks holds nothing of a whole unit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net.append(nn.Linear(1, 1, bias=False))
+    return seeded_net().append(nn.Linear(1, 1, bias=False))
 
 
 def thin(optimizer: Any) -> dict[str, Any]:
-    return guarded("fsdp1 full", optimizer, Spoils((1, 4), True), NonFiniteGuard(), module=Thin())
+    return guarded("fsdp1 full", optimizer, Spoils((1, 4), True), NonFiniteGuard(), module=seeded(thin_net))
 
 
 @pytest.mark.parametrize("optimizer", ["lamb", "torch"])
@@ -433,13 +414,13 @@ def test_ranks_that_hold_nothing_of_a_unit_skip_as_well(optimizer: Any) -> None:
     """FSDP1 keeps a gradient for such a rank, which must go too, or it alone would take part in the step's sums."""
     found = run_ranks(thin, optimizer)
     assert [one["skipped"] for one in found] == [2, 2]
-    assert sum(one["weights"].numel() for one in found) == sum(p.numel() for p in Thin().parameters())
+    assert sum(one["weights"].numel() for one in found) == sum(p.numel() for p in thin_net().parameters())
     assert all(one["steps"] == {2 * EPOCH - 2} for one in found)
 
 
 def without(optimizer: Any, skip: tuple[int, ...]) -> Tensor:
     """The weights after a training that never saw some of the batches, by hand."""
-    module = Regression()
+    module = seeded()
     made = make(optimizer, module)
     x = torch.randn(EPOCH * 8, 8, generator=torch.Generator().manual_seed(0))
     for step in (step for step in range(2 * EPOCH) if step not in skip):
@@ -447,7 +428,7 @@ def without(optimizer: Any, skip: tuple[int, ...]) -> Tensor:
 
         def closure(batch: Tensor = batch) -> float:
             made.zero_grad()
-            loss = nn.functional.mse_loss(module.net(batch), batch[:, :1] * 2)
+            loss = nn.functional.mse_loss(module(batch), batch[:, :1] * 2)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.item()
 

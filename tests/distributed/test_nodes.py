@@ -15,8 +15,9 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from examples.digits.digits import DigitsClassifier, DigitsData
+from tests.harness.modules import vector
 from tests.harness.ranks import _free_port
-from tests.harness.toys import trainer, vector
+from tests.harness.trainers import trainer
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "examples/multi_node/digits.yaml"

@@ -19,9 +19,10 @@ from lightning_optim import create_optimizer
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed.clipping import clip_gradient_norm
 from lightning_optim.distributed.placement import gradient_of, local, shard_of
+from tests.harness.nets import Odd
 from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.runs import Setting, fit
-from tests.harness.worlds import Odd, World, batches, spread, train, whole
+from tests.harness.worlds import World, batches, spread, train, whole
 
 Case = tuple[str, dict[str, Any]]
 

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_optim.core.optimizer import OPTIMIZERS
+from tests.harness.nets import Odd
 from tests.harness.ranks import run_ranks
-from tests.harness.worlds import Odd, World, train, whole
+from tests.harness.worlds import World, train, whole
 
 Case = tuple[str, dict[str, Any], int]  # the optimizer, its options, and how many batches make a step
 

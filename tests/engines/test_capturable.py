@@ -21,7 +21,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.engines import triton as engine
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average
-from tests.engines.test_triton import QUANTIZED, differences
+from tests.harness.engines import QUANTIZED, differences
 from tests.harness.problems import NAMES, build, make_params
 
 pytest.importorskip("triton")

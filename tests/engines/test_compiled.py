@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -19,32 +18,16 @@ from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import compiled
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
-from lightning_optim.language.math import FUNCTIONS, Function, exp
+from lightning_optim.language.math import exp
 from lightning_optim.language.program import trace
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Quantized
-from tests.engines.test_triton import QUANTIZED, SERVED, SHAPES, differences, make, run
+from tests.harness.engines import QUANTIZED, SERVED, SHAPES, differences, make, run
 from tests.harness.problems import build, make_params
 
 needs_compiler = pytest.mark.skipif(bool(compiled.without_compiler()), reason="no C++ compiler")
 # Their exponentials and powers are our own: a few units in the last place from torch's.
 CLOSE = ("diffgrad", "padam")
-
-
-@pytest.fixture
-def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch round roots correctly, as processors do; its own are often a unit in the last place off.
-
-    A root in float64 rounded to float32 is the correct one. With that, everything else must agree bit for bit.
-    """
-    root = torch.sqrt
-
-    def exact(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        found = root(x.double()).to(x.dtype)
-        return found if out is None else out.copy_(found)
-
-    monkeypatch.setitem(FUNCTIONS, "sqrt", Function(exact, math.sqrt))
-    monkeypatch.setattr(torch.Tensor, "sqrt", exact)
 
 
 def ends(name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, steps: int = 3, **options: Any) -> list[Any]:

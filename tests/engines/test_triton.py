@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim import engines, storage
-from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim import engines
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.engines import launch as layout
 from lightning_optim.engines import triton as engine
@@ -24,7 +24,8 @@ from lightning_optim.engines.step import LocalParameter
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.storage import Quantized
-from tests.harness.problems import NAMES, apply, build, flat, gradients, make_params
+from tests.harness.engines import QUANTIZED, SERVED, SHAPES, SMALL, differences, make, run
+from tests.harness.problems import NAMES, apply, build, flat, gradients
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -32,10 +33,6 @@ pytestmark = [
     pytest.mark.usefixtures("torch_functions"),
 ]
 
-SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (20, 30))  # the last one turned: not contiguous
-SMALL = ((0,), (7,), (257,), (3, 1400))
-SERVED = [name for name in NAMES if name != "adafactor"]
-QUANTIZED = [name for name in SERVED if any(storage.can_be_quantized(slot) for slot in OPTIMIZERS[name].slots.values())]
 every_optimizer = pytest.mark.parametrize("name", SERVED)
 
 
@@ -69,36 +66,6 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     note("build_table")
     note("replace_column")
-    return found
-
-
-def make(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, turned: bool = False) -> list[Tensor]:
-    params = make_params(shapes, dtype)
-    if turned:
-        params[-1] = torch.nn.Parameter(params[-1].detach().t().contiguous().t())
-    return params
-
-
-def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
-    shapes = [tuple(p.shape) for p in params]
-    for step, grads in enumerate(gradients(skip + steps, shapes, params[0].dtype)):
-        if step >= skip:
-            apply(optimizer, params, grads, step)
-
-
-def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, others: Sequence[Tensor]) -> list[str]:
-    """Where two optimizers have come apart: names of what differs in any bit, and by how much."""
-    found = []
-    for p, q in zip(params, others, strict=True):
-        pairs = [("p", p, q), *((key, value, other.state[q][key]) for key, value in one.state[p].items())]
-        for key, x, y in pairs:
-            parts = [(x.codes, y.codes), (x.scales, y.scales)] if isinstance(x, Quantized) else [(x, y)]
-            for a, b in parts:
-                if not torch.equal(a, b):
-                    found.append(f"{key} of {tuple(p.shape)} by {(a.double() - b.double()).abs().max():.1e}")
-    for key, value in one.shared_slots().items():
-        if not torch.allclose(value, other.shared_slots()[key], rtol=1e-11, atol=0):
-            found.append(key)
     return found
 
 

@@ -1,0 +1,1 @@
+"""What tests share: modules and networks, Trainers and their data, strategies and ranks, tensors and engines."""

@@ -1,7 +1,7 @@
 """Run a function on several ranks of this machine, and say which rank is at fault when that fails.
 
-Ranks are forked from a server that has imported torch and Lightning and has run nothing yet. So a job costs
-a fraction of a second, not an import per rank, and no rank inherits a thread pool that the fork left dead.
+Ranks are forked from a server that has imported torch, Lightning and the package and has run nothing yet. So a job
+costs a fraction of a second, not an import per rank, and no rank inherits a thread pool that the fork left dead.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "lightning.pytorch",
+        "lightning_optim.callbacks",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.fsdp",
         "torch.distributed.tensor",
@@ -166,10 +167,12 @@ class _Rank:
         """Where a rank stands that has not ended."""
         with suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGUSR1)
-            patience = time.monotonic() + 0.5  # a stopped process has no answer
-            while not self._stack.stat().st_size and time.monotonic() < patience:
-                time.sleep(0.02)
-            time.sleep(0.02)  # for all of its lines
+            patience, before = time.monotonic() + 2.0, 0  # a stopped process has no answer
+            while time.monotonic() < patience:
+                time.sleep(0.05)
+                if (size := self._stack.stat().st_size) and size == before:  # all of its lines
+                    break
+                before = size
         return _Ending(error=why, stack=self._stack.read_text(), guilt=_HUNG)
 
     def release(self) -> None:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, storage
+from lightning_optim import OptimizerStrategy, storage
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
-from tests.harness.cpu_fsdp import CPUFSDP
-from tests.harness.worlds import UNITS, Odd, Wide, whole
+from tests.harness.modules import Configured
+from tests.harness.nets import Wide, odd_net
+from tests.harness.strategies import Kind, rank, strategy_of
+from tests.harness.trainers import trainer
+from tests.harness.worlds import whole
 
 EPOCH = 4
-KINDS = ("single", "ddp", "fsdp1 full", "fsdp1 sharded", "fsdp2 full", "fsdp2 sharded")
 
 
 class Setting(NamedTuple):
     """How a run is spread and how it keeps state."""
 
-    kind: str
+    kind: Kind
     bits: int
     ranks: int
 
@@ -46,25 +45,11 @@ class Run(NamedTuple):
     state: dict[tuple[int, str], list[Tensor]]
 
 
-class Task(ConfiguredOptimizer, LightningModule):
-    def __init__(self, optimizer: OptimizerStrategy, sharded: bool) -> None:
-        super().__init__()
-        self.save_hyperparameters({"optimizer": optimizer})
-        self.net = Odd(torch.float32)
-        self.sharded = sharded
-        self.losses: list[float] = []
+class Task(Configured):
+    unit = Wide
 
-    def configure_model(self) -> None:
-        if self.sharded and not isinstance(self.net.out.weight, torch.distributed.tensor.DTensor):
-            mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-            for name in UNITS:
-                fully_shard(self.net.get_submodule(name), mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
-
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
-        self.losses.append(loss.item())
-        return loss
+    def __init__(self, optimizer: OptimizerStrategy) -> None:
+        super().__init__(optimizer, odd_net)
 
 
 class Parts:
@@ -81,44 +66,34 @@ class Parts:
             yield torch.arange(8 * batch, 8 * batch + 8).chunk(self.ranks)[self.rank].tolist()
 
 
-def strategy_of(setting: Setting) -> Strategy | str:
-    form: Any = setting.kind.split()[-1]
-    if setting.kind == "single":
-        return "auto"
-    if setting.kind == "ddp":
-        return DDPStrategy(find_unused_parameters=True)
-    if setting.kind.startswith("fsdp1"):
-        return CPUFSDP(state_dict_type=form, auto_wrap_policy={Wide})
-    return ModelParallelStrategy(setting.ranks, 1, save_distributed_checkpoint=form == "sharded")
+def task_trainer(setting: Setting, *callbacks: Callback, **options: Any) -> Trainer:
+    """The Trainer of a `Task`."""
+    ddp = {"find_unused_parameters": True} if setting.kind == "ddp" else {}
+    return trainer(*callbacks, strategy=strategy_of(setting.kind, Wide, **ddp), devices=setting.ranks, **options)
+
+
+def task_batches(ranks: int) -> DataLoader[Any]:
+    """The part of this rank of the batches of an epoch."""
+    x = torch.randn(8 * EPOCH, 5, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, x[:, :1].sin()), batch_sampler=Parts(rank(), ranks))
+
+
+def saving(folder: Path) -> ModelCheckpoint:
+    """A checkpoint at the end of the first epoch."""
+    return ModelCheckpoint(folder, "saved", every_n_train_steps=EPOCH, save_on_train_epoch_end=False)
 
 
 def fit(
     setting: Setting, optimizer: Any, resume: Path | None = None, folder: Path | None = None, **options: Any
 ) -> Run:
     """Two epochs, or one with a checkpoint at its end where a folder is given; `options` are the Trainer's."""
-    rank, ranks = int(os.environ.get("RANK", 0)), setting.ranks
     spec = {**(optimizer if isinstance(optimizer, dict) else {"name": optimizer}), "state_bits": setting.bits}
-    task = Task(OptimizerStrategy.parse(spec), setting.kind.startswith("fsdp2"))
-    x = torch.randn(8 * EPOCH, 5, generator=torch.Generator().manual_seed(0))
+    task = Task(OptimizerStrategy.parse(spec))
     callbacks: list[Callback] = [IterateAveraging("ema", 0.5, start=2), LookaheadSync(k=3)]
-    if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, "saved", every_n_train_steps=EPOCH, save_on_train_epoch_end=False))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=ranks,
-        strategy=strategy_of(setting),
-        max_epochs=2 if folder is None else 1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=folder is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **options,
-    )
-    loader = DataLoader(TensorDataset(x, x[:, :1].sin()), batch_sampler=Parts(rank, ranks))
-    trainer.fit(task, loader, ckpt_path=resume)
-    made = trainer.optimizers[0]
+    callbacks += [] if folder is None else [saving(folder)]
+    fitting = task_trainer(setting, *callbacks, max_epochs=2 if folder is None else 1, **options)
+    fitting.fit(task, task_batches(setting.ranks), ckpt_path=resume)
+    made = fitting.optimizers[0]
     params = [p for group in made.param_groups for p in group["params"]]
     state = {(i, n): kept(x) for i, p in enumerate(params) if p.numel() for n, x in made.state.get(p, {}).items()}
     for name, value in made.param_groups[0].items():

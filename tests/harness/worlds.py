@@ -10,49 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_optim import OptimizerStrategy
 from lightning_optim.core.optimizer import Optimizer
+from tests.harness.nets import Odd, Wide
+from tests.harness.strategies import shard
 
 World = Literal["single", "ddp", "fsdp1", "fsdp1 fused", "fsdp2", "hybrid fsdp1", "hybrid fsdp2", "tensor fsdp2"]
 STEPS = 5
 BATCH = 8
-WIDTH = 13  # no number of ranks here divides it
-
-
-class Wide(nn.Linear):
-    """A layer that is sharded by itself; the rest of the model, the tied weight included, is one unit."""
-
-
-class Odd(nn.Module):
-    """Sizes that do not divide, a frozen weight, a tied weight, a branch without gradients, pieces without elements."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.inward = Wide(5, WIDTH)
-        self.large = Wide(WIDTH, 332)  # 4316 elements: kept in 8 bits where asked for
-        self.back = Wide(332, WIDTH, bias=False)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.square = nn.Linear(WIDTH, WIDTH)
-        self.tied = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.tied.weight = self.square.weight
-        self.frozen = nn.Linear(WIDTH, WIDTH)
-        self.frozen.requires_grad_(False)
-        self.unused = Wide(3, 2)
-        self.out = Wide(WIDTH, 1)
-        self.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(torch.tanh(self.inward(x)))
-        x = x + self.back(torch.relu(self.large(x))) + self.frozen(x)
-        return self.out(torch.tanh(self.tied(torch.relu(self.square(x)))))  # type: ignore[no-any-return]
-
-
-UNITS = ("inward", "large", "back", "unused", "out")
 
 
 def batches(dtype: torch.dtype, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -86,8 +55,8 @@ def spread(model: nn.Module, world: World) -> nn.Module:
         )
         if world == "fsdp1 fused":  # it wants what is frozen in a unit of its own
             model.add_module("frozen", wrap(model.get_submodule("frozen")))
-        for name in UNITS:
-            model.add_module(name, wrap(model.get_submodule(name)))
+        for name, layer in [(name, layer) for name, layer in model.named_children() if isinstance(layer, Wide)]:
+            model.add_module(name, wrap(layer))
         return wrap(model)
     if "tensor" in world:
         both = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("data", "tensor"))
@@ -97,9 +66,7 @@ def spread(model: nn.Module, world: World) -> nn.Module:
         mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh("cpu", (size,))
-    for name in UNITS:
-        fully_shard(model.get_submodule(name), mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    shard(model, Wide, mesh)
     return model
 
 
@@ -127,11 +94,11 @@ def train(
 ) -> dict[str, Tensor]:
     """The parameters after some steps."""
     model = spread(Odd(dtype), world)
-    rank, size = (0, 1) if world == "single" else (dist.get_rank(), dist.get_world_size())
+    mine, size = (0, 1) if world == "single" else (dist.get_rank(), dist.get_world_size())
     if world == "tensor fsdp2":  # two ranks share a batch
-        rank, size = rank // 2, size // 2
+        mine, size = mine // 2, size // 2
     optimizer = OptimizerStrategy(name, **options).create(model)
-    stream = batches(dtype, rank, size)
+    stream = batches(dtype, mine, size)
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -5,22 +5,23 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, create_optimizer
+from lightning_optim import OptimizerStrategy, create_optimizer
 from lightning_optim.config.groups import named_roles
 from lightning_optim.nn import StableEmbedding
 from lightning_optim.storage import Quantized
-from tests.harness.toys import trainer
+from tests.harness.modules import Configured
+from tests.harness.trainers import trainer
 
 ROWS, WIDTH = 300, 16
 
@@ -96,22 +97,20 @@ def test_the_page_runs() -> None:
         assert OptimizerStrategy.parse(spec).full_precision == ("bias", "norm")
 
 
-class Copier(ConfiguredOptimizer, LightningModule):
+class Copier(Configured):
     """Learns to say the token that it sees."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.save_hyperparameters({"optimizer": {"name": "adamw", "lr": 1e-2, "state_bits": 8}})
-        self.net = nn.Sequential(StableEmbedding(ROWS, WIDTH), nn.Linear(WIDTH, ROWS))
-        self.losses: list[float] = []
+        super().__init__(
+            {"name": "adamw", "lr": 1e-2, "state_bits": 8},
+            lambda: nn.Sequential(StableEmbedding(ROWS, WIDTH), nn.Linear(WIDTH, ROWS)),
+        )
         self.kinds: set[torch.dtype] = set()
 
-    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        rows = self.net[0](batch[0])
+    def loss(self, batch: Sequence[Tensor]) -> Tensor:
+        rows = self.net[0](batch[0])  # type: ignore[index]
         self.kinds.add(rows.dtype)
-        loss = cross_entropy(self.net[1](rows), batch[0])
-        self.losses.append(loss.item())
-        return loss
+        return cross_entropy(self.net[1](rows), batch[0])  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -124,4 +123,4 @@ def test_trains_in_a_trainer(precision: str, kind: torch.dtype) -> None:
     trainer(max_epochs=12, precision=precision).fit(model, data)
     assert model.kinds == {kind}
     assert sum(model.losses[-8:]) < 0.7 * sum(model.losses[:8])
-    assert model.net[0].weight.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    assert model.net.get_submodule("0").weight.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)

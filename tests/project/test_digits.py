@@ -22,8 +22,9 @@ from examples.digits.digits import DigitsClassifier, DigitsData, GlobalBatches
 from lightning_optim import OptimizerSpec
 from lightning_optim.callbacks import IterateAveraging
 from lightning_optim.cli import main
+from tests.harness.modules import vector
 from tests.harness.ranks import run_ranks
-from tests.harness.toys import trainer, vector
+from tests.harness.trainers import trainer
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "examples/digits/adan.yaml"

@@ -1,0 +1,92 @@
+"""What the tests of all engines share: tensors of all sizes, where two runs have come apart, and functions alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_optim import storage
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.language.math import FUNCTIONS, Function
+from lightning_optim.storage import Quantized
+from tests.harness.problems import NAMES, apply, gradients, make_params
+
+SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (20, 30))  # the last one turned: not contiguous
+SMALL = ((0,), (7,), (257,), (3, 1400))
+SERVED = [name for name in NAMES if name != "adafactor"]
+QUANTIZED = [name for name in SERVED if any(storage.can_be_quantized(slot) for slot in OPTIMIZERS[name].slots.values())]
+
+
+def make(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, turned: bool = False) -> list[Tensor]:
+    params = make_params(shapes, dtype)
+    if turned:
+        params[-1] = torch.nn.Parameter(params[-1].detach().t().contiguous().t())
+    return params
+
+
+def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
+    shapes = [tuple(p.shape) for p in params]
+    for step, grads in enumerate(gradients(skip + steps, shapes, params[0].dtype)):
+        if step >= skip:
+            apply(optimizer, params, grads, step)
+
+
+def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, others: Sequence[Tensor]) -> list[str]:
+    """Where two optimizers have come apart: names of what differs in any bit, and by how much."""
+    found = []
+    for p, q in zip(params, others, strict=True):
+        pairs = [("p", p, q), *((key, value, other.state[q][key]) for key, value in one.state[p].items())]
+        for key, x, y in pairs:
+            parts = [(x.codes, y.codes), (x.scales, y.scales)] if isinstance(x, Quantized) else [(x, y)]
+            for a, b in parts:
+                if not torch.equal(a, b):
+                    found.append(f"{key} of {tuple(p.shape)} by {(a.double() - b.double()).abs().max():.1e}")
+    for key, value in one.shared_slots().items():
+        if not torch.allclose(value, other.shared_slots()[key], rtol=1e-11, atol=0):
+            found.append(key)
+    return found
+
+
+@pytest.fixture
+def torch_functions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the interpreter take roots, exponentials and logarithms from torch.
+
+    NumPy's differ from torch's in the last place on a CPU, where neither rounds all of them correctly. With the same
+    functions below them everything else must agree bit for bit.
+    """
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+    def use(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        def run(self: Any, arg: Any) -> Any:
+            values = np.ascontiguousarray(arg.data)
+            return interpreter.TensorHandle(function(torch.from_numpy(values.copy())).numpy(), arg.dtype.scalar)
+
+        monkeypatch.setattr(interpreter.InterpreterBuilder, name, run)
+
+    functions = {"exp": torch.exp, "exp2": torch.exp2, "log2": torch.log2, "sqrt": torch.sqrt}
+    for name, function in {**functions, "precise_sqrt": torch.sqrt}.items():
+        use(f"create_{name}", function)
+    with np.errstate(all="ignore"):  # what is masked out may divide by zero
+        yield
+
+
+@pytest.fixture
+def exact_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch round roots correctly, as processors do; its own are often a unit in the last place off.
+
+    A root in float64 rounded to float32 is the correct one. With that, everything else must agree bit for bit.
+    """
+    root = torch.sqrt
+
+    def exact(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        found = root(x.double()).to(x.dtype)
+        return found if out is None else out.copy_(found)
+
+    monkeypatch.setitem(FUNCTIONS, "sqrt", Function(exact, math.sqrt))
+    monkeypatch.setattr(torch.Tensor, "sqrt", exact)
