@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import itertools
 from typing import Any
 
 import numpy as np
@@ -44,6 +47,28 @@ def assert_printed(history: History, expected: tuple[Tensors, ...]) -> None:
 @pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: golden.name)
 def test_golden(golden: Golden) -> None:
     assert_printed(run(golden), golden.expected)
+
+
+def test_no_golden_repeats_the_numbers_of_other_options() -> None:
+    """Nor the first of them: they would say nothing of the option."""
+    repeated = set()
+    for one, other in itertools.permutations(GOLDENS, 2):
+        begins_alike = one.expected == other.expected[: len(one.expected)]
+        if begins_alike and one.optimizer == other.optimizer and one.options != other.options:
+            repeated.add((one.name, other.name))
+    stated = {(golden.name, golden.same_as) for golden in GOLDENS if golden.same_as}
+    assert repeated == stated | {pair[::-1] for pair in stated}
+
+
+@pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: golden.name)
+def test_every_option_of_a_golden_shows(golden: Golden) -> None:
+    """With any of them at its default the numbers are others."""
+    defaults = {name: p.default for name, p in inspect.signature(ORACLES[golden.optimizer]).parameters.items()}
+    for name, value in golden.options.items():
+        if value != defaults[name]:
+            other = dataclasses.replace(golden, options={**golden.options, name: defaults[name]})
+            with pytest.raises(AssertionError):
+                assert_printed(run(other), golden.expected)
 
 
 def test_every_oracle_has_a_golden() -> None:
