@@ -41,7 +41,7 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-strict-aliasing", "-w"),
 )
-CELLS, NEAREST_CELL = 2945, 13312  # as in codes.h
+CELLS, NEAREST_CELL = 2945, 13312  # as in functions.h
 THREADED = 32  # blocks of the table from which on threads are worth their start
 
 
@@ -190,7 +190,7 @@ def _compile(source: str, library: Path) -> None:
 
 @functools.cache
 def _codes() -> str:
-    return resources.files("lightning_optim.engines.compiled").joinpath("codes.h").read_text()
+    return resources.files("lightning_optim.engines.compiled").joinpath("functions.h").read_text()
 
 
 @functools.cache

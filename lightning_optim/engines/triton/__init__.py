@@ -112,9 +112,9 @@ def compiled(name: str, text: str) -> Any:
 
 
 def _codes() -> Any:
-    from lightning_optim.engines.triton import codes
+    from lightning_optim.engines.triton import functions
 
-    return codes
+    return functions
 
 
 def options(text: Text) -> dict[str, Any]:
