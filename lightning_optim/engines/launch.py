@@ -1,11 +1,9 @@
-"""Where the tensors of a launch are: what they have in common, and a table of their addresses.
+"""The local parameters that one kernel call serves, with the table of their addresses on the device.
 
-An engine with kernels serves any number of tensors in one launch. `Table.blocks` says to which tensor a block of
-elements belongs, and the row of that tensor in `Table.rows` holds its first block, its number of elements and the
-address of each of its columns (the parameter, the gradient, the slots; two addresses for a slot in codes).
+A kernel serves any number of local parameters. `Launch.tiles` says to which of them a tile of elements belongs, and
+its row in `Launch.table` holds its first tile, its number of elements and the address of each of its operands.
 
-All of it is kept with the rows from step to step. Only gradients move in between, and then one column is written
-anew.
+All of it is kept with the batch from step to step. Only gradients move in between, and then one column is rewritten.
 """
 
 from __future__ import annotations
@@ -18,109 +16,122 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.engines.signature import FIXED, Signature
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Quantized
 
-FIXED = 2  # numbers in a row of the table before the addresses
 
-
-@dataclass(frozen=True)
-class Column:
-    """Where one per-element value of a tensor is kept.
+@dataclass(eq=False)
+class Launch:
+    """Local parameters of one signature.
 
     Attributes:
-        name: `"p"`, `"g"`, a slot, or `"site"`.
-        kind: A type, as float32, a format of codes (log, ratio, dynamic), or `"site"`: not values, but where in the
-            whole tensor the elements are (`philox.GlobalIndex`), in the place of addresses.
-        partner: The slot that codes need for their meaning.
-        signed: Whether a table of codes is the signed one.
+        signature: What they have in common.
+        tile: How many elements of one of them an instance of the kernel serves.
+        params: The local parameters.
+        positions: Where each of them stands in its batch.
+        addresses: For one after another, the addresses of its operands.
+        copies: Operands that no kernel can read as they are: name, tensor and the copy that is served in its place.
+        table: The table of this step, (params + 1, width) int64: the first tile, the number of elements, the addresses;
+            the last row closes the last local parameter.
+        kept: The table that later steps start from; another than `table` while a CUDA graph is captured.
+        tiles: (count,) int32: the row of each tile.
+        count: How many tiles there are.
+        host: `kept` on the host; pinned for a GPU, since the copy may still be under way, or be captured in a graph.
+        grads: The addresses of the gradients in `kept`.
     """
 
-    name: str
-    kind: str
-    partner: str | None = None
-    signed: bool = True
+    signature: Signature
+    tile: int
+    params: list[LocalParameter] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    addresses: list[int] = field(default_factory=list)
+    copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    table: Tensor = field(init=False)
+    kept: Tensor = field(init=False)
+    tiles: Tensor = field(init=False)
+    count: int = field(init=False)
+    host: Tensor = field(init=False)
+    grads: list[int] = field(init=False)
 
-    @property
-    def quantized(self) -> bool:
-        return self.kind in ("log", "ratio", "dynamic")
+    def build_table(self) -> None:
+        """Write down where the local parameters are."""
+        device = self.params[0].param.device
+        numel = torch.tensor([param.param.numel() for param in self.params], dtype=torch.int64)
+        tiles = (numel + self.tile - 1) // self.tile
+        table = torch.zeros(len(numel) + 1, self.signature.width, dtype=torch.int64)
+        table[1:, 0] = tiles.cumsum(0)
+        table[:-1, 1] = numel
+        table[:-1, FIXED:] = torch.tensor(self.addresses, dtype=torch.int64).view(len(numel), -1)
+        row_of = torch.repeat_interleave(torch.arange(len(numel), dtype=torch.int32), tiles)
+        self.host = pinned(table, device)
+        self.tiles, self.count = to_device(row_of, device), len(row_of)
+        self.table = self.kept = moved(self.host, device)
+        self.grads = self._grads()
 
-    @property
-    def places(self) -> int:
-        """How many numbers it has in a row of the table."""
-        return 4 if self.kind == "site" else 2 if self.quantized else 1
+    def follow_gradients(self) -> None:
+        """Set the table of this step: gradients may have moved since the last one."""
+        grads = self._grads()
+        self.table = self.kept
+        if grads != self.grads:
+            self.rewrite_gradients(grads)
 
-    @property
-    def codebook(self) -> str:
-        """The argument that holds its table of codes."""
-        return "signed_codebook" if self.signed else "unsigned_codebook"
+    def rewrite_gradients(self, grads: list[int]) -> None:
+        """Set the table of this step to one with other addresses of gradients."""
+        column = self.signature.offsets["g"]
+        if capturing():
+            # A copy from the host would be repeated with the graph, when the host's memory holds something else. What
+            # a graph fills is there once it is replayed, and not before: no step outside it can go by this table.
+            self.table = _filled_on_device(self.kept, column, grads)
+            return
+        self.host = pinned(self.host.clone(), self.kept.device)
+        self.host[:-1, column] = torch.tensor(grads, dtype=torch.int64)
+        self.table = self.kept = moved(self.host, self.kept.device)
+        self.grads = grads
+
+    def _grads(self) -> list[int]:
+        has_gradient = "g" in self.signature.offsets
+        return [param.grad.data_ptr() for param in self.params] if has_gradient else []  # type: ignore[union-attr]
+
+    @functools.cached_property
+    def where(self) -> Tensor:
+        """`positions` on the device, (params,) int64."""
+        return to_device(torch.tensor(self.positions, dtype=torch.int64), self.table.device)
+
+    def copy_back(self, names: Sequence[str]) -> None:
+        """Bring what was written to copies of these operands back to their tensors."""
+        for name, tensor, copy in self.copies:
+            if name in names:
+                tensor.copy_(copy)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What the tensors of one launch have in common.
+def launches_of(
+    batch: Batch, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, tile: int
+) -> list[Launch]:
+    """The launches that serve a batch; those of the step before, as long as they hold.
 
-    Attributes:
-        columns: Their per-element values, in the order of the table.
-        aligned: Whether every address is a multiple of 16.
+    Args:
+        batch: The batch.
+        names: The operands: `"p"`, `"g"` and slots; also `"index"`, as the last, where normal numbers are needed.
+        served: The dtypes that kernels read and write; others are copied.
+        by_alignment: Whether local parameters with odd addresses go apart.
+        tile: How many elements an instance of the kernel serves.
     """
-
-    columns: tuple[Column, ...]
-    aligned: bool
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row of the table."""
-        return FIXED + sum(column.places for column in self.columns)
-
-    def place(self, name: str) -> int:
-        """Where in a row of the table the first address of a column stands."""
-        before = [column.name for column in self.columns].index(name)
-        return FIXED + sum(column.places for column in self.columns[:before])
-
-
-@dataclass(frozen=True)
-class Table:
-    """Where the tensors of a launch are, on their device.
-
-    Attributes:
-        rows: (tensors + 1, width) int64: the first block, the number of elements, the addresses; the last row closes
-            the last tensor.
-        blocks: (count,) int32: the tensor of each block.
-        count: How many blocks there are.
-        host: The rows on the host; pinned for a GPU, since the copy may still be under way, or be captured in a graph.
-    """
-
-    rows: Tensor
-    blocks: Tensor
-    count: int
-    host: Tensor
-
-
-def build_table(device: torch.device, width: int, tile: int, sizes: Sequence[int], addresses: Sequence[int]) -> Table:
-    """Write down where tensors of these sizes are, in blocks of `tile` elements."""
-    numel = torch.tensor(sizes, dtype=torch.int64)
-    blocks = (numel + tile - 1) // tile
-    rows = torch.zeros(len(sizes) + 1, width, dtype=torch.int64)
-    rows[1:, 0] = blocks.cumsum(0)
-    rows[:-1, 1] = numel
-    rows[:-1, FIXED:] = torch.tensor(addresses, dtype=torch.int64).view(len(sizes), width - FIXED)
-    tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), blocks)
-    host = pinned(rows, device)
-    return Table(moved(host, device), moved(pinned(tensor_of, device), device), len(tensor_of), host)
-
-
-def replace_column(table: Table, place: int, addresses: Sequence[int]) -> Table:
-    """The table after one column has moved."""
-    if capturing():
-        # A copy from the host would be repeated with the graph, when the host's memory holds something else.
-        rows = table.rows.clone()
-        for row, address in enumerate(addresses):
-            rows[row, place].fill_(address)
-        return Table(rows, table.blocks, table.count, table.host)
-    host = pinned(table.host.clone(), table.rows.device)
-    host[:-1, place] = torch.tensor(addresses, dtype=torch.int64)
-    return Table(moved(host, table.rows.device), table.blocks, table.count, host)
+    grads = _kinds_of_gradients(batch.params, by_alignment) if "g" in names else []
+    key = (*names, by_alignment, tile)
+    launches: list[Launch]
+    known, launches = batch.cache.get(key, (None, []))
+    if known != grads:
+        launches = _launches(batch.params, names, served, by_alignment, tile)
+        for launch in launches:
+            launch.build_table()
+        batch.cache[key] = grads, launches
+        if any(launch.copies for launch in launches):  # they hold the values of this step
+            del batch.cache[key]
+    else:
+        for launch in launches:
+            launch.follow_gradients()
+    return launches
 
 
 def capturing() -> bool:
@@ -138,185 +149,73 @@ def moved(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-@dataclass
-class Group:
-    """Tensors that one launch serves.
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on the device, without waiting for it."""
+    return moved(pinned(values, device), device)
 
-    Attributes:
-        layout: What they have in common.
-        rows: The tensors.
-        addresses: For one tensor after another, where its columns are.
-        grads: The addresses of the gradients alone.
+
+def _filled_on_device(table: Tensor, column: int, values: Sequence[int]) -> Tensor:
+    """A copy of a table with another column, for which the host copies nothing."""
+    table = table.clone()
+    for row, value in enumerate(values):
+        table[row, column].fill_(value)
+    return table
+
+
+def _kinds_of_gradients(params: list[LocalParameter], by_alignment: bool) -> list[Any]:
+    """What launches take for granted of gradients.
+
+    Lists of plain values: this is done in every step, and many small objects would wake the garbage collector.
     """
-
-    layout: Layout
-    rows: list[LocalParameter] = field(default_factory=list)
-    addresses: list[int] = field(default_factory=list)
-    table: Table | None = None
-    grads: list[int] = field(default_factory=list)
-
-    def follow(self, tile: int) -> Table:
-        """The table of this step: gradients may have moved since the last one."""
-        grads = [row.grad.data_ptr() for row in self.rows] if self._has_gradient() else []  # type: ignore[union-attr]
-        if self.table is None:
-            device = self.rows[0].param.device
-            sizes = [row.param.numel() for row in self.rows]
-            self.table = build_table(device, self.layout.width, tile, sizes, self.addresses)
-        elif grads != self.grads:
-            table = replace_column(self.table, self.layout.place("g"), grads)
-            if capturing():
-                return table  # filled when the graph is replayed, and not before: a step outside it cannot go by this
-            self.table = table
-        self.grads = grads
-        return self.table
-
-    def _has_gradient(self) -> bool:
-        return any(column.name == "g" for column in self.layout.columns)
-
-
-@dataclass
-class Grouping:
-    """The rows of a batch by what one launch can serve.
-
-    Attributes:
-        groups: The launches.
-        grads: What the layouts took for granted of the gradients.
-        staged: What could not be served as it is, and its copy; such a grouping is good for one step.
-        order: Where each row of the groups stands among the rows as they were given.
-        rows: All rows, in the order of the groups.
-        numel: The number of elements of each logical tensor, (rows,) float64, on the device.
-    """
-
-    groups: list[Group]
-    grads: list[Any]
-    staged: list[tuple[str, Tensor, Tensor]]
-    order: list[int] = field(default_factory=list)
-
-    @functools.cached_property
-    def rows(self) -> list[LocalParameter]:
-        return [row for group in self.groups for row in group.rows]
-
-    @functools.cached_property
-    def numel(self) -> Tensor:
-        numbers = torch.tensor([float(row.numel) for row in self.rows], dtype=torch.float64)
-        return moved(pinned(numbers, self.rows[0].param.device), self.rows[0].param.device)
-
-    @functools.cached_property
-    def _places(self) -> Tensor:
-        places = torch.tensor(self.order, dtype=torch.int64)
-        return moved(pinned(places, self.rows[0].param.device), self.rows[0].param.device)
-
-    def as_given(self, values: Tensor) -> Tensor:
-        """One number for each row, in the order in which the rows were given.
-
-        Ranks share that order, and not the one of the groups: addresses differ.
-        """
-        return values if len(self.groups) == 1 else torch.empty_like(values).index_copy_(0, self._places, values)
-
-    def as_grouped(self, values: Tensor) -> Tensor:
-        """The way back."""
-        return values if len(self.groups) == 1 else values[self._places]
-
-
-def grouping(batch: Batch, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool) -> Grouping:
-    """The rows by what one launch can serve; the one of the step before, as long as it holds.
-
-    Args:
-        batch: The batch.
-        names: The columns: `"p"`, `"g"` and slots.
-        served: The types that kernels read and write; others are copied.
-        by_alignment: Whether tensors at odd addresses go apart.
-    """
-    rows = batch.params
-    grads = _kinds_of_gradients(rows, by_alignment) if "g" in names else []
-    key = (*names, by_alignment)
-    known: Grouping | None = batch.cache.get(key)
-    if known is None or known.grads != grads:
-        known = _grouping(rows, names, served, by_alignment, grads)
-        batch.cache[key] = known
-        if known.staged:  # copies of values, which are of this step
-            del batch.cache[key]
-    return known
-
-
-def _kinds_of_gradients(rows: list[LocalParameter], by_alignment: bool) -> list[Any]:
-    """Lists of plain values: this is done in every step, and many small objects would wake the garbage collector."""
-    grads = [row.grad for row in rows]
+    grads = [param.grad for param in params]
     kinds: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, grads))]  # type: ignore
     return [*kinds, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else kinds  # type: ignore
 
 
-def _grouping(
-    rows: list[LocalParameter],
-    names: Sequence[str],
-    served: Sequence[torch.dtype],
-    by_alignment: bool,
-    grads: list[Any],
-) -> Grouping:
-    names = _with_partners(rows, names)
-    staged: list[tuple[str, Tensor, Tensor]] = []
-    groups: dict[Any, Group] = {}
-    order: dict[Any, list[int]] = {}
-    for place, row in enumerate(rows):
-        kinds: list[Any] = []
+def _launches(
+    params: list[LocalParameter], names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, tile: int
+) -> list[Launch]:
+    launches: dict[Signature, Launch] = {}
+    indexed = names[-1] == "index"
+    names = _with_partners(params, names[:-1] if indexed else names)
+    for position, param in enumerate(params):
+        operands: list[Any] = []
         addresses: list[int] = []
+        copies: list[tuple[str, Tensor, Tensor]] = []
         for name in names:
-            if name == "site":
-                assert row.global_index is not None
-                kinds.append("site")
-                addresses += [
-                    row.global_index.tensor,
-                    row.global_index.first,
-                    row.global_index.run,
-                    row.global_index.stride,
-                ]
-                continue
-            value: Any = row.param if name == "p" else row.grad if name == "g" else row.state[name]
+            value: Any = param.param if name == "p" else param.grad if name == "g" else param.state[name]
             if isinstance(value, Quantized):
-                kinds.append(value.format)
+                operands.append((name, value.format))
                 addresses += [value.codes.data_ptr(), value.scales.data_ptr()]
                 continue
             if value.dtype not in served or not value.is_contiguous():
-                value = _staged(name, value, served, staged)
-            if value.device != row.param.device:
-                raise RuntimeError(
-                    f"{name} of a parameter of shape {tuple(row.param.shape)} is on {value.device}, and the parameter "
-                    f"on {row.param.device}. Move the model before its optimizer is made, or load the state again."
-                )
-            kinds.append(value.dtype)
+                dtype = value.dtype if value.dtype in served else torch.float32
+                copy = value.to(dtype=dtype, memory_format=torch.contiguous_format, copy=True)
+                copies.append((name, value, copy))
+                value = copy
+            operands.append((name, value.dtype))
             addresses.append(value.data_ptr())
-        places = addresses[:-4] if names[-1] == "site" else addresses
-        aligned = by_alignment and not any(place % 16 for place in places)
-        key = (aligned, *kinds)
-        if key not in groups:
-            groups[key] = Group(Layout(tuple(map(_column, names, kinds)), aligned))
-        groups[key].rows.append(row)
-        groups[key].addresses += addresses
-        order.setdefault(key, []).append(place)
-    return Grouping(list(groups.values()), grads, staged, [i for places in order.values() for i in places])
+        signature = Signature(tuple(operands), by_alignment and not any(x % 16 for x in addresses), indexed)
+        if signature not in launches:
+            launches[signature] = Launch(signature, tile)
+        launch = launches[signature]
+        launch.params.append(param)
+        launch.positions.append(position)
+        launch.addresses += [*addresses, *(_global_index(param) if indexed else ())]
+        launch.copies += copies
+    return list(launches.values())
 
 
-def _with_partners(rows: list[LocalParameter], names: Sequence[str]) -> Sequence[str]:
-    """The columns, and those that codes among them have their meaning from; a stage may touch one without the other."""
-    formats = (value.format for row in rows for name in names if isinstance(value := row.state.get(name), Quantized))
+def _with_partners(params: list[LocalParameter], names: Sequence[str]) -> Sequence[str]:
+    """The operands, and the partners of quantized ones among them: a stage may touch one without the other."""
+    formats = (
+        value.format for param in params for name in names if isinstance(value := param.state.get(name), Quantized)
+    )
     missing = {found.partner for found in formats if found.partner} - set(names)
     return [names[0], *sorted(missing), *names[1:]] if missing else names
 
 
-def _staged(
-    name: str, value: Tensor, served: Sequence[torch.dtype], staged: list[tuple[str, Tensor, Tensor]]
-) -> Tensor:
-    """A copy that can be served."""
-    dtype = value.dtype if value.dtype in served else torch.float32
-    copy = value.to(dtype=dtype, memory_format=torch.contiguous_format, copy=True)
-    staged.append((name, value, copy))
-    return copy
-
-
-def _column(name: str, kind: Any) -> Column:
-    """A column of a type, of a format of codes, or of places."""
-    if kind == "site":
-        return Column(name, "site")
-    if isinstance(kind, torch.dtype):
-        return Column(name, str(kind).removeprefix("torch."))
-    return Column(name, kind.name, kind.partner, getattr(kind, "signed", True))
+def _global_index(param: LocalParameter) -> tuple[int, int, int, int]:
+    index = param.global_index
+    assert index is not None
+    return index.tensor, index.first, index.run, index.stride

@@ -19,8 +19,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from lightning_optim.language.math import FUNCTIONS
-from lightning_optim.language.symbols import Kind, State, Symbol, Tracer
-from lightning_optim.language.values import Options
+from lightning_optim.language.symbols import Kind, State, Symbol, Tracer, is_element
+from lightning_optim.language.values import By, Options
 
 # An update as engines call it, on tensors or symbols; a page writes it as (Value, Value, Slots, Options) -> Value.
 Update = Callable[[Any, Any, Any, Any], Any]
@@ -77,6 +77,33 @@ class Program:
         return tuple(n for n, value in self.outputs.items() if n in self.writes and moves(value, n))
 
     @functools.cached_property
+    def scalars(self) -> tuple[Symbol, ...]:
+        """The symbols that are one number per tensor or per optimizer, arguments first."""
+        return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.SCALAR)
+
+    @functools.cached_property
+    def counts(self) -> bool:
+        """Whether it asks how many elements there are."""
+        return any(symbol.name == "count" for symbol in self.symbols)
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Names of what it reads and writes of each element: `"p"`, `"g"` where it is read, and slots in order."""
+        slots = sorted({*self.reads, *self.writes} - {"p", "g"})
+        return ("p", *(["g"] if "g" in self.reads else []), *slots)
+
+    def elements(self, values: Iterable[Any]) -> list[Symbol]:
+        """The symbols that must be computed element by element to know some values, arguments first."""
+        found: set[Symbol] = set()
+        waiting = list(values)
+        while waiting:
+            symbol = waiting.pop()
+            if isinstance(symbol, Symbol) and is_element(symbol) and symbol not in found:
+                found.add(symbol)
+                waiting += symbol.args
+        return [symbol for symbol in self.symbols if symbol in found]
+
+    @functools.cached_property
     def _known_on_host(self) -> tuple[Symbol, ...]:
         return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.HOST)
 
@@ -105,6 +132,11 @@ class Program:
         wanted = [symbol for symbol in self.reductions if symbol.level == level]
         kinds = [symbol.args[1:] for symbol in wanted]
         return [((*kind, kinds[:i].count(kind)), wanted[i]) for i, kind in enumerate(kinds)]
+
+    def summands(self, level: int, by: By) -> tuple[Symbol, ...]:
+        """What a pass of this level sums, or takes the maximum of, over elements."""
+        wanted = (symbol for symbol in self.reductions if symbol.level == level and symbol.args[2] == by)
+        return tuple(symbol.args[0] for symbol in wanted if is_element(symbol.args[0]))
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:

@@ -55,6 +55,11 @@ class Symbol(Value):
         return f"{self.name}({', '.join(map(repr, self.args))})"
 
 
+def is_element(value: Any) -> bool:
+    """Whether a value is a symbol with one number per element."""
+    return isinstance(value, Symbol) and value.kind == Kind.ELEMENT
+
+
 class Tracer:
     """Writes symbols down in the order in which they are made; equal expressions become one symbol."""
 

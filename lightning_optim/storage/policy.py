@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.language.slot import Slot
 from lightning_optim.storage.dynamic import Dynamic
+from lightning_optim.storage.format import Format
 from lightning_optim.storage.log import Log
 from lightning_optim.storage.quantized import Quantized
 from lightning_optim.storage.ratio import Ratio
 
 SMALLEST = 4096  # tensors with fewer elements are not quantized: their state is no memory to speak of
-FORMATS = ("log", "dynamic")
 
 
 def dtype(param: torch.dtype, bits: int, slot: Slot) -> torch.dtype:
@@ -40,22 +42,31 @@ def can_be_quantized(slot: Slot) -> bool:
 
 
 def empty(values: Tensor, slot: Slot, partner: str | None, form: str) -> Quantized:
-    """A quantized slot without content.
+    """A quantized slot of zeros.
 
     Args:
         values: A tensor of the slot's shape and device; only these are used.
         slot: Says whether values are signed.
-        partner: The name of the slot whose root this one is measured in, where that one is kept quantized as well.
-        form: "log" codes second moments by their logarithm with stochastic rounding and first moments as their ratio to
-            its root; "dynamic" is the code of bitsandbytes for every slot.
+        partner: The name of the slot whose root this one is measured in, where that one is quantized as well.
+        form: The `state_format` of the parameter group, a key of `FORMATS`.
     """
-    if form == "dynamic":
-        return Quantized.empty(values.shape, Dynamic(slot.signed), values.device)
+    return Quantized.empty(values.shape, FORMATS[form](slot, partner), values.device)
+
+
+def _log(slot: Slot, partner: str | None) -> Format:
+    """Second moments by their logarithm, and first moments as their ratio to its root."""
     if not slot.signed:
-        return Quantized.empty(values.shape, Log(), values.device)
-    if partner is not None:
-        return Quantized.empty(values.shape, Ratio(partner), values.device)
-    return Quantized.empty(values.shape, Dynamic(signed=True), values.device)
+        return Log()
+    return Dynamic(signed=True) if partner is None else Ratio(partner)
+
+
+def _dynamic(slot: Slot, partner: str | None) -> Format:
+    """The code of bitsandbytes for every slot."""
+    return Dynamic(slot.signed)
+
+
+# What `state_format` may be (`language/definition.py` names the same words): the format of a slot, given its partner.
+FORMATS: dict[str, Callable[[Slot, str | None], Format]] = {"log": _log, "dynamic": _dynamic}
 
 
 def _reducible(param: torch.dtype) -> bool:

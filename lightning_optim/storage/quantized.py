@@ -4,47 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_optim.storage.format import Format
+
 BLOCK = 256  # elements that share scales
-
-
-class Format(Protocol):
-    """How a block of values becomes codes, and back.
-
-    Attributes:
-        name: A word for tables.
-        partner: The slot whose dequantized values are needed for both, or None.
-        scales_per_block: How many float32 numbers are stored for a block.
-        stochastic: Whether rounding is stochastic.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def partner(self) -> str | None: ...
-    @property
-    def scales_per_block(self) -> int: ...
-
-    @property
-    def stochastic(self) -> bool: ...
-
-    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes (blocks, BLOCK) uint8 and scales (blocks, scales_per_block) float32 of values (blocks, BLOCK) float32.
-
-        Args:
-            x: The values; blocks are filled up with zeros.
-            partner: The values of the partner as they will be dequantized, (blocks, BLOCK).
-            random: Numbers in [0, 1), (blocks, BLOCK), for a format that rounds stochastically.
-        """
-        ...
-
-    def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
-        """Values (blocks, BLOCK) float32."""
-        ...
 
 
 @dataclass

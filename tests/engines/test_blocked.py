@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import blocked, reference
+from lightning_optim.engines.blocked import blocks
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import maximum, minimum, norm, sign, sqrt, total, where
 from lightning_optim.language.program import trace
@@ -95,9 +96,9 @@ def test_blocks_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the size of a block, the values are the same."""
     ends = []
     for size in (256, 1024, 32768):
-        monkeypatch.setattr(blocked, "BLOCK", size)
-        monkeypatch.setattr(blocked, "PACKED", size // 2)
-        blocked._scratch.cache_clear()
+        monkeypatch.setattr(blocks, "CACHED", size)
+        monkeypatch.setattr(blocks, "PACKED", size // 2)
+        blocks._scratch.cache_clear()
         kept, h = rows(torch.float32), {"lr": 0.1}
         blocked.run(Step([Batch.of(trace(late, h), h, params=kept)], {}, Reductions()))
         ends.append(torch.cat([row.param.reshape(-1) for row in kept]))

@@ -41,8 +41,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Any] = []
         self.launching = False
-        self.launch = engine.launch
-        monkeypatch.setattr(engine, "launch", self._launched)
+        self.launch = engine.run_kernel
+        monkeypatch.setattr(engine, "run_kernel", self._launched)
         for word in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__"):
             monkeypatch.setattr(Tensor, word, self._refused(word, getattr(Tensor, word)))
         self.recording = False
@@ -143,7 +143,7 @@ def test_a_replayed_step_goes_on(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 @interpreted
 @pytest.mark.parametrize("name", [name for name in QUANTIZED if name not in REFUSED][::3])
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
-def test_codes_are_drawn_anew(name: str, state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_bits_are_new_in_each_step(name: str, state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"state_bits": 8, "state_format": state_format}
     assert differences(*expected(name, 5, **options), *replayed(name, 5, monkeypatch, **options)) == []
 

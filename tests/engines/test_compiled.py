@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_optim import engines
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import compiled
+from lightning_optim.engines.compiled import compiler
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.math import exp
@@ -25,7 +26,7 @@ from lightning_optim.storage import Quantized
 from tests.harness.engines import QUANTIZED, SERVED, SHAPES, differences, make, run
 from tests.harness.problems import build, make_params
 
-needs_compiler = pytest.mark.skipif(bool(compiled.without_compiler()), reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(bool(compiler.without_compiler()), reason="no C++ compiler")
 # Their exponentials and powers are our own: a few units in the last place from torch's.
 CLOSE = ("diffgrad", "padam")
 
@@ -161,13 +162,13 @@ def test_stages_run_in_the_same_pass() -> None:
 @needs_compiler
 def test_nothing_is_compiled_for_floats_shapes_or_numbers_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    build_one = compiled.compiled
+    load = compiler.load
 
     def noted(text: str) -> Any:
         made.append(text)
-        return build_one(text)
+        return load(text)
 
-    monkeypatch.setattr(compiled, "compiled", noted)
+    monkeypatch.setattr(compiler, "load", noted)
     for shapes, options in ((SHAPES, {}), (((3, 3),), {"lr": 0.5}), (((64, 64), (9,)), {"betas": (0.5, 0.6)})):
         params = make(shapes, torch.float32)
         optimizer = build("adamw", params, engine="compiled", weight_decay=0.1, **options)
@@ -213,11 +214,11 @@ def test_a_compiler_that_fails_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho 'license expired' >&2; exit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(compiled, "_compiler", lambda: str(broken))
-    monkeypatch.setattr(compiled, "_folder", lambda: tmp_path)
-    compiled.compiled.cache_clear()
-    assert "license expired" in compiled.without_compiler.__wrapped__()
-    compiled.compiled.cache_clear()
+    monkeypatch.setattr(compiler, "_compiler", lambda: str(broken))
+    monkeypatch.setattr(compiler, "_folder", lambda: tmp_path)
+    compiler.load.cache_clear()
+    assert "license expired" in compiler.without_compiler.__wrapped__()
+    compiler.load.cache_clear()
 
 
 @needs_compiler

@@ -1,8 +1,8 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+noise combine_blocks`), where Triton compiles and
+To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+noise combine_tiles`), where Triton compiles and
 does not interpret: all kernels of an optimizer, those with state in 32 bits only, those with stages in the same pass,
-and the one that adds up the sums of blocks.
+and the one that adds up the sums of tiles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.engines import triton as engine
-from lightning_optim.engines.passes import Text
+from lightning_optim.engines.kernels import Kernel
 from lightning_optim.engines.step import LocalParameter
 from lightning_optim.engines.triton.printer import TILE
 from lightning_optim.stages import Average, Lookahead, Noise
@@ -44,12 +44,12 @@ def append(optimizer: Optimizer, stages: str) -> None:
         optimizer.append(Noise(global_indices([], optimizer), kind="moments"))
 
 
-def texts(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "") -> list[Text]:
+def kernels(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "") -> list[Kernel]:
     """The kernels of a second step: those of the update, and of the prediction where there is one."""
     params = make_params(SHAPES, dtype)
     optimizer = build(name, params, weight_decay=0.1, state_bits=bits, state_format=form, engine="reference")
     append(optimizer, stages)
-    found: list[Text] = []
+    found: list[Kernel] = []
     for grads in gradients(2, SHAPES, dtype):
         apply(optimizer, params, grads)
     for what in optimizer._programs.values():
@@ -57,7 +57,7 @@ def texts(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "")
         rows = [local(optimizer, p) for p in params]
         for row, p in zip(rows, params, strict=True) if program.normals else ():
             row.global_index = optimizer.stages[0].global_index_of(p)
-        found += engine.texts(program, rows)
+        found += engine.BACKEND.kernels(program, rows)
     return found
 
 
@@ -68,23 +68,23 @@ def local(optimizer: Optimizer, p: Tensor) -> LocalParameter:
     return param
 
 
-def compile_text(text: Text) -> Any:
-    signature = {"table": "*i64", "blocks": "*i32", **text.arguments}
+def compiled(kernel: Kernel) -> Any:
+    signature = {"table": "*i64", "tiles": "*i32", **kernel.arguments}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
-    source = triton.compiler.ASTSource(engine.compiled(text.name, text.text), signature, {}, aligned)
-    return triton.compile(source, target=TARGET, options=engine.options(text))
+    source = triton.compiler.ASTSource(engine.load(kernel.name, kernel.text, kernel.formats), signature, {}, aligned)
+    return triton.compile(source, target=TARGET, options=engine.options(kernel))
 
 
-def combine_blocks() -> Any:
-    """The kernel that adds up the sums of blocks, compiled."""
+def combine_tiles() -> Any:
+    """The kernel that adds up the sums of tiles, compiled."""
     signature = {"partials": "*fp64", "table": "*i64", "results": "*fp64"}
     constants = {"WIDTH": 7, "COUNT": 2, "MAXIMUM": False}
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
     given = {(i,): value for i, value in enumerate(constants.values(), 3)}
-    kernel = engine._codes().combine_blocks
+    kernel = engine._functions()["combine_tiles"]
     source = triton.compiler.ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), given, aligned)
-    text = Text("combine_blocks", "", {}, {}, {}, ())
-    return triton.compile(source, target=TARGET, options=engine.options(text))
+    options = engine.options(Kernel("combine_tiles", "", {}, {}, {}, ()))
+    return triton.compile(source, target=TARGET, options=options)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -117,8 +117,8 @@ def wide(text: str) -> dict[str, int]:
 
 
 def reports(word: str) -> Iterator[dict[str, Any]]:
-    if word == "combine_blocks":
-        yield {"kernel": word, **resources(combine_blocks().asm["cubin"]), "bound": engine.REGISTERS, **wide("")}
+    if word == "combine_tiles":
+        yield {"kernel": word, **resources(combine_tiles().asm["cubin"]), "bound": engine.REGISTERS, **wide("")}
         return
     name, _, only = word.partition(":")
     name, _, stages = name.partition("+")
@@ -127,18 +127,18 @@ def reports(word: str) -> Iterator[dict[str, Any]]:
             continue
         for dtype in (torch.float32, torch.bfloat16):
             try:
-                kernels = texts(name, bits, form, dtype, stages)
+                found = kernels(name, bits, form, dtype, stages)
             except ValueError:  # nothing to keep in 8 bits
                 continue
-            for text in kernels:
-                compiled = compile_text(text).asm
-                loads, stores = widths(compiled["ptx"], "ld"), widths(compiled["ptx"], "st")
+            for kernel in found:
+                assembled = compiled(kernel).asm
+                loads, stores = widths(assembled["ptx"], "ld"), widths(assembled["ptx"], "st")
                 yield {
                     **{"optimizer": name, "stages": stages, "bits": bits, "format": form},
-                    **{"dtype": str(dtype), "kernel": text.name},
-                    **resources(compiled["cubin"]),
-                    "bound": engine.options(text)["maxnreg"],
-                    **wide(text.text),
+                    **{"dtype": str(dtype), "kernel": kernel.name},
+                    **resources(assembled["cubin"]),
+                    "bound": engine.options(kernel)["maxnreg"],
+                    **wide(kernel.text),
                     "loads": {width: loads.count(width) for width in sorted(set(loads))},
                     "stores": {width: stores.count(width) for width in sorted(set(stores))},
                 }

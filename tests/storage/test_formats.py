@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lightning_optim import AdamW
 from lightning_optim.storage import Quantized
-from lightning_optim.storage.dynamic import Dynamic, codebook
+from lightning_optim.storage.dynamic import SIGNED, UNSIGNED, Dynamic
+from lightning_optim.storage.format import Format
 from lightning_optim.storage.log import Log
-from lightning_optim.storage.quantized import BLOCK, Format, random_bits
+from lightning_optim.storage.quantized import BLOCK, random_bits
 from lightning_optim.storage.ratio import Ratio
 
 CPU = torch.device("cpu")
@@ -119,7 +120,7 @@ def test_random_bits_are_uniform_and_depend_on_step_and_index_alone() -> None:
 
 def test_the_dynamic_table_is_the_published_one() -> None:
     """Entries and reference codes of the specification of the format."""
-    signed, unsigned = codebook(True, CPU), codebook(False, CPU)
+    signed, unsigned = SIGNED.values(CPU), UNSIGNED.values(CPU)
     assert len(set(signed.tolist())) == len(set(unsigned.tolist())) == 256
     assert signed[[0, 64, 127, 191, 254, 255]].tolist() == pytest.approx(
         [-0.99296875, -0.09859375, 0.0, 0.10703125, 0.99296875, 1.0]

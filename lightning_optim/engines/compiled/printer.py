@@ -1,9 +1,8 @@
-"""The text of a kernel in C++, printed from the graph of an update.
+"""Prints the passes of a program in C++.
 
-A kernel serves the blocks `first` to `last` of a table (`layout.py`). Where neither codes nor sums are concerned a
-block is one loop over its elements, which a compiler turns into vector instructions; else a block is taken line by
-line, a line being the elements that share scales: codes are dequantized into a buffer, the update runs on buffers, and
-what it made of them is quantized.
+A kernel serves the tiles `first` to `last` of a launch. Where no operand is quantized and nothing is summed, a tile is
+one loop over its elements, which a compiler turns into vector instructions; else it is taken block by block: codes are
+dequantized into a buffer, the update runs on buffers, and what it made of them is quantized.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_optim.engines.launch import Column, Layout
-from lightning_optim.engines.passes import Text
+import torch
+
+from lightning_optim.engines.kernels import Kernel
+from lightning_optim.engines.signature import Signature
 from lightning_optim.language.program import Program
-from lightning_optim.language.symbols import Kind, Symbol
+from lightning_optim.language.symbols import Kind, Symbol, is_element
+from lightning_optim.language.values import By
+from lightning_optim.storage.format import Constant
 from lightning_optim.storage.quantized import BLOCK
 
-TILE = 16 * BLOCK  # elements of a block of the table
+TILE = 16 * BLOCK  # elements
 
 EXPRESSIONS = {
     "add": "{} + {}",
@@ -40,132 +43,139 @@ EXPRESSIONS = {
 }
 # Powers that are known when a step begins, for which roots are faster than logarithms.
 ROOTS = {"0.5": "root(a)", "0.25": "root(root(a))"}
-TYPES = {"float32": "float", "float64": "double", "bfloat16": "uint16_t", "float16": "_Float16"}
+# How an element of a dtype is kept, read and written.
+TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "uint16_t", torch.float16: "_Float16"}
+READ = {torch.bfloat16: "from_bfloat16({})"}
+WRITE = {torch.bfloat16: "to_bfloat16({})"}
 ARGUMENTS = (
-    "const int64_t* table, const int32_t* blocks, int64_t first, int64_t last, const double* numbers, "
-    "const double* values, int64_t t, double* partials, const float* signed_codebook, const float* unsigned_codebook"
+    "const float* const* codebooks, const int64_t* table, const int32_t* tiles, int64_t first, int64_t last, "
+    "const double* numbers, const double* values, int64_t t, double* partials"
 )
 
 
-def write_text(program: Program, outputs: Sequence[str], layout: Layout) -> Text:
+def print_pass(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
     """The last pass: computes and stores the parameter and slots named in `outputs`."""
-    return _Printer(program, layout, [program.outputs[name] for name in outputs], outputs, "").text()
+    return _Printer(program, signature, [program.outputs[name] for name in outputs], outputs, "").kernel()
 
 
-def reduce_text(program: Program, of: Sequence[Symbol], by: str, layout: Layout) -> Text:
-    """A pass that stores, for each block, the sum or the maximum of each of some symbols."""
-    return _Printer(program, layout, of, (), by).text()
+def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
+    """A pass that stores, for each tile, the sum or the maximum of each of some symbols."""
+    return _Printer(program, signature, of, (), by).kernel()
 
 
 class _Printer:
     """Prints the symbols that some values depend on, one line each."""
 
     def __init__(
-        self, program: Program, layout: Layout, values: Sequence[Symbol], outputs: Sequence[str], by: str
+        self, program: Program, signature: Signature, values: Sequence[Any], outputs: Sequence[str], by: str
     ) -> None:
-        self.program, self.layout, self.values, self.outputs, self.by = program, layout, values, outputs, by
-        self.column = {column.name: column for column in layout.columns}
-        self.needed = _needed(values)
-        self.where: dict[Symbol, str] = {}
+        self.signature, self.values, self.outputs, self.by = signature, values, outputs, by
+        self.elements = program.elements(values)
+        self.words: dict[Symbol, str] = {}  # the variable that holds each symbol
         self.numbers: dict[str, Symbol] = {}
         self.per_tensor: list[Symbol] = []
         self.exponents: set[str] = set()
-        reads = {symbol.args[0] for symbol in self.needed if symbol.name == "element"}
-        reads |= {self.column[name].partner or name for name in reads}  # codes are read with their partner
-        reads |= {partner for name in outputs if (partner := self.column[name].partner) and partner not in outputs}
-        self.reads = reads
-        self.touched = [column for column in layout.columns if column.name in self.reads or column.name in outputs]
-        self.draws = [symbol for symbol in program.normals if symbol in self.needed]
-        self.by_lines = bool(by) or bool(self.draws) or any(column.quantized for column in self.touched)
+        self.loaded = signature.with_partners((s.args[0] for s in self.elements if s.name == "element"), outputs)
+        self.touched = {*self.loaded, *outputs}
+        self.formats = {name: form for name, form in signature.formats.items() if name in self.touched}
+        self.codebooks = list(dict.fromkeys(form.codebook.name for form in self.formats.values() if form.codebook))
+        self.normals = [symbol for symbol in self.elements if symbol.name == "normal"]
+        self.by_blocks = bool(by or self.normals or self.formats)
 
-    def text(self) -> Text:
+    def kernel(self) -> Kernel:
         body = self._compute()
-        inner = self._lines(body) if self.by_lines else self._loop(body, "count")
+        inner = self._blocks(body) if self.by_blocks else self._loop(body, "count")
+        count = len(self.per_tensor)
+        per_tensor = [(self.words[symbol], i) for i, symbol in enumerate(self.per_tensor)]
         parts = [
-            f"using T = {'double' if self.column['p'].kind == 'float64' else 'float'};",
+            f"using T = {'double' if self.signature.dtypes.get('p') == torch.float64 else 'float'};",
             "",
             f'extern "C" void run({ARGUMENTS}) {{',
             *(f"    const T {name} = T(numbers[{i}]);" for i, name in enumerate(self.numbers)),
-            "    for (int64_t block = first; block < last; ++block) {",
-            "        const int64_t row = blocks[block];",
-            f"        const int64_t* at = table + row * {self.layout.width};",
-            f"        const int64_t start = (block - at[0]) * {TILE};",
+            *(f"    const float* {name} = codebooks[{i}];" for i, name in enumerate(self.codebooks)),
+            "    for (int64_t tile = first; tile < last; ++tile) {",
+            "        const int64_t row = tiles[tile];",
+            f"        const int64_t* at = table + row * {self.signature.width};",
+            f"        const int64_t start = (tile - at[0]) * {TILE};",
             f"        const int64_t count = at[1] - start < {TILE} ? at[1] - start : {TILE};",
-            *(
-                f"        const T {self.where[symbol]} = T(values[row * {len(self.per_tensor)} + {i}]);"
-                for i, symbol in enumerate(self.per_tensor)
-            ),
+            *(f"        const T {word} = T(values[row * {count} + {i}]);" for word, i in per_tensor),
             *(f"        {line}" for line in (*self._pointers(), *inner)),
             "    }",
             "}",
             "",
         ]
-        sums = 0 if self.outputs else len(self.values)
-        kinds = {"t": "int64"} if any(self.column[name].kind == "log" for name in self.outputs) else {}
-        codebooks = {column.codebook: "float*" for column in self.touched if column.kind == "dynamic"}
-        text = "\n".join(parts)
-        return Text("run", text, {**kinds, **codebooks}, self.numbers, {}, tuple(self.per_tensor), sums, self.by)
+        random = any(self.formats[name].stochastic for name in self.outputs if name in self.formats)
+        return Kernel(
+            name="run",
+            text="\n".join(parts),
+            arguments={**({"t": "int64"} if random else {}), **dict.fromkeys(self.codebooks, "float*")},
+            numbers=self.numbers,
+            integers={},
+            values=tuple(self.per_tensor),
+            sums=0 if self.outputs else len(self.values),
+            by=self.by,
+            formats=tuple(dict.fromkeys(self.formats.values())),
+        )
 
     # ------------------------------------------------------------------ memory
 
     def _pointers(self) -> list[str]:
-        found, place = [], 2
-        for column in self.layout.columns:
-            if column in self.touched:
-                constant = "" if column.name in self.outputs else "const "
-                kind = "uint8_t" if column.quantized else TYPES[column.kind]
-                pointer = f"{constant}{kind}* __restrict"
-                found.append(f"{pointer} {column.name}_at = ({constant}{kind}*)at[{place}] + start;")
-                if column.quantized:
-                    scales = "start / 128" if column.kind == "log" else f"start / {BLOCK}"
-                    found.append(
-                        f"{constant}float* {column.name}_scales = ({constant}float*)at[{place + 1}] + {scales};"
-                    )
-            if column.kind == "site" and self.draws:
-                found.append(f"const int64_t* site = at + {place};")
-            place += column.places
+        """Where the operands of this tile begin."""
+        found = []
+        for name, stored in self.signature.operands:
+            if name not in self.touched:
+                continue
+            offset, constant = self.signature.offsets[name], "" if name in self.outputs else "const "
+            kind = TYPES[stored] if isinstance(stored, torch.dtype) else "uint8_t"
+            found.append(f"{constant}{kind}* __restrict {name}_at = ({constant}{kind}*)at[{offset}] + start;")
+            if name in self.formats:
+                scales = f"start / {BLOCK} * {self.formats[name].scales_per_block}"
+                found.append(f"{constant}float* {name}_scales = ({constant}float*)at[{offset + 1}] + {scales};")
+        if self.normals:
+            found.append(f"const int64_t* global_index = at + {self.signature.offsets['index']};")
         return found
 
-    def _load(self, column: Column) -> str:
-        if column.quantized:
-            return f"{column.name}_line[i]"
-        at = f"{column.name}_at[{'line + i' if self.by_lines else 'i'}]"
-        return f"from_bfloat16({at})" if column.kind == "bfloat16" else f"T({at})"
+    def _element(self, name: str) -> str:
+        """An element of an operand in memory."""
+        return f"{name}_at[{'block + i' if self.by_blocks else 'i'}]"
 
-    def _store(self, column: Column, value: str) -> str:
-        if column.quantized:
-            return f"{column.name}_line[i] = {value};"
-        at = f"{column.name}_at[{'line + i' if self.by_lines else 'i'}]"
-        value = f"to_bfloat16({value})" if column.kind == "bfloat16" else f"{TYPES[column.kind]}({value})"
-        return f"{at} = {value};"
+    def _load(self, name: str) -> str:
+        if name in self.formats:
+            return f"{name}_block[i]"
+        return READ.get(self.signature.dtypes[name], "T({})").format(self._element(name))
+
+    def _store(self, name: str, value: str) -> str:
+        if name in self.formats:
+            return f"{name}_block[i] = {value};"
+        dtype = self.signature.dtypes[name]
+        return f"{self._element(name)} = {WRITE.get(dtype, f'{TYPES[dtype]}({{}})').format(value)};"
 
     # ------------------------------------------------------------------ the loop over elements
 
     def _compute(self) -> list[str]:
+        """The body of the loop over elements."""
         lines = []
-        for symbol in self.program.symbols:
-            if symbol not in self.needed or symbol.kind != Kind.ELEMENT:
-                continue
+        for symbol in self.elements:
             if symbol.name == "normal":
                 for arg in symbol.args:
                     self._argument(arg)
-                name = f"normal{self.draws.index(symbol)}_line[i]"
+                word = f"normal{self.normals.index(symbol)}_block[i]"
             elif symbol.name == "element":
-                name = f"old_{symbol.args[0]}"
-                lines.append(f"const T {name} = {self._load(self.column[symbol.args[0]])};")
+                word = f"old_{symbol.args[0]}"
+                lines.append(f"const T {word} = {self._load(symbol.args[0])};")
             else:
-                name = f"x{len(self.where)}"
+                word = f"x{len(self.words)}"
                 kind = "bool" if symbol.name in ("gt", "ge") else "T"
-                lines.append(f"const {kind} {name} = {self._expression(symbol)};")
-            self.where[symbol] = name
+                lines.append(f"const {kind} {word} = {self._expression(symbol)};")
+            self.words[symbol] = word
         if self.outputs:
             pairs = zip(self.outputs, self.values, strict=True)
-            return lines + [self._store(self.column[name], self.where[value]) for name, value in pairs]
-        return lines + [f"sum_line{i}[i] = {self.where[value]};" for i, value in enumerate(self.values)]
+            return lines + [self._store(name, self.words[value]) for name, value in pairs]
+        return lines + [f"sum{i}_block[i] = {self.words[value]};" for i, value in enumerate(self.values)]
 
     def _expression(self, symbol: Symbol) -> str:
         args = [self._argument(arg) for arg in symbol.args]
-        if symbol.name == "div" and not _is_element(symbol.args[0]):  # as torch divides a number: by the reciprocal
+        if symbol.name == "div" and not is_element(symbol.args[0]):  # as torch divides a number: by the reciprocal
             return f"{args[0]} * (T(1) / {args[1]})"
         if symbol.name == "pow" and args[1] in self.numbers:
             self.exponents.add(args[1])
@@ -176,14 +186,14 @@ class _Printer:
         if not isinstance(arg, Symbol):
             number = float(arg)
             return f"T({number!r})" if math.isfinite(number) else f"T({'-' if number < 0 else ''}__builtin_inf())"
-        if arg not in self.where:
+        if arg not in self.words:
             per_tensor = arg.kind == Kind.SCALAR
-            self.where[arg] = f"of_tensor{len(self.per_tensor)}" if per_tensor else f"n{len(self.numbers)}"
+            self.words[arg] = f"of_tensor{len(self.per_tensor)}" if per_tensor else f"n{len(self.numbers)}"
             if per_tensor:
                 self.per_tensor.append(arg)
             else:
-                self.numbers[self.where[arg]] = arg
-        return self.where[arg]
+                self.numbers[self.words[arg]] = arg
+        return self.words[arg]
 
     def _loop(self, body: Sequence[str], count: str) -> list[str]:
         """A loop over elements, one for each way in which powers are taken: no element has to ask."""
@@ -207,79 +217,65 @@ class _Printer:
             ]
         return loop
 
-    # ------------------------------------------------------------------ line by line
+    # ------------------------------------------------------------------ block by block
 
-    def _lines(self, body: Sequence[str]) -> list[str]:
-        quantized = sorted((c for c in self.touched if c.quantized), key=lambda column: column.partner is not None)
-        empty = "T(0)" if self.by == "sum" else "-T(__builtin_inf())"
-        before, after = [], []
-        for column in quantized:
-            before.append(f"float {column.name}_line[{BLOCK}];")
-            if column.name in self.reads:
-                before.append(f"{column.kind}_dequantize({self._codes(column)}{self._company(column)});")
-            if column.name in self.outputs:
-                last = ", start + line, t" if column.kind == "log" else self._company(column)
-                last += f", {str(column.signed).lower()}" if column.kind == "dynamic" else ""
-                before.append(f"for (int64_t i = inside; i < {BLOCK}; ++i) {column.name}_line[i] = 0.0f;")
-                after.append(f"{column.kind}_quantize({self._codes(column)}{last});")
-        for i, symbol in enumerate(self.draws):
-            before.append(f"T normal{i}_line[{BLOCK}];")
-            before.append(f"normal_line(normal{i}_line, inside, start + line, site, {self._counter(symbol)});")
-        adds = "add_up" if self.by == "sum" else "take_largest"
-        lanes = []
-        for i in range(0 if self.outputs else len(self.values)):
-            before += [
-                f"T sum_line{i}[{BLOCK}];",
-                f"for (int64_t i = inside; i < {BLOCK}; ++i) sum_line{i}[i] = {empty};",
-            ]
-            after.append(f"{adds}(lanes{i}, sum_line{i});")
-            lanes.append(i)
-        start = "0.0" if self.by == "sum" else "-__builtin_inf()"
+    def _blocks(self, body: Sequence[str]) -> list[str]:
+        """A loop over blocks: buffers are filled, the body runs on them, and they are emptied."""
+        before: list[str] = []
+        after: list[str] = []
+        for name in self.formats:
+            self._buffer(name, before, after)
+        for i, symbol in enumerate(self.normals):
+            before.append(f"T normal{i}_block[{BLOCK}];")
+            before.append(
+                f"normal_block(normal{i}_block, inside, start + block, global_index, {self._counter(symbol)});"
+            )
+        sums = range(0 if self.outputs else len(self.values))
+        combine, start = ("add_up", "0.0") if self.by == "sum" else ("take_largest", "-__builtin_inf()")
+        for i in sums:
+            before.append(f"T sum{i}_block[{BLOCK}];")
+            before.append(f"for (int64_t i = inside; i < {BLOCK}; ++i) sum{i}_block[i] = T({start});")
+            after.append(f"{combine}(lanes{i}, sum{i}_block);")
         return [
-            *(f"double lanes{i}[LANES];" for i in lanes),
-            *(f"for (int64_t j = 0; j < LANES; ++j) lanes{i}[j] = {start};" for i in lanes),
-            f"for (int64_t line = 0; line < count; line += {BLOCK}) {{",
-            f"    const int64_t inside = count - line < {BLOCK} ? count - line : {BLOCK};",
+            *(f"double lanes{i}[LANES];" for i in sums),
+            *(f"for (int64_t j = 0; j < LANES; ++j) lanes{i}[j] = {start};" for i in sums),
+            f"for (int64_t block = 0; block < count; block += {BLOCK}) {{",
+            f"    const int64_t inside = count - block < {BLOCK} ? count - block : {BLOCK};",
             *(f"    {line}" for line in (*before, *self._loop(body, "inside"), *after)),
             "}",
-            *(line for i in lanes for line in self._finish(i, len(lanes))),
+            *(line for i in sums for line in self._finish(i, len(sums))),
         ]
 
-    def _codes(self, column: Column) -> str:
-        step = f"line / {BLOCK // 2}" if column.kind == "log" else f"line / {BLOCK}"
-        return f"{column.name}_at + line, {column.name}_scales + {step}, {column.name}_line"
+    def _buffer(self, name: str, before: list[str], after: list[str]) -> None:
+        """The values of a block of a quantized operand: how the buffer is filled, and quantized afterwards."""
+        form = self.formats[name]
+        scales = f"{name}_scales + block / {BLOCK} * {form.scales_per_block}"
+        partner, random = f"{form.partner}_block", ("start + block", "t")
+        args = [f"{name}_at + block", scales, f"{name}_block"]
+        before.append(f"float {name}_block[{BLOCK}];")
+        if name in self.loaded:
+            extra = form.extra_arguments(partner, (), _constant)
+            before.append(f"{form.name}_dequantize({', '.join(args + extra)});")
+        if name in self.outputs:
+            extra = form.extra_arguments(partner, random, _constant)
+            before.append(f"for (int64_t i = inside; i < {BLOCK}; ++i) {name}_block[i] = 0.0f;")
+            after.append(f"{form.name}_quantize({', '.join(args + extra)});")
 
     def _counter(self, symbol: Symbol) -> str:
         """Both halves of the seed, and the step: whole numbers, which double holds and float would not."""
         names = list(self.numbers)
-        return ", ".join(f"uint32_t(numbers[{names.index(self.where[arg])}])" for arg in symbol.args)
-
-    def _company(self, column: Column) -> str:
-        """What a format needs besides codes and scales."""
-        return (
-            f", {column.codebook}" if column.kind == "dynamic" else f", {column.partner}_line" if column.partner else ""
-        )
+        return ", ".join(f"uint32_t(numbers[{names.index(self.words[arg])}])" for arg in symbol.args)
 
     def _finish(self, i: int, count: int) -> list[str]:
-        combine = "total + lanes{i}[j]" if self.by == "sum" else "maximum(total, lanes{i}[j])"
+        """Combine the lanes of a sum."""
+        combine = f"total{i} + lanes{i}[j]" if self.by == "sum" else f"maximum(total{i}, lanes{i}[j])"
         return [
             f"double total{i} = lanes{i}[0];",
-            f"for (int64_t j = 1; j < LANES; ++j) total{i} = {combine.replace('total', f'total{i}').format(i=i)};",
-            f"partials[block * {count} + {i}] = total{i};",
+            f"for (int64_t j = 1; j < LANES; ++j) total{i} = {combine};",
+            f"partials[tile * {count} + {i}] = total{i};",
         ]
 
 
-def _needed(values: Sequence[Symbol]) -> set[Symbol]:
-    """The symbols that must be computed element by element."""
-    found: set[Symbol] = set()
-    waiting = list(values)
-    while waiting:
-        symbol = waiting.pop()
-        if symbol not in found and symbol.kind == Kind.ELEMENT:
-            found.add(symbol)
-            waiting += [arg for arg in symbol.args if isinstance(arg, Symbol)]
-    return found
-
-
-def _is_element(value: Any) -> bool:
-    return isinstance(value, Symbol) and value.kind == Kind.ELEMENT
+def _constant(value: Constant) -> str:
+    """A constant of a format in C++."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_optim.storage.format import Codebook, Format
+
+CELLS, NEAREST_CELL = 2945, 13312  # as in cpp.h
+
 
 @functools.lru_cache
-def codebook(signed: bool, device: torch.device) -> Tensor:
+def values(signed: bool, device: torch.device) -> Tensor:
     """The 256 values of the code in [-1, 1], or in [0, 1], ascending, float32."""
     entries = [0.0, 1.0]
     for i in range(7):
         count = 2**i if signed else 2 ** (i + 1)
         edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float32)
-        values = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (i - 6)).tolist()
-        entries += values + ([-value for value in values] if signed else [])
+        positive = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (i - 6)).tolist()
+        entries += positive + ([-value for value in positive] if signed else [])
     return torch.tensor(sorted(entries), dtype=torch.float32, device=device)
 
 
 def first_of_each_code(signed: bool) -> Tensor:
     """The smallest float32 that is kept as code 1, 2, ... 255: where the nearest entry changes, found by halving."""
-    table = codebook(signed, torch.device("cpu"))
+    table = values(signed, torch.device("cpu"))
     lower, upper = table[:-1], table[1:]
     low, high = lower.double(), upper.double()
     for _ in range(64):
@@ -37,8 +42,29 @@ def first_of_each_code(signed: bool) -> Tensor:
     return high.float()
 
 
+@functools.cache
+def searchable(signed: bool) -> Tensor:
+    """The codebook, and behind it what finds codes without a search: float32 and int32 in a row.
+
+    Numbers that share their exponent and the seven bits behind it are a cell, so narrow that at most one code begins in
+    it. For each cell from 2^-23 to 1, and then for those of negative numbers: how many codes begin before it, and the
+    number from which on one more does. Smaller numbers fall into the first cell, which is that of zero.
+    """
+    begins = first_of_each_code(signed)
+    edges = ((torch.arange(CELLS + 1, dtype=torch.int32) + NEAREST_CELL) << 16).view(torch.float32)
+    edges[0] = 0.0
+    low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.tensor(0.0))])  # the least number of each cell
+    below = torch.searchsorted(begins, low, right=True)
+    following = torch.cat([begins, torch.tensor([torch.inf])])[below]
+    return torch.cat([values(signed, torch.device("cpu")), below.int().view(torch.float32), following])
+
+
+SIGNED = Codebook("signed_codebook", functools.partial(values, True), functools.partial(searchable, True))
+UNSIGNED = Codebook("unsigned_codebook", functools.partial(values, False), functools.partial(searchable, False))
+
+
 @dataclass(frozen=True)
-class Dynamic:
+class Dynamic(Format):
     """Each value is the nearest entry of a fixed table, times the block's largest value.
 
     In the unsigned table a positive value never becomes zero: it is rounded up to the smallest entry.
@@ -47,14 +73,19 @@ class Dynamic:
         signed: Whether values may be negative.
     """
 
+    name: ClassVar[str] = "dynamic"
     signed: bool
-    partner: str | None = None
-    name: str = "dynamic"
-    scales_per_block: int = 1
-    stochastic: bool = False
+
+    @property
+    def codebook(self) -> Codebook:
+        return SIGNED if self.signed else UNSIGNED
+
+    @property
+    def constants(self) -> tuple[bool]:
+        return (self.signed,)
 
     def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
-        table = codebook(self.signed, x.device)
+        table = values(self.signed, x.device)
         largest = x.abs().argmax(1, keepdim=True)
         scale = x.gather(1, largest)
         z = torch.where(scale != 0, x / scale, 0.0)
@@ -65,4 +96,4 @@ class Dynamic:
         return codes.to(torch.uint8), scale
 
     def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
-        return codebook(self.signed, codes.device)[codes.to(torch.int64)] * scales
+        return values(self.signed, codes.device)[codes.to(torch.int64)] * scales

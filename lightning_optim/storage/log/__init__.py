@@ -12,9 +12,12 @@ and every engine finds the same codes to the last bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from lightning_optim.storage.format import Format
 
 OCTAVES = 40  # smaller values than the block's largest by more than this are kept at that
 LEVELS = 254.0  # steps between code 1, the smallest positive value, and code 255, the largest
@@ -23,17 +26,16 @@ SNAP = 2.0**-10  # as near to a level as this is on it: dequantized values go ba
 
 
 @dataclass(frozen=True)
-class Log:
+class Log(Format):
     """Code 0 is zero; codes 1 to 255 divide the logarithm between the block's smallest and largest value evenly.
 
     The scales are these two as they are, so that they dequantize exactly and a dequantized block quantizes to itself. A
     positive value never becomes zero.
     """
 
-    partner: str | None = None
-    name: str = "log"
-    scales_per_block: int = 2
-    stochastic: bool = True
+    name: ClassVar[str] = "log"
+    scales_per_block: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
 
     def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
         assert random is not None

@@ -7,10 +7,13 @@ halving a float's bits, which are its logarithm, halves its exponent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from lightning_optim.storage.format import Format
 
 CURVE = 2.0  # codes are denser near zero by 1 + CURVE than without companding
 WIDEST = 127.0 * (1.0 + CURVE)  # code k stands for k / (WIDEST - CURVE |k|) of the scale
@@ -22,7 +25,7 @@ def per_root(v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(Format):
     """Codes 1 to 255 are -127 to 127 on a companded scale; the scale is the block's largest ratio.
 
     Zero stays zero, and the largest ratio, of either sign, has a code of its own. Code 0 does not occur.
@@ -31,10 +34,8 @@ class Ratio:
         partner: The slot in whose root values are measured.
     """
 
-    partner: str | None
-    name: str = "ratio"
-    scales_per_block: int = 1
-    stochastic: bool = False
+    name: ClassVar[str] = "ratio"
+    partner: str | None = field()
 
     def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
         assert partner is not None

@@ -1,0 +1,163 @@
+"""Walks over the elements of local parameters in blocks that fit in the cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optim import storage
+from lightning_optim.distributed.philox import normals
+from lightning_optim.engines.blocked.printer import Code
+from lightning_optim.engines.step import LocalParameter
+from lightning_optim.storage import Quantized
+
+CACHED = 32768  # elements per thread and block: a block of each of four float32 buffers fits a cache of 1 MiB
+PACKED = 2048  # tensors up to this size share a block: copying them there costs less than calls of their own
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Local parameters whose elements are served side by side: one of any size, or small ones that fill a block.
+
+    Attributes:
+        params: The local parameters, all of one compute dtype.
+        positions: Where each of them stands in its batch.
+    """
+
+    params: list[LocalParameter]
+    positions: list[int]
+
+
+def packs(params: Sequence[LocalParameter], alone: bool) -> list[Pack]:
+    """Local parameters in packs.
+
+    Args:
+        params: The local parameters of a batch.
+        alone: Whether each has numbers of its own, and so a pack.
+    """
+    found: list[Pack] = []
+    room: dict[torch.dtype, tuple[Pack, int]] = {}  # the pack that is being filled, and how many elements still fit
+    for position, param in enumerate(params):
+        numel, dtype = param.param.numel(), param.compute_dtype
+        quantized = any(isinstance(value, Quantized) for value in param.state.values())  # also a small shard
+        if alone or quantized or numel > PACKED:
+            found.append(Pack([param], [position]))
+            continue
+        pack, left = room.get(dtype, (None, 0))
+        if pack is None or numel > left:
+            pack, left = Pack([], []), CACHED
+            found.append(pack)
+        pack.params.append(param)
+        pack.positions.append(position)
+        room[dtype] = pack, left - numel
+    return found
+
+
+def walk(
+    pack: Pack, code: Code, write: bool, t: int = 0, counters: Mapping[str, tuple[int, int]] | None = None
+) -> Iterator[list[Tensor]]:
+    """The views of one block after another; what was staged is written back when the next block is asked for.
+
+    A buffer is staged where an operand cannot be a one-dimensional view of the compute dtype: several small tensors in
+    one block, half precision, codes, or a tensor that is not contiguous.
+
+    Args:
+        pack: The local parameters.
+        code: The code that runs on the views: its inputs, then its scratch buffers.
+        write: Whether it writes.
+        t: The step counter, on which stochastic rounding depends.
+        counters: The seed and the step of each input that is normal numbers.
+    """
+    total = sum(param.param.numel() for param in pack.params)
+    if total == 0:
+        return
+    size = min(total, CACHED * torch.get_num_threads())
+    scratch = _scratch(pack.params[0].compute_dtype, code.scratch, size)
+    if len(pack.params) > 1:
+        yield from _side_by_side(pack.params, code, scratch, write, counters or {})
+    else:
+        yield from _one_by_one(pack.params[0], code, scratch, size, write, t, counters or {})
+
+
+def _one_by_one(
+    param: LocalParameter,
+    code: Code,
+    scratch: Sequence[Tensor],
+    size: int,
+    write: bool,
+    t: int,
+    counters: Mapping[str, tuple[int, int]],
+) -> Iterator[list[Tensor]]:
+    """The blocks of one local parameter."""
+    dtype, total = param.compute_dtype, param.param.numel()
+    operands = {name: _operand(param, name) for name in code.inputs if name not in counters}
+    quantized = [name for name, value in operands.items() if isinstance(value, Quantized)]
+    written = [name for name in quantized if name in code.written]
+    flat = {name: value.reshape(-1) for name, value in operands.items() if isinstance(value, Tensor)}  # copy if strided
+    staged = {name: torch.empty(size, dtype=dtype) for name, value in flat.items() if value.dtype != dtype}
+    for low in range(0, total, size):
+        high = min(low + size, total)
+        values = storage.read(param.state, quantized, low, high)
+        for name, whole in flat.items():
+            part = whole[low:high]
+            values[name] = staged[name][: high - low].copy_(part) if name in staged else part
+        for name, counter in counters.items():
+            values[name] = _normals(counter, [(param, low, high)], dtype)
+        yield [*(values[name] for name in code.inputs), *(buffer[: high - low] for buffer in scratch)]
+        if write:
+            for name in staged:
+                if name in code.written:
+                    flat[name][low:high].copy_(values[name])
+            storage.write(param.state, {name: values[name] for name in written}, t, low)
+    for name in code.written if write else ():
+        value = operands[name]
+        if isinstance(value, Tensor) and not value.is_contiguous():
+            value.copy_(flat[name].view(value.shape))
+
+
+def _side_by_side(
+    params: Sequence[LocalParameter],
+    code: Code,
+    scratch: Sequence[Tensor],
+    write: bool,
+    counters: Mapping[str, tuple[int, int]],
+) -> Iterator[list[Tensor]]:
+    """One block that holds several small tensors."""
+    dtype, sizes = params[0].compute_dtype, [param.param.numel() for param in params]
+    total = sum(sizes)
+    tensors = {name: [_operand(param, name) for param in params] for name in code.inputs if name not in counters}
+    values = {name: torch.empty(total, dtype=dtype) for name in tensors}
+    for name, sources in tensors.items():
+        torch._foreach_copy_(torch.split(values[name], sizes), [tensor.reshape(-1) for tensor in sources])
+    for name, counter in counters.items():
+        values[name] = _normals(counter, [(param, 0, n) for param, n in zip(params, sizes, strict=True)], dtype)
+    yield [*(values[name] for name in code.inputs), *(buffer[:total] for buffer in scratch)]
+    for name in code.written if write else ():
+        parts = torch.split(values[name], sizes)
+        shaped = [part.view(tensor.shape) for part, tensor in zip(parts, tensors[name], strict=True)]
+        torch._foreach_copy_(tensors[name], shaped)
+
+
+def _operand(param: LocalParameter, name: str) -> Any:
+    """What holds an operand of the update: a tensor, or codes."""
+    return param.param if name == "p" else param.grad if name == "g" else param.state[name]
+
+
+def _normals(counter: tuple[int, int], parts: Sequence[tuple[LocalParameter, int, int]], dtype: torch.dtype) -> Tensor:
+    """The normal numbers of some ranges of local parameters, one after another."""
+    ranges = [(param.global_index, low, high) for param, low, high in parts if param.global_index is not None]
+    return normals(*counter, ranges, "cpu", dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _scratch(dtype: torch.dtype, counts: tuple[int, int], size: int) -> tuple[Tensor, ...]:
+    """Buffers that are overwritten in every block: of the compute dtype, and of bools."""
+    return (
+        *(torch.empty(size, dtype=dtype) for _ in range(counts[0])),
+        *(torch.empty(size, dtype=torch.bool) for _ in range(counts[1])),
+    )

@@ -1,0 +1,173 @@
+"""Prints the passes of a program as a straight line of in-place torch calls.
+
+Every line writes into a buffer that exists already (`lerp(m, g, c0, out=m)`): an operand's own, or a scratch buffer
+that is used again as soon as its last reader is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lightning_optim.language.math import FUNCTIONS
+from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Symbol, is_element
+
+# How many of the first arguments torch wants as tensors.
+TENSORS = {"add": 1, "mul": 1, "sub": 1, "div": 1, "lerp": 2, "gt": 1, "ge": 1, "where": 3}
+
+
+@dataclass(frozen=True)
+class Code:
+    """A pass as Python text.
+
+    Attributes:
+        run: Takes the views (inputs, then scratch) and the numbers; returns the values that were asked for, if nothing
+            is to be written.
+        inputs: Names of the buffers that it reads or writes, in the order of the views.
+        written: Names of the buffers that it writes.
+        scratch: How many buffers of the compute dtype it needs besides, and how many of bools.
+        numbers: The symbols whose values it takes, in order.
+        normals: The inputs that are normal numbers, by name.
+        text: The text.
+    """
+
+    run: Callable[[Sequence[Tensor], Sequence[float]], Sequence[Tensor]]
+    inputs: tuple[str, ...]
+    written: tuple[str, ...]
+    scratch: tuple[int, int]
+    numbers: tuple[Symbol, ...]
+    normals: dict[str, Symbol]
+    text: str
+
+
+# A program knows its optimizer and so the model: it must not outlive them here.
+_codes: WeakKeyDictionary[Program, dict[tuple[tuple[Any, ...], tuple[str, ...]], Code]] = WeakKeyDictionary()
+
+
+def code_of(program: Program, values: tuple[Any, ...], outputs: tuple[str, ...] = ()) -> Code:
+    """The code that computes some values, printed when it is asked for the first time.
+
+    Args:
+        program: The program.
+        values: Symbols with one number per element.
+        outputs: The operands in which they are stored; none to return them.
+    """
+    codes = _codes.setdefault(program, {})
+    if (values, outputs) not in codes:  # symbols compare by identity
+        codes[values, outputs] = _Printer(program, values, outputs).code()
+    return codes[values, outputs]
+
+
+class _Printer:
+    """Prints the symbols that some values depend on.
+
+    A slot's new value is computed in the slot's own buffer where nobody reads the old one later.
+    """
+
+    def __init__(self, program: Program, values: tuple[Any, ...], outputs: tuple[str, ...]) -> None:
+        self.values, self.outputs = values, outputs
+        elements = program.elements(values)
+        self.order = [symbol for symbol in elements if symbol.name not in ("element", "normal")]
+        self.normals = {f"normal{i}": s for i, s in enumerate(s for s in elements if s.name == "normal")}
+        self.words: dict[Symbol, str] = {s: s.args[0] for s in elements if s.name == "element"}  # the buffer of each
+        self.inputs = list(self.words.values())
+        self.inputs += [name for name in (*outputs, *self.normals) if name not in self.inputs]
+        self.words.update({symbol: name for name, symbol in self.normals.items()})
+        self.numbers: dict[Symbol, str] = {}
+        self.lines: list[str] = []
+        self.free: dict[str, list[str]] = {"t": [], "b": []}
+        self.scratch: dict[str, list[str]] = {"t": [], "b": []}
+        self.last: dict[Symbol, int] = {}  # the position of the last reader
+        for position, symbol in enumerate(self.order):
+            self.last.update({arg: position for arg in symbol.args if isinstance(arg, Symbol)})
+        self.last.update({value: len(self.order) for value in values})
+
+    def code(self) -> Code:
+        homes = self._homes()
+        for position, symbol in enumerate(self.order):
+            args = [self._argument(arg) for arg in symbol.args]
+            self._free_read(symbol, position)
+            target = homes.get(symbol) or self._buffer("b" if symbol.name in ("gt", "ge") else "t")
+            self.words[symbol] = target
+            self._print(symbol.name, symbol.args, args, target)
+        self._move()
+        result = "()" if self.outputs else _tuple(self.words[value] for value in self.values)
+        views = _tuple([*self.inputs, *self.scratch["t"], *self.scratch["b"]])
+        head = ["def run(views, numbers):", f"    {views} = views"]
+        head += [f"    {_tuple(self.numbers.values())} = numbers"] if self.numbers else []
+        text = "\n".join([*head, *(f"    {line}" for line in self.lines), f"    return {result}", ""])
+        scope: dict[str, Any] = {"torch": torch, **{name: f.tensor for name, f in FUNCTIONS.items()}}
+        exec(text, scope)  # the text is made from our own symbols only
+        counts = (len(self.scratch["t"]), len(self.scratch["b"]))
+        written = tuple(dict.fromkeys(self.outputs))
+        return Code(scope["run"], tuple(self.inputs), written, counts, tuple(self.numbers), self.normals, text)
+
+    def _homes(self) -> dict[Symbol, str]:
+        """For each output that may be computed in its own buffer, that buffer."""
+        homes: dict[Symbol, str] = {}
+        old = {word: symbol for symbol, word in self.words.items()}
+        for out, value in zip(self.outputs, self.values, strict=False):
+            if value in self.words or value in homes:
+                continue  # an input moved elsewhere, or a value that two slots share
+            before = old.get(out)
+            if before is None or self.last.get(before, -1) <= self.order.index(value):
+                homes[value] = out
+        return homes
+
+    def _buffer(self, kind: str) -> str:
+        """A scratch buffer that holds nothing any more."""
+        if self.free[kind]:
+            return self.free[kind].pop()
+        self.scratch[kind].append(f"{kind}{len(self.scratch[kind])}")
+        return self.scratch[kind][-1]
+
+    def _free_read(self, symbol: Symbol, position: int) -> None:
+        """Free the scratch buffers that this symbol is the last to read."""
+        for arg in dict.fromkeys(arg for arg in symbol.args if is_element(arg)):
+            for kind, buffers in self.scratch.items():
+                if self.last[arg] == position and self.words[arg] in buffers:
+                    self.free[kind].append(self.words[arg])
+
+    def _move(self) -> None:
+        """Move values that were not computed where they belong."""
+        pairs = ((out, self.words[value]) for out, value in zip(self.outputs, self.values, strict=False))
+        moves = [(target, source) for target, source in pairs if target != source]
+        # A buffer that is both moved from and moved to: keep its value first.
+        for source in dict.fromkeys(source for _, source in moves if any(source == target for target, _ in moves)):
+            keep = self._buffer("t")
+            self.lines.append(f"{keep}.copy_({source})")
+            moves = [(target, keep if known == source else known) for target, known in moves]
+        self.lines += [f"{target}.copy_({source})" for target, source in moves]
+
+    def _argument(self, arg: Any) -> str:
+        if is_element(arg):
+            return self.words[arg]
+        if isinstance(arg, Symbol):
+            return self.numbers.setdefault(arg, f"n{len(self.numbers)}")
+        return repr(float(arg)) if isinstance(arg, int | float) else repr(arg)
+
+    def _print(self, name: str, symbols: Sequence[Any], args: list[str], target: str) -> None:
+        """One line: the torch call that computes a symbol into `target`."""
+        is_tensor = [is_element(symbol) for symbol in symbols]
+        like = next(arg for arg, tensor in zip(args, is_tensor, strict=True) if tensor)
+        if name in ("add", "mul") and not is_tensor[0]:
+            args, is_tensor = args[::-1], is_tensor[::-1]
+        if name in ("maximum", "minimum") and not all(is_tensor):
+            tensor, number = (args[0], args[1]) if is_tensor[0] else (args[1], args[0])
+            bound = "min" if name == "maximum" else "max"
+            self.lines.append(f"torch.clamp({tensor}, {bound}={number}, out={target})")
+            return
+        for i in range(min(TENSORS.get(name, 0), len(args))):
+            if not is_tensor[i]:
+                args[i] = f"{target if like in self.scratch['b'] else like}.new_tensor({args[i]})"
+        self.lines.append(f"{name}({', '.join(args)}, out={target})")
+
+
+def _tuple(words: Any) -> str:
+    return f"({''.join(f'{word}, ' for word in words)})"

@@ -1,0 +1,32 @@
+// The dynamic-tree code: the functions of __init__.py for one block.
+// What is not finite is kept as zero; what lies behind a tensor's end is zero already.
+
+static inline void dynamic_dequantize(
+    const uint8_t* __restrict codes, const float* scales, float* __restrict x, const float* __restrict codebook, bool) {
+    const float scale = scales[0];
+    for (int64_t i = 0; i < BLOCK; ++i) x[i] = codebook[codes[i]] * scale;
+}
+
+// Behind the 256 entries of the codebook stand, for each cell of numbers that share exponent and seven bits behind it, how
+// many codes begin below it, and where in it one more does.
+static constexpr int32_t CELLS = 2945, NEAREST_CELL = 13312;
+
+static inline void dynamic_quantize(
+    uint8_t* __restrict codes, float* scales, float* __restrict x, const float* __restrict codebook, bool is_signed) {
+    const int32_t* __restrict below = (const int32_t*)codebook + 256;
+    const float* __restrict begins = codebook + 256 + 2 * CELLS;
+    int32_t found[BLOCK], most = 0, first = BLOCK - 1;
+    for (int i = 0; i < BLOCK; ++i) x[i] = as_float(as_bits(x[i]) & mask(absolute(x[i]) < __builtin_inff()));
+    for (int i = 0; i < BLOCK; ++i) most = larger(most, as_bits(absolute(x[i])));
+    for (int i = 0; i < BLOCK; ++i) first = smaller(first, as_bits(absolute(x[i])) == most ? i : int(BLOCK) - 1);
+    const float scale = x[first], base = scale != 0.0f ? scale : 1.0f;
+#pragma GCC ivdep
+    for (int i = 0; i < BLOCK; ++i) {
+        const float z = x[i] / base;
+        const int32_t cell = larger((as_bits(absolute(z)) >> 16) - NEAREST_CELL, 0) + (CELLS & mask(z < 0.0f));
+        const int32_t code = below[cell] + int32_t(z >= begins[cell]);
+        found[i] = larger(code, int32_t(x[i] > 0.0f) & int32_t(!is_signed));
+    }
+    for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(found[i]);
+    scales[0] = scale;
+}
