@@ -1,32 +1,75 @@
-"""What must hold for every optimizer of the registry, whatever its formula."""
+"""What must hold for every optimizer of the registry on every engine that serves it, whatever its update.
+
+The engines are the reference, the blocked and, where there is a compiler, the compiled one. The Triton engine has no
+float64, in which laws are stated; `tests/engines/test_triton.py` holds it to the reference.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import pickle
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim import storage
+from lightning_optim import engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
 from lightning_optim.language.options import Option
 from lightning_optim.reports.memory import predicted_memory, state_memory
 from lightning_optim.storage import Quantized
-from tests.harness.problems import NAMES, SHAPES, apply, build, flat, gradients, make_params, trajectory
+from tests.harness import problems
+from tests.harness.problems import NAMES, SHAPES, apply, flat, gradients, make_params
 
 MIRRORED = [name for name in NAMES if not OPTIMIZERS[name].inputs]  # a loss below its target has no mirror image
 UNQUANTIZED = [name for name in NAMES if not any(storage.can_be_quantized(s) for s in OPTIMIZERS[name].slots.values())]
 LARGE = (70, 61)  # enough elements for codes, and no whole number of blocks
-every_optimizer = pytest.mark.parametrize("name", NAMES)
+Build = Callable[..., Optimizer]
+Trajectory = Callable[..., Tensor]
+
+
+def serves(engine: str, name: str) -> bool:
+    """Whether an engine runs the update of an optimizer on this machine."""
+    params = make_params(((3, 4),))
+    return not engines.ENGINES[engine].refusal(problems.build(name, params).first_programs(), params)
+
+
+REFERENCE = [(name, "reference") for name in NAMES]
+FAST = [(name, engine) for name in NAMES for engine in ("blocked", "compiled") if serves(engine, name)]
+ALL = (*REFERENCE, *FAST)
+
+
+def cases(
+    where: Callable[[str], bool] = lambda name: True, chosen: Sequence[tuple[str, str]] = ALL
+) -> pytest.MarkDecorator:
+    """Optimizers, each on each engine. `make quick` leaves out what is marked as of a fast engine."""
+    rows = []
+    for name, engine in chosen:
+        marks = () if engine == "reference" else (pytest.mark.engines,)
+        rows += [pytest.param(name, engine, marks=marks, id=f"{name}-{engine}")] if where(name) else []
+    return pytest.mark.parametrize(("name", "engine"), rows)
+
+
+every_optimizer = cases()
+
+
+@pytest.fixture
+def build(engine: str) -> Build:
+    """Makes an optimizer that runs on the engine of the case."""
+    return functools.partial(problems.build, engine=engine)
+
+
+@pytest.fixture
+def trajectory(engine: str) -> Trajectory:
+    return functools.partial(problems.trajectory, engine=engine)
 
 
 def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
@@ -35,8 +78,8 @@ def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 
             apply(optimizer, params, grads, step)
 
 
-@pytest.mark.parametrize("name", MIRRORED)
-def test_maximize_mirrors(name: str) -> None:
+@cases(lambda name: name in MIRRORED)
+def test_maximize_mirrors(name: str, build: Build) -> None:
     """Walking up -f is walking down f, bit for bit."""
     params, mirrored = make_params(), make_params()
     down, up = build(name, params, weight_decay=0.1), build(name, mirrored, weight_decay=0.1, maximize=True)
@@ -49,13 +92,13 @@ def test_maximize_mirrors(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MIRRORED])
 def test_maximize_is_refused_where_it_has_no_meaning(name: str) -> None:
     with pytest.raises(ValueError, match="maximize"):
-        build(name, make_params(), maximize=True)
+        problems.build(name, make_params(), maximize=True)
 
 
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("state_bits", [32, 16, 8])
-def test_save_load_continue_is_continue(name: str, dtype: torch.dtype, state_bits: int) -> None:
+def test_save_load_continue_is_continue(name: str, build: Build, dtype: torch.dtype, state_bits: int) -> None:
     """Through a file without pickle, into an optimizer with other settings: bit for bit, codes included."""
     if state_bits == 8 and name in UNQUANTIZED:
         pytest.skip("it has no state to keep in 8 bits, and says so")
@@ -93,19 +136,18 @@ def same(value: Any, other: Any) -> bool:
 @pytest.mark.parametrize("name", UNQUANTIZED)
 def test_eight_bits_are_refused_where_there_is_nothing_to_keep_in_them(name: str) -> None:
     with pytest.raises(OptionError, match="state_bits=8 has nothing to keep"):
-        build(name, make_params(), state_bits=8)
+        problems.build(name, make_params(), state_bits=8)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNQUANTIZED])
+@cases(lambda name: name not in UNQUANTIZED, [case for case in FAST if case[1] == "blocked"])
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_engines_agree_on_codes(name: str, state_format: str, dtype: torch.dtype) -> None:
+def test_engines_agree_on_codes(name: str, engine: str, state_format: str, dtype: torch.dtype) -> None:
     """Blocks of elements and whole tensors end in the same codes, bit for bit, on these numbers."""
     ends = []
-    fast = "auto" if name == "adafactor" else "blocked"
-    for engine in ("reference", fast):
+    for each in ("reference", engine):
         params = make_params((LARGE, (300, 150)), dtype)
-        optimizer = build(name, params, state_bits=8, state_format=state_format, engine=engine)
+        optimizer = problems.build(name, params, state_bits=8, state_format=state_format, engine=each)
         run(optimizer, params, 4)
         ends.append((params, [value for p in params for value in optimizer.state[p].values()]))
     (params, slots), (others, other_slots) = ends
@@ -115,7 +157,7 @@ def test_engines_agree_on_codes(name: str, state_format: str, dtype: torch.dtype
 
 @every_optimizer
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_copies_continue_alike(name: str, duplicate: Any) -> None:
+def test_copies_continue_alike(name: str, build: Build, duplicate: Any) -> None:
     params = make_params()
     optimizer = build(name, params)
     run(optimizer, params, 3)
@@ -125,27 +167,27 @@ def test_copies_continue_alike(name: str, duplicate: Any) -> None:
     assert torch.equal(flat(params), flat(twin_params))
 
 
-@every_optimizer
+@cases(chosen=FAST)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-11), (torch.float32, 2e-6), (torch.bfloat16, 0.0), (torch.float16, 0.0)],
 )
-def test_engines_agree(name: str, dtype: torch.dtype, tolerance: float) -> None:
-    """The fast engine computes in blocks what the reference computes at once.
+def test_engines_agree(name: str, engine: str, dtype: torch.dtype, tolerance: float) -> None:
+    """A fast engine computes in blocks what the reference computes at once.
 
-    Both make the same torch calls on the same numbers, so only sums over a tensor can differ, by their order; KOALA's
+    Both do the same operations on the same numbers, so only sums over a tensor can differ, by their order; KOALA's
     recursion multiplies such a difference of 1e-16 by 1e4 in eight steps. In half precision the difference would have
     to cross a rounding boundary, and does not on these numbers.
     """
-    options: dict[str, Any] = {"eps": 1e-3} if "eps" in OPTIMIZERS[name].options and name != "adafactor" else {}
-    reference = trajectory(name, dtype=dtype, engine="reference", **options)
-    fast = trajectory(name, dtype=dtype, engine="auto", **options)
+    options: dict[str, Any] = {"eps": 1e-3} if "eps" in OPTIMIZERS[name].options else {}
+    reference = problems.trajectory(name, dtype=dtype, engine="reference", **options)
+    fast = problems.trajectory(name, dtype=dtype, engine=engine, **options)
     assert torch.isfinite(reference).all()
     torch.testing.assert_close(fast, reference, rtol=tolerance, atol=tolerance)
 
 
 @every_optimizer
-def test_two_groups_equal_one(name: str) -> None:
+def test_two_groups_equal_one(name: str, build: Build) -> None:
     params, split = make_params(), make_params()
     one, two = build(name, params), build(name, [{"params": split[:2]}, {"params": split[2:]}])
     run(one, params, 6)
@@ -154,7 +196,7 @@ def test_two_groups_equal_one(name: str) -> None:
 
 
 @every_optimizer
-def test_order_of_parameters_does_not_matter(name: str) -> None:
+def test_order_of_parameters_does_not_matter(name: str, build: Build) -> None:
     params, turned = make_params(), make_params()
     one, other = build(name, params), build(name, turned[::-1])
     for step, grads in enumerate(gradients(6)):
@@ -164,7 +206,7 @@ def test_order_of_parameters_does_not_matter(name: str) -> None:
 
 
 @every_optimizer
-def test_rate_zero_moves_nothing(name: str) -> None:
+def test_rate_zero_moves_nothing(name: str, build: Build) -> None:
     params, before = make_params(), flat(make_params())
     run(build(name, params, lr=0.0, weight_decay=0.1), params, 4)
     assert torch.equal(flat(params), before)
@@ -191,16 +233,16 @@ def alternatives(option: Option) -> Iterator[Any]:
                 yield from ((*option.default[:i], 0.4, *option.default[i + 1 :]) for i in range(len(args)))
 
 
-def reacts(name: str, option: Option, contexts: list[dict[str, Any]]) -> bool:
+def reacts(trajectory: Callable[..., Tensor], option: Option, contexts: list[dict[str, Any]]) -> bool:
     """Whether some value of the option, in some company of one other option, changes the iterates."""
     for context in contexts:
         try:
-            plain = trajectory(name, **context)
+            plain = trajectory(**context)
         except ValueError:
             continue
         for value in alternatives(option):
             try:
-                changed = trajectory(name, **{**context, option.name: value})
+                changed = trajectory(**{**context, option.name: value})
             except ValueError:
                 continue  # out of its range, or a combination that is refused
             if not torch.equal(plain, changed):
@@ -209,18 +251,20 @@ def reacts(name: str, option: Option, contexts: list[dict[str, Any]]) -> bool:
 
 
 @every_optimizer
-def test_every_option_changes_the_iterates(name: str) -> None:
+def test_every_option_changes_the_iterates(name: str, trajectory: Trajectory) -> None:
     options = OPTIMIZERS[name].options
     skipped = {"engine", "capturable", "state_bits", "state_format"} | (set() if name in MIRRORED else {"maximize"})
     own = [option for option in options.values() if option.name not in skipped]
     contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
     pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]
-    dead = [o.name for o in own if not reacts(name, o, contexts) and not reacts(name, o, pairs)]
+    run_it = functools.partial(trajectory, name)
+    # XX(functools.partial(trajectory, name))
+    dead = [o.name for o in own if not reacts(run_it, o, contexts) and not reacts(run_it, o, pairs)]
     assert not dead
 
 
 @every_optimizer
-def test_fewer_state_bits_are_kept_and_change_the_iterates_little(name: str) -> None:
+def test_fewer_state_bits_are_kept_and_change_the_iterates_little(name: str, build: Build) -> None:
     """state_bits=16 keeps bfloat16 where a slot may be rounded, and float32 where it must be exact."""
     params = make_params(dtype=torch.float32)
     optimizer = build(name, params, state_bits=16)
@@ -236,7 +280,38 @@ def test_fewer_state_bits_are_kept_and_change_the_iterates_little(name: str) -> 
 
 
 @every_optimizer
-def test_a_scheduler_takes_effect(name: str) -> None:
+def test_16_bits_round_what_is_written_and_do_nothing_else(name: str, build: Build) -> None:
+    """Bit for bit a run with state in float32, whose roundable slots are rounded by hand each time they are written."""
+    params, others = make_params(dtype=torch.float32), make_params(dtype=torch.float32)
+    optimizer, other = build(name, params, state_bits=16), build(name, others, state_bits=32)
+    roundable = {key for key, slot in optimizer.slots.items() if slot.per == "element" and not slot.exact}
+
+    def round_by_hand() -> None:
+        for q in others:
+            for key in roundable & other.state[q].keys():
+                other.state[q][key].copy_(other.state[q][key].bfloat16())
+
+    def closure(step: int, grads: list[Tensor]) -> float:
+        round_by_hand()  # what a prediction has written
+        for q, grad in zip(others, grads, strict=True):
+            q.grad = grad
+        if other.inputs:
+            other.set_loss(*problems.loss_of(step))
+        return 0.0
+
+    for step, grads in enumerate(gradients(8, dtype=torch.float32)):
+        apply(optimizer, params, grads, step)
+        other.step(functools.partial(closure, step, grads))
+        round_by_hand()
+        assert torch.equal(flat(params), flat(others))
+        for p, q in zip(params, others, strict=True):
+            assert optimizer.state[p].keys() == other.state[q].keys()
+            for key, value in optimizer.state[p].items():
+                assert torch.equal(value.to(other.state[q][key].dtype), other.state[q][key]), key
+
+
+@every_optimizer
+def test_a_scheduler_takes_effect(name: str, build: Build) -> None:
     """A run under LambdaLR is the run in which the rate is set by hand, and no other."""
     scheduled, by_hand = make_params(), make_params()
     optimizer, manual = build(name, scheduled, lr=0.02), build(name, by_hand, lr=0.02)
@@ -253,7 +328,7 @@ def test_a_scheduler_takes_effect(name: str) -> None:
 
 
 @every_optimizer
-def test_a_rate_in_a_tensor_is_a_rate(name: str) -> None:
+def test_a_rate_in_a_tensor_is_a_rate(name: str, build: Build) -> None:
     rate = torch.tensor(0.02, dtype=torch.float64)
     params, plain = make_params(), make_params()
     optimizer, other = build(name, params, lr=rate), build(name, plain, lr=0.02)
@@ -268,7 +343,7 @@ def test_a_rate_in_a_tensor_is_a_rate(name: str) -> None:
 
 
 @every_optimizer
-def test_a_tensor_without_gradient_keeps_everything(name: str) -> None:
+def test_a_tensor_without_gradient_keeps_everything(name: str, build: Build) -> None:
     """Its values, its slots and its counter; and it goes on as if the step had not been."""
     if OPTIMIZERS[name].predicts():
         pytest.skip("its velocity moves every parameter before the gradient is taken")
@@ -293,7 +368,7 @@ def test_a_tensor_without_gradient_keeps_everything(name: str) -> None:
 
 
 @every_optimizer
-def test_no_gradient_at_all_moves_nothing(name: str) -> None:
+def test_no_gradient_at_all_moves_nothing(name: str, build: Build) -> None:
     params = make_params()
     optimizer = build(name, params)
     before = flat(params)
@@ -303,18 +378,17 @@ def test_no_gradient_at_all_moves_nothing(name: str) -> None:
 
 
 @every_optimizer
-@pytest.mark.parametrize("engine", ["reference", "auto"])
-def test_gradients_are_left_alone(name: str, engine: str) -> None:
+def test_gradients_are_left_alone(name: str, build: Build) -> None:
     options: dict[str, Any] = {"max_grad_norm": 0.1} if "max_grad_norm" in OPTIMIZERS[name].options else {}
     params = make_params()
-    optimizer = build(name, params, weight_decay=0.1, engine=engine, **options)
+    optimizer = build(name, params, weight_decay=0.1, **options)
     for step, grads in enumerate(gradients(3)):
         apply(optimizer, params, grads, step)
         assert all(p.grad is not None and torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True))
 
 
 @every_optimizer
-def test_strides_do_not_matter(name: str) -> None:
+def test_strides_do_not_matter(name: str, build: Build) -> None:
     """A transposed parameter, and a gradient laid out otherwise, give what contiguous ones give."""
     shapes = ((4, 6), (6, 4))
     params = make_params(shapes)
@@ -329,7 +403,7 @@ def test_strides_do_not_matter(name: str) -> None:
 
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_rounds_once(name: str, build: Build, dtype: torch.dtype) -> None:
     """One step on half-precision parameters is one float32 step on the same numbers, rounded at the end."""
     if name == "adafactor":
         pytest.skip("its eps is the parameter's type's, so the two differ by design")
@@ -343,7 +417,7 @@ def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
 
 
 @every_optimizer
-def test_predicted_memory_is_the_memory(name: str) -> None:
+def test_predicted_memory_is_the_memory(name: str, build: Build) -> None:
     for bits in (32, 16) if name in UNQUANTIZED else (32, 16, 8):
         options: dict[str, Any] = {"state_bits": bits}
         params = make_params((*SHAPES, LARGE), dtype=torch.float32)
@@ -356,7 +430,7 @@ def test_predicted_memory_is_the_memory(name: str) -> None:
 
 
 @every_optimizer
-def test_a_group_can_join_later(name: str) -> None:
+def test_a_group_can_join_later(name: str, build: Build) -> None:
     params = make_params()
     optimizer = build(name, params[:3])
     run(optimizer, params[:3], 2)
@@ -368,7 +442,7 @@ def test_a_group_can_join_later(name: str) -> None:
 
 
 @every_optimizer
-def test_reset_forgets(name: str) -> None:
+def test_reset_forgets(name: str, build: Build) -> None:
     params, fresh = make_params(), make_params()
     optimizer = build(name, params)
     run(optimizer, params, 4)
@@ -382,12 +456,12 @@ def test_reset_forgets(name: str) -> None:
 
 
 def elementwise(name: str) -> bool:
-    program = build(name, make_params(((3, 4),))).first_programs()[0]
+    program = problems.build(name, make_params(((3, 4),))).first_programs()[0]
     return not program.reductions and program.elementwise and not program.needs
 
 
 @every_optimizer
-def test_a_concatenation_is_its_parts_where_the_update_is_elementwise(name: str) -> None:
+def test_a_concatenation_is_its_parts_where_the_update_is_elementwise(name: str, build: Build) -> None:
     """And is not where the update sums over a tensor or takes means along an axis."""
     shapes = ((3, 4), (2, 4))
     parts = make_params(shapes)
@@ -417,7 +491,7 @@ def test_needs_are_these() -> None:
     found = {}
     for name in NAMES:
         params = make_params(((3, 4),))
-        needs = build(name, params).first_programs()[0].needs
+        needs = problems.build(name, params).first_programs()[0].needs
         if needs:
             found[name] = tuple(sorted(needs))
     assert found == {name: tuple(sorted(needs)) for name, needs in NEEDS.items()}
