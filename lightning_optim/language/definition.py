@@ -21,6 +21,8 @@ class Definition(Declared):
             that step like SGD, None where no rule is known. Every page states it.
         recommended: Options to start with on a small classifier.
         ranges: Ranges of options that differ from `options.RANGES`.
+        letters: Letters in the printed formula, of options ("lr"; "betas.0") and of local variables, where they differ
+            from `formula.LETTERS`; "p" is the parameter.
         inputs: What the update reads besides options: "loss", "loss_second_moment".
         real_only: Why complex parameters are refused; empty where they are served.
     """
@@ -38,6 +40,7 @@ class Definition(Declared):
     batch_scaling: ClassVar[Literal["sqrt", "linear"] | None] = None
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {}
+    letters: ClassVar[dict[str, str]] = {}
     inputs: ClassVar[tuple[str, ...]] = ()
     real_only: ClassVar[str] = ""
 

@@ -18,6 +18,7 @@ class Slot:
     The page never says when a slot exists: it exists when the update, read under the given options, touches it.
 
     Attributes:
+        letter: Its letter in the printed formula.
         signed: Whether values may be negative. Codes of few bits use their range accordingly.
         exact: Whether rounding to few bits would change the method (a previous gradient, a running maximum): such a
             slot stays in full precision whatever `state_bits` says.
@@ -34,6 +35,7 @@ class Slot:
             the gradient's norm, or a decaying maximum.
     """
 
+    letter: str = ""
     signed: bool = True
     exact: bool = False
     per: Per = "element"

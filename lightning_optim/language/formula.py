@@ -1,0 +1,167 @@
+"""The formula of an optimizer, printed from its traced update: `print(formula(Adan))`.
+
+The page's own functions are called once on symbols, scalars of the step and update alike, so what is printed is what
+runs. Letters come from the page: those of slots from `Slot.letter`, those of options from `LETTERS` and the page's
+`letters`, those of intermediate values from the names of its local variables. Sums and products are put in order, and
+√a / √b becomes √(a / b); nothing else is rearranged. Terms of an option that is switched off by its value 0 (a
+momentum, a clipping) are left out, as in the program.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import CodeType, FrameType, SimpleNamespace
+from typing import Any, Literal
+
+import torch
+
+from lightning_optim.language.definition import Definition
+from lightning_optim.language.notation import LATEX, TEXT
+from lightning_optim.language.sheet import Sheet, is_derived
+from lightning_optim.language.symbols import Kind, State, Symbol, Tracer
+
+# Letters of options, where the page does not say otherwise; an item of a tuple is "betas.0".
+LETTERS = {
+    "p": "θ",
+    "g": "g",
+    "lr": "α",
+    "eps": "ε",
+    "eps.0": "ε₁",
+    "eps.1": "ε₂",
+    "weight_decay": "λ",
+    "beta": "β",
+    "betas.0": "β₁",
+    "betas.1": "β₂",
+    "betas.2": "β₃",
+    "momentum": "μ",
+    "dampening": "τ",
+    "loss": "L",
+    "loss_second_moment": "L₂",
+    "rho": "ρ",
+    "rho_inf": "ρ∞",
+}
+SHARED = tuple(f"lightning_optim.language.{name}" for name in ("recursions", "rectification", "kalman"))
+EXAMPLE = torch.Size([64, 32])  # the tensor whose formula is printed is a matrix
+
+
+def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", **options: Any) -> str:
+    """The formula of an optimizer: one line for each slot and each part that has a name, last the parameter.
+
+    Args:
+        cls: The optimizer.
+        notation: "text" is Unicode, "latex" lines for an `aligned` environment.
+        **options: Options that differ from the defaults.
+
+    Example:
+        >>> from lightning_optim import Lion
+        >>> print(formula(Lion))
+        mₜ = β₂·mₜ₋₁ + (1 − β₂)·gₜ
+        θₜ = (1 − α·λ)·θₜ₋₁ − α·sign(β₁·mₜ₋₁ + (1 − β₁)·gₜ)
+        with α = lr, β₁, β₂ = betas, λ = weight_decay
+    """
+    derivation = Derivation(cls, options)
+    sheets = [Sheet(part, derivation) for part in derivation.parts]
+    if notation == "latex":
+        return " \\\\\n".join(line for sheet in sheets for line in sheet.lines(LATEX))
+    lines = [line for sheet in sheets for line in sheet.lines(TEXT)]
+    return "\n".join([*lines, derivation.legend()])
+
+
+@dataclass
+class Part:
+    """One traced function of a page, as `lightning_optim.language.sheet` wants it."""
+
+    outputs: dict[str, Any]
+    names: dict[Symbol, str]
+    predicted: frozenset[str] = frozenset()
+    corrected: frozenset[str] = frozenset()
+    predicts: bool = False
+
+
+class Derivation:
+    """A page called on symbols, under its default options and those that are given."""
+
+    def __init__(self, cls: type[Definition], options: Mapping[str, Any]) -> None:
+        declared: Any = cls
+        self.cls, self.tracer = cls, Tracer()
+        self.slots: dict[str, Any] = declared.slots
+        values = {name: option.default for name, option in declared.options.items() if not option.shared}
+        values = {**values, "maximize": False, **options}
+        cls.check(values)
+        plain: Any = SimpleNamespace(**values)
+        self.traits = traits = cls.traits(plain, EXAMPLE, torch.float32, len(EXAMPLE))
+        axes = {slot.without: slot.without for slot in self.slots.values() if slot.without}
+        known = {**values, **traits, **{name: axis for name, axis in axes.items() if name in traits}}
+        self.h = {name: self.tracer.host(name, value) for name, value in known.items()}
+        self.h.update({name: self.tracer.host(name, 1.0) for name in cls.inputs})
+        self.names: dict[Symbol, str] = {}
+        self.used: dict[str, None] = {}  # names of options in the formula, in order
+        t = self.tracer.symbol("host", ("t",), Kind.HOST, 0)
+        self.h.update(self.call(cls.scalars, SimpleNamespace(**self.h), t))
+        self.parts = self._parts()
+
+    def _parts(self) -> list[Part]:
+        after = self._outputs(self.cls.update, "p", "g")
+        if not self.cls.predicts():
+            return [Part(after, self.names)]
+        first = self._outputs(self.cls.predict, "p")
+        corrected = frozenset(first) & frozenset(after)
+        return [
+            Part(first, self.names, corrected=corrected, predicts=True),
+            Part(after, self.names, frozenset(first), corrected),
+        ]
+
+    def _outputs(self, function: Callable[..., Any], *given: str) -> dict[str, Any]:
+        """What a function of the page assigns to slots, and the parameter that it returns."""
+        s = State(lambda name: self.tracer.symbol("element", (name,), Kind.ELEMENT, 0))
+        values = [self.tracer.symbol("element", (name,), Kind.ELEMENT, 0) for name in given]
+        new = self.call(function, *values, s, SimpleNamespace(**self.h))
+        return {**s.written, "p": new}
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the page; the values that it or what it calls gives a name are in `names` then."""
+
+        spoken = {*(parent.__module__ for parent in self.cls.__mro__), *SHARED}
+
+        def note(frame: FrameType, event: str, _: Any) -> None:
+            if event == "return" and frame.f_globals.get("__name__") in spoken:
+                self._note(frame.f_code, frame.f_locals)
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return function(*args)
+        finally:
+            sys.setprofile(before)
+
+    def _note(self, code: CodeType, found: Mapping[str, Any]) -> None:
+        arguments = code.co_varnames[: code.co_argcount] if code.co_name != "update" else ()
+        for name, value in found.items():
+            if is_derived(value) and name not in arguments:
+                self.names[value] = name
+
+    def letter(self, name: str) -> str:
+        """The letter of an option, a slot or a local variable."""
+        slot = self.slots.get(name)
+        if slot is not None:
+            return slot.letter or name
+        return {**LETTERS, **self.cls.letters}.get(name, name)
+
+    def note_use(self, name: str) -> None:
+        """Remember an option for the legend; a trait that has an option's letter stands for the option."""
+        if name in self.traits:
+            name = next((item for item, letter in LETTERS.items() if "." in item and letter == self.letter(name)), name)
+        self.used[name] = None
+
+    def legend(self) -> str:
+        """Which letter is which option."""
+        own: Any = self.cls
+        entries = []
+        for option in own.options:
+            names = sorted(name for name in self.used if name.partition(".")[0] == option)
+            letters = [self.letter(name) for name in names]
+            if names and letters != [option]:
+                entries.append(f"{', '.join(letters)} = {option}")
+        return "with " + ", ".join(entries)

@@ -1,0 +1,134 @@
+"""The printed formula, read back by a small reader and computed in numpy, is what the reference engine computes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import Parameter
+
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.language.formula import formula
+from tests.optimizers.test_against_oracles import SETS
+
+SHAPE, STEPS = (5, 3), 7
+LETTER = r"(?:∇f|(?:[A-Za-z]{2,}(?:_[a-z0-9]+)*|[A-Za-z\u0391-\u03c9])[\u0302-\u0304]?[₀-₉∞]*[ʷᵛ⁺⁻′]*)(?:ₜ₋₁|ₜ(?!₋))?"
+RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵗ", "0123456789-t")
+WORDS = {
+    "if",
+    "else",
+    "and",
+    "is",
+    "odd",
+    "sqrt",
+    "norm",
+    "max",
+    "min",
+    "sign",
+    "exp",
+    "mean",
+    "abs",
+    "rms",
+    "root",
+    "V",
+}
+CASES = [(name, options) for name in OPTIMIZERS for options in ({}, *SETS[name]) if "maximize" not in options]
+
+
+class Root:
+    """√x as an operator that binds as tightly as a power."""
+
+    def __pow__(self, x: Any) -> Any:
+        return np.sqrt(x)
+
+
+FUNCTIONS: dict[str, Any] = {
+    "root": Root(),
+    "norm": np.linalg.norm,
+    "abs": np.abs,
+    "sign": np.sign,
+    "exp": np.exp,
+    "max": lambda a, b=None: np.max(a) if b is None else np.maximum(a, b),
+    "min": np.minimum,
+    "rms": lambda x: np.sqrt(np.mean(x * x)),
+    "mean": lambda x, axis: np.mean(x, axis, keepdims=True),
+}
+
+
+def to_python(text: str) -> str:
+    """An expression in the notation of the formula as an expression of Python on the letters in V."""
+    text = re.sub(r"‖([^‖]*)‖(?:ₐₗₗ)?", r"norm(\1)", text)
+    text = re.sub(r"\|([^|]*)\|", r"abs(\1)", text)
+    text = re.sub(r"\[([^]]*)\]", r"(1.0*(\1))", text)
+    text = text.replace("maxₐₗₗ(", "max(").replace("RMSₐₗₗ(", "rms(").replace("RMS(", "rms(")
+    text = text.replace("is odd", "% 2 == 1").replace("√", "root**")
+
+    def part(found: re.Match[str]) -> str:
+        if found[1] is not None:
+            return found[1] if found[1] in WORDS else f'V["{found[1]}"]'
+        exponent = found[2].translate(RAISED).replace("t", 'V["t"]')
+        return f"**({exponent})"
+
+    text = re.sub(f"({LETTER})|([⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵗ]+)", part, text)
+    return text.replace("·", "*").replace("−", "-").replace("≥", ">=").replace("^", "**").replace("\n", " ")
+
+
+def read(text: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The lines of a formula as letters and Python, and the options behind letters."""
+    *lines, legend = unicodedata.normalize("NFD", text).replace("\n ", " ").splitlines()
+    pairs = [line.split(" = ", 1) for line in lines]
+    options: dict[str, str] = {}
+    for entry in re.findall(r"([^=]+) = (\w+)(?:, |$)", legend.removeprefix("with ")):
+        letters = entry[0].split(", ")
+        for i, letter in enumerate(letters):
+            options[letter] = entry[1] + (f".{i}" if len(letters) > 1 else "")
+    return [(left, to_python(right)) for left, right in pairs], options
+
+
+def known_letters(cls: type[Optimizer], legend: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers behind the letters that are no slot."""
+    known: dict[str, Any] = {**values, "L": 1.5, "L₂": 2.25, "rows": -2, "columns": -1, "n": 15.0, "N": 15.0}
+    for letter, name in legend.items():
+        option, _, place = name.partition(".")
+        value = values[option]
+        if isinstance(value, tuple) and not place:  # only one item of the tuple occurs
+            place = str({"ε₁": 0, "ε₂": 1, "β₁": 0, "β₂": 1, "β₀": 1}[letter])
+        known[letter] = value[int(place)] if place else value
+    if "eps" in values and isinstance(values["eps"], tuple):
+        floor = torch.finfo(torch.float64).eps if values["mode"] == "torch" else 1e-30
+        known["ε₁"] = floor if values["eps"][0] is None else values["eps"][0]
+    return known
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda case: case if isinstance(case, str) else "")
+def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) -> None:
+    cls = OPTIMIZERS[name]
+    generator = np.random.default_rng(0)
+    p = Parameter(torch.from_numpy(generator.normal(size=SHAPE)))
+    optimizer = cls([p], engine="reference", **options)
+    lines, legend = read(formula(cls, **options))
+    values = {key: optimizer.param_groups[0][key] for key in cls.options if key in optimizer.param_groups[0]}
+    V = known_letters(cls, legend, values)
+    theta = lines[-1][0].removesuffix("ₜ")
+    for slot in cls.slots.values():
+        V[unicodedata.normalize("NFD", slot.letter) + "ₜ₋₁"] = float(slot.start(type("h", (), values)))
+    V[theta + "ₜ₋₁"] = p.detach().numpy().copy()
+    for t in range(1, STEPS + 1):
+        g = generator.normal(size=SHAPE)
+        V.update({"t": float(t), "gₜ": g, "∇fₜ": g})
+        for letter, expression in lines:
+            V[letter] = eval(expression, {}, {**FUNCTIONS, "V": V})
+        for letter in [key for key in V if key.endswith("ₜ")]:
+            V[letter + "₋₁"] = V[letter]
+
+        def closure(g: Any = g) -> float:
+            p.grad = torch.from_numpy(g)
+            return 1.5
+
+        optimizer.step(closure)
+    np.testing.assert_allclose(V[theta + "ₜ"], p.detach().numpy(), rtol=1e-9, atol=1e-12)
