@@ -1,8 +1,9 @@
 """ACProp: centred, asynchronous.  Zhuang, Ding, Tang, Dvornek, Tatikonda & Duncan 2021, arXiv:2110.05454.
 
-Defaults are those of the authors' experiments (no rectification, eps 1e-8), not those of their class. As in
-their code eps is added to s, and kept in it, in every step but the first, and the first step is plain SGD.
-`ratio_clip` is ours: nothing else bounds a step, since the denominator has not seen the current gradient.
+Differences from the authors' program: the defaults are those of their experiments (no rectification, eps 1e-8),
+not those of their class. `ratio_clip` is an addition; without it nothing bounds a step, since the denominator
+has not seen the current gradient. The same as in their program: eps is added to s in every step after the first
+and stays in it, and the first step is one of plain SGD.
 """
 
 from typing import Any, ClassVar
@@ -13,24 +14,31 @@ from lightning_optim.language.rectification import rectification, refuse_never_r
 
 
 class ACProp(Optimizer):
-    """The gradient over the deviation that was known before the gradient came.
+    """Divides the gradient by the deviation from the mean that was known before the gradient came.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared deviation from it.
-        eps: Added to the mean square in every step, and to its root; it is the only floor of the denominator.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        decoupled: False adds weight_decay to the gradient as an L2 penalty instead.
-        amsgrad: Divide by the largest mean square so far (one more slot).
+        betas: Decay rates of the mean gradient and of the mean squared deviation from it, each in [0, 1).
+        eps: Added to the mean squared deviation in every step after the first, and again to its root. Nothing
+            else keeps the denominator from being zero.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        decoupled: False adds `weight_decay` times the parameter to the gradient, as an L2 penalty, instead.
+        amsgrad: Divide by the largest second moment so far instead of the current one, which costs one more
+            slot.
         momentum_update: Step along the mean gradient instead of the gradient.
-        rectify: Take RAdam's factors, and momentum steps before them; beta2 must then be above 2/3.
-        ratio_clip: Largest gradient in units of its denominator; 0 is off.
+        rectify: Rectify the adaptive rate as RAdam does, with momentum steps at the start; needs beta2 above
+            2/3.
+        ratio_clip: Largest magnitude of gradient over denominator, at least 0; 0 does not limit it.
+
+    Raises:
+        OptionError: if `rectify` is set and beta2 is so small that no step would ever be rectified.
 
     Note:
-        Keep AdamW's learning rate. Not for embeddings: an element whose gradients were zero so far has only
-        eps for a denominator; ratio_clip=1 bounds such a step by lr. The first step is lr times the
-        gradient.
+        Keep AdamW's learning rate. Do not use it for embeddings without `ratio_clip`: an element whose
+        gradients have all been zero has only eps for a denominator. With ratio_clip=1 no element moves further
+        than lr. The first step is lr times the gradient.
 
     Example:
         >>> import torch
@@ -47,6 +55,7 @@ class ACProp(Optimizer):
     advice = "Keep AdamW's learning rate, but give embeddings to another optimizer or set ratio_clip=1."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
+    letters: ClassVar[dict[str, str]] = {"known": "s′", "ratio_clip": "c", "ratio": "u"}
     ranges: ClassVar[dict[str, Any]] = {"ratio_clip": ">= 0"}
 
     lr: float = 1e-3
@@ -59,10 +68,10 @@ class ACProp(Optimizer):
     rectify: bool = False
     ratio_clip: float = 0.0
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot("m")
     # s: a zero would remove the floor of the denominator
-    exp_avg_var = Slot(signed=False, exact=True, second_moment_by="betas.1")
-    max_exp_avg_var = Slot(signed=False, exact=True)
+    exp_avg_var = Slot("s", signed=False, exact=True, second_moment_by="betas.1")
+    max_exp_avg_var = Slot("ŝ", signed=False, exact=True)
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

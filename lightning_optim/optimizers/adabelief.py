@@ -1,7 +1,8 @@
 """AdaBelief: a centred second moment.  Zhuang et al. 2020, arXiv:2010.07468, Algorithm 2.
 
-As in the authors' package: eps is added to s and stored with it, once more to the root; with `rectify` the
-steps are those of RAdam (arXiv:1908.03265), with momentum steps at first, and the decay is decoupled.
+Follows the authors' package where it differs from the paper: eps is added to s and stays in it, and is added to
+the root once more; decay is decoupled; with `rectify` steps are rectified as in RAdam (arXiv:1908.03265), with
+momentum steps at the start.
 """
 
 from typing import Any, ClassVar
@@ -12,21 +13,27 @@ from lightning_optim.language.rectification import rectification, refuse_never_r
 
 
 class AdaBelief(Optimizer):
-    """Adam that divides by how far the gradient strays from its mean, not by how large it is.
+    """Adam that divides by how far gradients stray from their mean, not by how large they are.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared deviation from it.
-        eps: Added to the mean square in every step, and to its root.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        decoupled: False adds weight_decay to the gradient as an L2 penalty instead.
-        rectify: Take RAdam's steps; beta2 must then be above 2/3.
-        amsgrad: Divide by the largest mean square so far (one more slot).
+        betas: Decay rates of the mean gradient and of the mean squared deviation from it, each in [0, 1).
+        eps: Added to the mean squared deviation in every step, and again to its root.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        decoupled: False adds `weight_decay` times the parameter to the gradient, as an L2 penalty, instead.
+        rectify: Rectify the adaptive rate as RAdam does, with momentum steps at the start; needs beta2 above
+            2/3.
+        amsgrad: Divide by the largest second moment so far instead of the current one, which costs one more
+            slot.
+
+    Raises:
+        OptionError: if `rectify` is set and beta2 is so small that no step would ever be rectified.
 
     Note:
-        Keep AdamW's learning rate. eps decides how far steps grow where gradients agree: the authors advise
-        1e-8 for convolutional networks and 1e-16 for transformers.
+        Keep AdamW's learning rate. eps decides how long steps become where gradients agree with their mean: the
+        authors advise 1e-8 for convolutional networks and 1e-16 for transformers.
 
     Example:
         >>> import torch
@@ -52,10 +59,10 @@ class AdaBelief(Optimizer):
     rectify: bool = True
     amsgrad: bool = False
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot("m")
     # s: values far below the largest are compared with eps
-    exp_avg_var = Slot(signed=False, exact=True, second_moment_by="betas.1")
-    max_exp_avg_var = Slot(signed=False, exact=True)
+    exp_avg_var = Slot("s", signed=False, exact=True, second_moment_by="betas.1")
+    max_exp_avg_var = Slot("ŝ", signed=False, exact=True)
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Adafactor: second moments of rows and columns.  Shazeer & Stern 2018, arXiv:1804.04235, Algorithms 4 and 5.
 
-mode="torch" equals `torch.optim.Adafactor`, whose eps1 is a floor and not added to the squared gradient,
-except that a missing eps1 is resolved for each tensor. mode="paper" adds eps1 and has the paper's step
-sizes and momentum, and scales the decay like the step, as transformers does. In both the step size is at
-most lr, where the paper has 0.01.
+mode="torch" equals `torch.optim.Adafactor`, in which eps1 is a floor and is not added to the squared gradient.
+One difference: where eps1 is not given, each tensor takes the one of its own type. mode="paper" adds eps1, has
+the paper's step sizes and momentum, and scales the decay like the step, as transformers does. In both modes lr
+is the upper bound of the step size, for which the paper has 0.01.
 """
 
 from typing import Any, ClassVar, Literal
@@ -34,28 +34,39 @@ EPS1 = 1e-30  # the paper's epsilon 1, section 8
 
 
 class Adafactor(Optimizer):
-    """Adam without a first moment, its second moment kept as row and column means: next to no state.
+    """Adam without a first moment, with row and column means for the second: next to no state.
 
     Args:
-        params: Parameters or parameter groups; real ones only.
-        lr: Largest step, as a share of a tensor's root mean square; null is 1e-2.
-        beta2_decay: The mean square of step t decays by 1 - t ** beta2_decay; at most 0.
-        eps: Floor of the mean square (null is the mode's own), then smallest root mean square to scale by.
-        d: Largest root mean square of an update before lr, at least 1.
-        weight_decay: Share of the parameter to take away, times lr ("torch") or the step size ("paper").
-        mode: "torch" is what `torch.optim.Adafactor` does, "paper" what the paper and transformers do.
-        relative_step: Let the step size fall as 1 / sqrt(t); False keeps lr (mode "paper").
-        scale_parameter: Scale steps by the tensor's root mean square (mode "paper").
-        warmup_init: Warm up by 1e-6 in each step instead of taking lr (mode "paper").
-        beta1: Decay of a mean of the updates; null keeps none (mode "paper").
-        factored: Keep row and column means; False keeps the mean square of every element.
-        factor_axes: Factor the "last_two" axes, or the "two_largest", which saves more for convolutions.
-        min_dim_size_to_factor: Do not factor where one of the two axes is shorter.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Upper bound of the step size, which is relative to the root mean square of the tensor; null means
+            1e-2.
+        beta2_decay: Exponent, at most 0: at step t the second moment decays at rate `1 - t ** beta2_decay`.
+        eps: Two small numbers: a floor of the squared gradient's mean (null: the machine epsilon of the
+            parameter's type in mode "torch", 1e-30 in mode "paper"), and the smallest root mean square of a
+            tensor that steps are scaled by.
+        d: Largest root mean square of an update before it is multiplied by the step size; at least 1.
+        weight_decay: Share of the parameter, times lr in mode "torch" or times the step size in mode "paper",
+            that a step takes away.
+        mode: "torch" computes what `torch.optim.Adafactor` does, "paper" what the paper and transformers do.
+        relative_step: Let the step size fall as 1 / sqrt(t) once that is below its bound; False keeps lr (mode
+            "paper" only).
+        scale_parameter: Multiply steps by the root mean square of the tensor (mode "paper" only may switch it
+            off).
+        warmup_init: Start with the bound 1e-6 * t instead of lr (mode "paper" only).
+        beta1: Decay rate of a mean of the updates; null keeps none (mode "paper" only).
+        factored: Keep the second moment as row and column means; False keeps it for every element.
+        factor_axes: Which two axes count as rows and columns: "last_two", or "two_largest", which saves more
+            for convolutions.
+        min_dim_size_to_factor: Do not factor a tensor where one of the two axes is shorter than this.
+
+    Raises:
+        OptionError: if an option of mode "paper" is given in mode "torch", or `warmup_init` without
+            `relative_step`.
 
     Note:
         Steps are relative to the weights, so AdamW's learning rate does not carry over: start at 1e-2. To
-        fine-tune at a rate of your own take mode="paper", relative_step=False, scale_parameter=False and
-        AdamW's rate. Checkpoints of `torch.optim.Adafactor` load.
+        fine-tune at a rate of your own, set mode="paper", relative_step=False and scale_parameter=False, and
+        take AdamW's rate. Real parameters only. Checkpoints of `torch.optim.Adafactor` load.
 
     Example:
         >>> import torch
@@ -72,6 +83,15 @@ class Adafactor(Optimizer):
     advice = "Start at lr 1e-2: steps are a share of the weights' size, so AdamW's rate does not carry over."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
+    letters: ClassVar[dict[str, str]] = {
+        "lr": "η",
+        "eps1": "ε₁",
+        "beta2_decay": "c",
+        "beta1": "β₁",
+        "alpha": "α",
+        "G2": "G",
+        "step": "Û",
+    }
     ranges: ClassVar[dict[str, Any]] = {"d": ">= 1"}
     real_only = "row and column means of squares have no complex form. Give it to Adam."
 
@@ -89,10 +109,10 @@ class Adafactor(Optimizer):
     factor_axes: Literal["last_two", "two_largest"] = "last_two"
     min_dim_size_to_factor: int = 0
 
-    row_var = Slot(signed=False, exact=True, without="columns")  # R
-    col_var = Slot(signed=False, exact=True, without="rows")  # C
-    variance = Slot(signed=False)  # V, of tensors that are not factored
-    exp_avg = Slot()  # of the updates
+    row_var = Slot("R", signed=False, exact=True, without="columns")
+    col_var = Slot("C", signed=False, exact=True, without="rows")
+    variance = Slot("V", signed=False)  # of tensors that are not factored
+    exp_avg = Slot("m")  # of the updates
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
@@ -130,7 +150,8 @@ def update_of_torch(p: Value, g: Value, s: Slots, h: Options) -> Value:
     else:
         s.variance = V = ema(s.variance, g * g, h.b2)
     U = g / sqrt(maximum(V, h.eps1 * h.eps1))
-    return p * (1 - h.weight_decay * h.lr) - alpha * U / maximum(rms(U) / h.d, 1.0)
+    step = alpha * U / maximum(rms(U) / h.d, 1.0)
+    return p * (1 - h.weight_decay * h.lr) - step
 
 
 def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
@@ -144,7 +165,7 @@ def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
     else:
         s.variance = V = ema(s.variance, G2, h.b2)
     U = g / sqrt(V)
-    U = alpha * U / maximum(rms(U) / h.d, 1.0)
+    step = alpha * U / maximum(rms(U) / h.d, 1.0)
     if given(h.beta1):
-        s.exp_avg = U = ema(s.exp_avg, U, h.beta1)
-    return p * (1 - h.weight_decay * alpha) - U
+        s.exp_avg = step = ema(s.exp_avg, step, h.beta1)
+    return p * (1 - h.weight_decay * alpha) - step

@@ -1,8 +1,7 @@
 """Adam, with AMSGrad's running maximum as an option.  Kingma & Ba 2014, arXiv:1412.6980, Algorithm 1.
 
-AMSGrad is Reddi, Kale & Kumar 2018, arXiv:1904.09237, Algorithm 2. As in torch, its maximum runs over v
-before the bias correction and the correction is applied afterwards; optax takes the maximum of the
-corrected v.
+AMSGrad is Reddi, Kale & Kumar 2018, arXiv:1904.09237, Algorithm 2. As in torch, its maximum is that of v before
+the bias correction, which is applied afterwards; optax takes the maximum of the corrected v.
 """
 
 from typing import Any, ClassVar
@@ -12,20 +11,22 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 
 
 class Adam(Optimizer):
-    """Mean gradient over the root of the mean squared gradient; equals `torch.optim.Adam`.
+    """Adam divides the mean gradient by the root of the mean squared gradient; equals `torch.optim.Adam`.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-        eps: Added to the denominator, after the root and its bias correction.
-        weight_decay: L2 penalty, added to the gradient.
-        amsgrad: Divide by the largest mean square so far (one more slot).
-        decoupled_weight_decay: Decay the parameter itself, as `AdamW` does.
+        betas: Decay rates of the first moment (mean gradient) and of the second (mean squared gradient), each
+            in [0, 1).
+        eps: Added to the denominator, outside the root, after the bias correction.
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
+        amsgrad: Divide by the largest second moment so far instead of the current one, which costs one more
+            slot.
+        decoupled_weight_decay: True decays the parameter itself, which makes this `AdamW`.
 
     Note:
-        An L2 penalty is divided by the denominator too, so weights with large gradients hardly decay: use
-        `AdamW` where weight decay matters. Checkpoints of `torch.optim.Adam` load.
+        An L2 penalty is divided by the denominator like the rest of the gradient, so weights with large
+        gradients hardly decay: use `AdamW` where weight decay matters. Checkpoints of `torch.optim.Adam` load.
 
     Example:
         >>> import torch
@@ -50,9 +51,9 @@ class Adam(Optimizer):
     amsgrad: bool = False
     decoupled_weight_decay: bool = False
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
-    max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
+    max_exp_avg_sq = Slot("v̂", signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

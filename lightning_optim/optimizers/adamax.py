@@ -1,7 +1,7 @@
 """AdaMax: Adam under the infinity norm.  Kingma & Ba 2014, arXiv:1412.6980, Algorithm 2.
 
-As in torch, eps is added to |g| inside the maximum; the paper has no eps and divides by zero where the
-first gradients are zero.
+As in torch, eps is added to |g| inside the maximum. The paper has no eps, and divides by zero where all
+gradients so far are zero.
 """
 
 from typing import Any, ClassVar
@@ -11,18 +11,19 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 
 
 class AdaMax(Optimizer):
-    """Adam that divides by a decaying maximum of the gradient; equals `torch.optim.Adamax`.
+    """Adam with the infinity norm: it divides by a decaying maximum of the gradient; equals `torch.optim.Adamax`.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: Step size, and the most that an element moves in one step.
-        betas: Decays of the mean gradient and of the maximum.
-        eps: Added to the gradient's magnitude inside the maximum.
-        weight_decay: L2 penalty, added to the gradient.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Step size, and the most that an element can move in one step.
+        betas: Decay rates of the mean gradient and of the maximum, each in [0, 1).
+        eps: Added to the magnitude of the gradient, inside the maximum.
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
 
     Note:
-        Twice AdamW's learning rate is the usual start. It holds the largest gradient of the last 1 / (1 -
-        beta2) steps against every element, so it is calm under rare large gradients, and slow after one.
+        Twice AdamW's learning rate is the usual start. The largest gradient of about the last 1 / (1 - beta2)
+        steps sets the step size of an element, so rare large gradients do no harm, and slow the element down
+        for a while.
 
     Example:
         >>> import torch
@@ -45,8 +46,8 @@ class AdaMax(Optimizer):
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    exp_avg = Slot()  # m
-    exp_inf = Slot(signed=False, second_moment_by="betas.1")  # u
+    exp_avg = Slot("m")
+    exp_inf = Slot("u", signed=False, second_moment_by="betas.1")
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

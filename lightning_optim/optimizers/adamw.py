@@ -1,8 +1,8 @@
 """AdamW: Adam with decoupled weight decay.  Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2.
 
-As in torch the decay is scaled by the learning rate; the paper scales it by the schedule's multiplier only,
-so its weight_decay must be divided by its base learning rate to be used here. eps stands as in Adam, not as
-in the authors' Lua program, which adds it to the root before the bias correction.
+Differences from the paper, the same as in torch: the decay is scaled by the learning rate, where the paper
+scales it by the factor of the schedule only. Divide the paper's weight_decay by its base learning rate to use
+it here. eps stands as in Adam; the authors' Lua program adds it to the root before the bias correction.
 """
 
 from typing import Any, ClassVar
@@ -11,19 +11,22 @@ from lightning_optim.optimizers.adam import Adam
 
 
 class AdamW(Adam):
-    """Adam whose weight decay acts on the parameter, not through the gradient; equals `torch.optim.AdamW`.
+    """Adam with weight decay that acts on the parameter and not through the gradient; equals `torch.optim.AdamW`.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-        eps: Added to the denominator, after the root and its bias correction.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        amsgrad: Divide by the largest mean square so far (one more slot).
-        decoupled_weight_decay: What makes this AdamW; False gives `Adam`'s L2 penalty.
+        betas: Decay rates of the first moment (mean gradient) and of the second (mean squared gradient), each
+            in [0, 1).
+        eps: Added to the denominator, outside the root, after the bias correction.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        amsgrad: Divide by the largest second moment so far instead of the current one, which costs one more
+            slot.
+        decoupled_weight_decay: What makes this AdamW; False gives the L2 penalty of `Adam`.
 
     Note:
-        The yardstick for every other optimizer here: their learning rates are given against it. Checkpoints
+        The reference for every other optimizer here: their learning rates are given relative to it. Checkpoints
         of `torch.optim.AdamW` load.
 
     Example:

@@ -1,7 +1,7 @@
 """Adan: adaptive Nesterov momentum.  Xie, Zhou, Li, Lin & Yan 2022, arXiv:2208.06677, Algorithm 1.
 
-As in the authors' code all averages start at zero, with bias corrections, and the first change of the
-gradient is zero; the paper starts the averages at the first gradient and its square.
+Differences from the paper, the same as in the authors' program: all means start at zero and are corrected for
+it, where the paper starts them at the first gradient and its square; the first change of the gradient is zero.
 """
 
 from typing import Any, ClassVar
@@ -11,20 +11,21 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, 
 
 
 class Adan(Optimizer):
-    """Adam that also follows how the gradient changes.
+    """Adam with Nesterov momentum, estimated from how the gradient changes from step to step.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient, its mean change and the mean square; 1 minus the paper's betas.
+        betas: Decay rates, each in [0, 1), of the mean gradient, of its mean change and of the mean square of
+            the gradient with its change added. The paper's betas are 1 minus these.
         eps: Added to the denominator, outside the root.
-        weight_decay: Proximal decay: a division after the step.
-        max_grad_norm: Clip the norm of all gradients to this; 0 is off.
-        no_prox: Decay before the step as AdamW does, instead of the division.
+        weight_decay: Proximal weight decay: the parameter is divided by `1 + lr * weight_decay` after the step.
+        max_grad_norm: Clip the norm of all gradients together to this value; 0 switches clipping off.
+        no_prox: Decay before the step, as AdamW does, instead of dividing after it.
 
     Note:
-        Coming from AdamW take 5 to 10 times its learning rate and weight_decay=0.02. Four slots, twice
-        AdamW's memory. `reset` restarts it, as the paper's restart condition asks.
+        Coming from AdamW take 5 to 10 times its learning rate and weight_decay=0.02. Four slots, twice AdamW's
+        memory. `reset` forgets all state, which is the restart of the paper.
 
     Example:
         >>> import torch
@@ -41,6 +42,7 @@ class Adan(Optimizer):
     advice = "Take 5 to 10 times AdamW's learning rate and weight_decay=0.02."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2, "weight_decay": 0.02}
+    letters: ClassVar[dict[str, str]] = {"lr": "η", "max_grad_norm": "c", "change": "Δ", "step": "u"}
 
     lr: float = 1e-3
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99)
@@ -49,10 +51,10 @@ class Adan(Optimizer):
     max_grad_norm: float = 0.0
     no_prox: bool = False
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_diff = Slot(root_of="exp_avg_sq")  # d
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.2")  # n
-    prev_grad = Slot(exact=True)  # it enters a difference
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_diff = Slot("v", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("n", signed=False, mean_square_by="betas.2")
+    prev_grad = Slot("g", exact=True)  # it enters a difference
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

@@ -1,7 +1,7 @@
 """AdaPNM: Adam under positive-negative momentum.  Xie, Yuan, Zhu & Sugiyama 2021, arXiv:2103.17182.
 
-As in paper and authors' code the first moment's correction is 1 - beta1^t, although a momentum fed every
-other step has gathered a little more or less; the first step is therefore 1.7 lr long.
+As in paper and program, the bias correction of the first moment is 1 - beta1^t, although a momentum that takes
+every other gradient has collected a little more or less. The first step is therefore 1.7 lr long.
 """
 
 from typing import Any, ClassVar
@@ -24,20 +24,23 @@ from lightning_optim.language import (
 
 
 class AdaPNM(Optimizer):
-    """Adam with two momenta fed in turn, the stale one subtracted.
+    """Adam with two momenta that take gradients in turn; the older one is subtracted.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of a momentum over one step and of the mean square; weight of the stale momentum.
-        eps: Added to the denominator, after the root and its bias correction.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        amsgrad: Divide by the largest mean square so far (one more slot); on, as in the authors' code.
-        decoupled: False adds weight_decay to the gradient as an L2 penalty instead.
+        betas: Decay rate of the momentum per step and of the second moment, each in [0, 1), then the weight
+            beta0 of the older momentum, any number.
+        eps: Added to the denominator, outside the root, after the bias correction.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        amsgrad: Divide by the largest second moment so far instead of the current one, which costs one more
+            slot. On by default, as in the authors' program.
+        decoupled: False adds `weight_decay` times the parameter to the gradient, as an L2 penalty, instead.
 
     Note:
-        Keep AdamW's learning rate and weight decay; the mean step is 0.45 of AdamW's, with more noise
-        around it. Four slots, three without amsgrad.
+        Keep AdamW's learning rate and weight decay. On average a step is 0.45 times AdamW's, with more noise
+        around it. Four slots, three without `amsgrad`.
 
     Example:
         >>> import torch
@@ -54,6 +57,7 @@ class AdaPNM(Optimizer):
     advice = "Keep AdamW's learning rate, up to twice of it."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
+    letters: ClassVar[dict[str, str]] = {"betas.2": "β₀", "fresh": "m", "stale": "m′", "mixed": "m̂"}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "[0, 1)", "any")}
 
     lr: float = 1e-3
@@ -63,10 +67,10 @@ class AdaPNM(Optimizer):
     amsgrad: bool = True
     decoupled: bool = True
 
-    pos_momentum = Slot()  # fed on odd steps
-    neg_momentum = Slot()  # fed on even steps
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
-    max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
+    pos_momentum = Slot("m⁺")  # fed on odd steps
+    neg_momentum = Slot("m⁻")  # fed on even steps
+    exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
+    max_exp_avg_sq = Slot("v̂", signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:
@@ -78,8 +82,8 @@ class AdaPNM(Optimizer):
         b1, b2, b0 = h.betas
         p, g = decayed(p, g, h, h.decoupled)
         s.pos_momentum, s.neg_momentum, fresh, stale = in_turn(s.pos_momentum, s.neg_momentum, g, h.odd, b1 * b1)
-        m = (1 + b0) * fresh - b0 * stale
+        mixed = (1 + b0) * fresh - b0 * stale
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if h.amsgrad:
             s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)
-        return p - h.lr / (h.c1 * h.nu) * m / (sqrt(v) / sqrt(h.c2) + h.eps)
+        return p - h.lr / (h.c1 * h.nu) * mixed / (sqrt(v) / sqrt(h.c2) + h.eps)

@@ -1,7 +1,7 @@
 """diffGrad: friction from the change of the gradient.  Dubey et al. 2019, arXiv:1909.11015.
 
-As in the authors' corrected program (v2): the previous gradient is a copy, where v1 kept a reference to the
-buffer that the next gradient overwrites, and eps is added to the root before the bias correction.
+Follows the authors' corrected program (v2): the previous gradient is a copy, where v1 kept a reference to the
+memory into which the next gradient is written. eps is added to the root before the bias correction.
 """
 
 from typing import Any, ClassVar
@@ -11,19 +11,20 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 
 
 class DiffGrad(Optimizer):
-    """Adam with friction: elements whose gradient does not change take half the step.
+    """Adam with friction: an element whose gradient does not change takes half the step.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-        eps: Added to the root of the mean square, before its bias correction.
-        weight_decay: L2 penalty, added to the gradient.
+        betas: Decay rates of the first moment (mean gradient) and of the second (mean squared gradient), each
+            in [0, 1).
+        eps: Added to the root of the second moment, before the bias correction.
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
 
     Note:
-        Steps are between half of Adam's and all of it, and half where gradients are far below 1: take up to
-        twice Adam's learning rate. The friction depends on the gradient's scale, so on the scale of the
-        loss.
+        Steps are between half of Adam's and all of it, and close to half where gradients are far below 1: take
+        up to twice Adam's learning rate. The friction depends on the scale of the gradient, and so on the scale
+        of the loss.
 
     Example:
         >>> import torch
@@ -40,15 +41,16 @@ class DiffGrad(Optimizer):
     advice = "Take up to twice Adam's learning rate."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
+    letters: ClassVar[dict[str, str]] = {"friction": "ξ"}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
-    previous_grad = Slot(root_of="exp_avg_sq", past=True)  # an error in it changes a step by a quarter of itself
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
+    previous_grad = Slot("g", root_of="exp_avg_sq", past=True)  # an error in it changes a step by a quarter of itself
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

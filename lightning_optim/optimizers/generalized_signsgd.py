@@ -1,7 +1,7 @@
 """Generalized SignSGD.  Crawshaw, Liu, Orabona, Zhang & Zhuang 2022, arXiv:2208.11195.
 
-As in the authors' program both averages start at zero and beta2 may be larger than beta1 squared; bias
-correction and decoupled decay are additions.
+As in the authors' program both means start at zero, and beta2 may be larger than beta1 squared. Bias correction
+and decoupled decay are additions.
 """
 
 from typing import Any, ClassVar
@@ -11,19 +11,21 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 
 
 class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
-    """Adam whose denominator averages the squared momentum: between Adam and the sign of the momentum.
+    """Adam with the second moment of the momentum: between Adam and the sign of the momentum.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the momentum and of its mean square; a second of 0 gives the momentum's sign.
+        betas: Decay rates of the momentum and of its mean square, each in [0, 1); 0 for the second gives the
+            sign of the momentum.
         eps: Added to the denominator, outside the root.
-        weight_decay: L2 penalty, added to the gradient.
-        use_bias_correction: Correct both averages for their start at zero.
-        decoupled: Decay the parameter itself, as AdamW does.
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
+        use_bias_correction: Correct both means for their start at zero.
+        decoupled: True decays the parameter itself, as AdamW does, instead of adding the penalty to the
+            gradient.
 
     Note:
-        The first step is lr / sqrt(1 - beta2) for every element, 31.6 lr at 0.999: take a fifth of AdamW's
+        The first step moves every element by lr / sqrt(1 - beta2), 31.6 lr at 0.999: take a fifth of AdamW's
         learning rate, or warm up, or set use_bias_correction=True.
 
     Example:
@@ -49,8 +51,8 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     use_bias_correction: bool = False
     decoupled: bool = False
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False, second_moment_by="betas.1")  # v, of the momentum
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1")  # of the momentum
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

@@ -1,8 +1,8 @@
 """KOALA-M: KOALA with a velocity in the filter's state.  Davtyan et al. 2022, arXiv:2107.03331, Algorithm 2.
 
-As in the authors' code the process noise q follows a norm divided by the number of elements, against an
-average of the weights that starts at zero; constants are double here where their code rounds them to
-float32.
+As in the authors' program the process noise q follows a norm that is divided by the number of elements, of the
+distance to an average of the weights that starts at zero. Constants are float64 here; their program rounds them
+to float32.
 """
 
 from typing import Any, ClassVar
@@ -11,29 +11,35 @@ from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import OptionError, Options, Slot, Slots, Value, count, given, norm, where
 from lightning_optim.language.kalman import loss_variance, measure, refuse_maximize
 
+# Shares of the old and the new value in the process noise, and of the weights in their average: the authors' constants.
+OLD_NOISE, NEW_NOISE, NEW_WEIGHTS = 0.9, 0.1, 0.1
+
 
 class KoalaM(Optimizer, name="koala_m"):
     """KOALA with momentum: it predicts where the weights go, measures the loss there, and corrects.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: Share of the distance to loss_target that one step aims at; 1 aims at all of it.
-        sw: First variance of the weights.
-        sc: First covariance of weights and velocity.
-        sv: First variance of the velocity.
-        a: Decay of the velocity, in [0, 1).
-        qw: First process noise of the weights; it then follows how far they are from their average.
-        qv: Process noise of the velocity.
-        r: Variance of the loss; null estimates it from the losses.
-        alpha_r: Decay of that estimate.
-        R0: First value of that estimate.
-        weight_decay: L2 penalty; it enters the loss, the gradient and the direction.
-        loss_target: The loss to be reached: 0 for a loss whose minimum is 0.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Share of the distance to `loss_target` that a step aims to cover; 1 aims at all of it.
+        sw: Initial variance of the weights, at least 0.
+        sc: Initial covariance of weights and velocity; its square is at most `sw * sv`.
+        sv: Initial variance of the velocity, at least 0.
+        a: Decay rate of the velocity, in [0, 1).
+        qw: Initial process noise of the weights, at least 0; it then follows their distance from their average.
+        qv: Process noise of the velocity, at least 0.
+        r: Variance of the loss, above 0; null estimates it from the losses.
+        alpha_r: Decay rate of that estimate, in [0, 1).
+        R0: Initial value of that estimate, above 0.
+        weight_decay: L2 penalty, a part of the loss, of the gradient and of the direction.
+        loss_target: The loss to reach: 0 where the smallest possible loss is 0.
+
+    Raises:
+        OptionError: for `maximize=True`, and where `sc` is too large for a covariance.
 
     Note:
         Call `step(closure)`: the prediction moves the weights before the closure's forward pass. After a
-        `step()` without closure the weights stand at the prediction for the next one; the filtered weights
-        are `p - velocity / a`. The loss must be bounded below by loss_target.
+        `step()` without closure the weights stand at the prediction for the next step; the corrected weights
+        are then `p - velocity / a`. The loss must be bounded below by loss_target. Real parameters only.
 
     Example:
         >>> import torch
@@ -53,6 +59,7 @@ class KoalaM(Optimizer, name="koala_m"):
     advice = "Keep lr at 1, call step with a closure, and set loss_target where the loss cannot reach 0."
     batch_scaling = None  # the learning rate alone does not make its steps
     recommended: ClassVar[dict[str, Any]] = {}
+    letters: ClassVar[dict[str, str]] = {"p": "w", "step": "κ", "alpha_r": "ρ", "loss_target": "L₀", "qv": "qᵛ"}
     ranges: ClassVar[dict[str, Any]] = {
         **{"sw": ">= 0", "sc": "any", "sv": ">= 0", "qw": ">= 0", "qv": ">= 0", "a": "[0, 1)"},
     }
@@ -72,13 +79,13 @@ class KoalaM(Optimizer, name="koala_m"):
     weight_decay: float = 0.0
     loss_target: float = 0.0
 
-    velocity = Slot()  # v
-    exp_avg_param = Slot(exact=True)  # a: it is held against the weights
-    P_ww = Slot(signed=False, per="optimizer", init=lambda h: h.sw)
-    P_wv = Slot(per="optimizer", init=lambda h: h.sc)
-    P_vv = Slot(signed=False, per="optimizer", init=lambda h: h.sv)
-    q = Slot(signed=False, per="optimizer", init=lambda h: h.qw)
-    R = Slot(signed=False, per="optimizer", init=lambda h: h.R0)
+    velocity = Slot("v")
+    exp_avg_param = Slot("w̃", exact=True)  # it is held against the weights
+    P_ww = Slot("Pʷʷ", signed=False, per="optimizer", init=lambda h: h.sw)
+    P_wv = Slot("Pʷᵛ", per="optimizer", init=lambda h: h.sc)
+    P_vv = Slot("Pᵛᵛ", signed=False, per="optimizer", init=lambda h: h.sv)
+    q = Slot("q", signed=False, per="optimizer", init=lambda h: h.qw)
+    R = Slot("R", signed=False, per="optimizer", init=lambda h: h.R0)
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
@@ -90,7 +97,7 @@ class KoalaM(Optimizer, name="koala_m"):
     def predict(p: Value, s: Slots, h: Options) -> Value:
         """Move p by its velocity before the gradient; P: F P F' + diag(q, qv) with F = [[1, 1], [0, a]]."""
         w = norm(s.exp_avg_param - p, over="all") / count(p, over="all")
-        s.q = q = 0.9 * s.q + 0.1 * w
+        s.q = q = OLD_NOISE * s.q + NEW_NOISE * w
         ww, wv, vv = s.P_ww, s.P_wv, s.P_vv
         s.P_ww, s.P_wv, s.P_vv = ww + 2 * wv + vv + q, h.a * (wv + vv), h.a * h.a * vv + h.qv
         v = s.velocity
@@ -105,6 +112,6 @@ class KoalaM(Optimizer, name="koala_m"):
         d, step, H, counts = measure(p, g, h, ww, h.r if given(h.r) else s.R)
         p = p - step * ww * d
         s.velocity = s.velocity - step * wv * d
-        s.exp_avg_param = s.exp_avg_param + where(counts, 0.1, 0.0) * (p - s.exp_avg_param)
+        s.exp_avg_param = s.exp_avg_param + where(counts, NEW_WEIGHTS, 0.0) * (p - s.exp_avg_param)
         s.P_ww, s.P_wv, s.P_vv = ww - H * ww * ww, wv - H * ww * wv, vv - H * wv * wv
         return p

@@ -1,9 +1,9 @@
 """KOALA-V: the loss as a Kalman filter's measurement.  Davtyan et al. 2022, arXiv:2107.03331, Algorithm 1.
 
-As in the authors' code each tensor has an innovation variance S of its own, and the shared variance P takes
-the largest reduction. The decay belongs to the direction too, where their code forgets it
-(wd_in_direction=False). `loss_target` is ours; without it lr acts as a target of (1 - lr) times the loss,
-as theirs does.
+As in the authors' program each tensor has its own innovation variance S, and the shared variance P shrinks by
+the largest of all reductions. Two differences: the decay is a part of the direction, which their program leaves
+out (wd_in_direction=False does), and `loss_target` is an addition. Without it lr acts like a target of (1 - lr)
+times the loss, as in their program.
 """
 
 from typing import Any, ClassVar
@@ -14,25 +14,29 @@ from lightning_optim.language.kalman import loss_variance, measure, refuse_maxim
 
 
 class KoalaV(Optimizer, name="koala_v"):
-    """Steps as long as the loss asks for: far from the target they are long, at the target they vanish.
+    """KOALA takes steps as long as the loss asks for: long far from its target, and none at the target.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: Share of the distance to loss_target that one step aims at; 1 aims at all of it.
-        sigma: First variance of the weights; the authors' script takes 0.1.
-        q: What the variance grows by in each step.
-        r: Variance of the loss; null estimates it from the losses.
-        alpha_r: Decay of that estimate.
-        R0: First value of that estimate.
-        weight_decay: L2 penalty; it enters the loss, the gradient and the direction.
-        loss_target: The loss to be reached: 0 for a loss whose minimum is 0.
-        wd_in_direction: False leaves the penalty out of the direction, as the authors' code does.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Share of the distance to `loss_target` that a step aims to cover; 1 aims at all of it.
+        sigma: Initial variance of the weights, at least 0; the authors' script takes 0.1.
+        q: What the variance of the weights grows by in each step, at least 0.
+        r: Variance of the loss, above 0; null estimates it from the losses.
+        alpha_r: Decay rate of that estimate, in [0, 1).
+        R0: Initial value of that estimate, above 0.
+        weight_decay: L2 penalty, a part of the loss, of the gradient and of the direction.
+        loss_target: The loss to reach: 0 where the smallest possible loss is 0.
+        wd_in_direction: False leaves the penalty out of the direction of the step, as the authors' program
+            does.
+
+    Raises:
+        OptionError: for `maximize=True`, which has no meaning here.
 
     Note:
         Needs the loss: call `step(closure)`, or `set_loss(loss, mean of squared losses per sample)` before
-        `step()`. The loss must be bounded below by loss_target (no ELBO); below it, steps stop. No state
-        per element, and no schedule needed: keep lr at 1 and tune sigma. Coming from AdamW there is no
-        learning rate to carry over.
+        `step()`. The loss must be bounded below by loss_target (not an ELBO); below it steps stop. No state per
+        element and no schedule: keep lr at 1 and tune sigma. AdamW's learning rate does not carry over. Real
+        parameters only.
 
     Example:
         >>> import torch
@@ -51,6 +55,7 @@ class KoalaV(Optimizer, name="koala_v"):
     advice = "Keep lr at 1, start at sigma 0.1, and set loss_target where the loss cannot reach 0."
     batch_scaling = None  # the learning rate alone does not make its steps
     recommended: ClassVar[dict[str, Any]] = {"sigma": 0.1}
+    letters: ClassVar[dict[str, str]] = {"prior": "P̄", "step": "κ", "alpha_r": "ρ", "loss_target": "L₀"}
     ranges: ClassVar[dict[str, Any]] = {"sigma": ">= 0", "q": ">= 0"}
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
@@ -65,8 +70,8 @@ class KoalaV(Optimizer, name="koala_v"):
     loss_target: float = 0.0
     wd_in_direction: bool = True
 
-    P = Slot(signed=False, per="optimizer", init=lambda h: h.sigma)  # variance of the weights
-    R = Slot(signed=False, per="optimizer", init=lambda h: h.R0)  # variance of the loss
+    P = Slot("P", signed=False, per="optimizer", init=lambda h: h.sigma)  # variance of the weights
+    R = Slot("R", signed=False, per="optimizer", init=lambda h: h.R0)  # variance of the loss
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
@@ -74,9 +79,9 @@ class KoalaV(Optimizer, name="koala_v"):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        P = s.P + h.q
+        prior = s.P + h.q
         if not given(h.r):
             s.R = loss_variance(s.R, h)
-        d, step, H, _ = measure(p, g, h, P, h.r if given(h.r) else s.R)
-        s.P = P - P * P * H
-        return p - step * P * (d if h.wd_in_direction else g)
+        d, step, H, _ = measure(p, g, h, prior, h.r if given(h.r) else s.R)
+        s.P = prior - prior * prior * H
+        return p - step * prior * (d if h.wd_in_direction else g)

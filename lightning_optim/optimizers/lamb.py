@@ -1,8 +1,8 @@
 """LAMB: layer-wise adaptive moments for batch training.  You et al. 2019, arXiv:1904.00962, Algorithm 2.
 
-phi is the identity unless clamped, as in TensorFlow and apex. Tensors of one axis or none are not scaled
-unless the model has no others or always_adapt says so. Clipping by the norm of all gradients is NVIDIA's
-addition.
+phi is the identity unless bounds are given, as in TensorFlow and apex. Tensors with fewer than two axes have no
+trust ratio, unless no tensor has more axes or `always_adapt` is set. Clipping by the norm of all gradients is
+an addition of NVIDIA's.
 """
 
 from typing import Any, ClassVar
@@ -29,24 +29,29 @@ from lightning_optim.language import (
 
 
 class LAMB(Optimizer):
-    """AdamW whose step in each tensor has that tensor's norm, times lr.
+    """AdamW whose step in each tensor is as long as lr times the norm of that tensor.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: Step size, as a share of a tensor's norm.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-        eps: Added to the denominator, after the root and its bias correction.
-        weight_decay: Added to the direction, before it is scaled to the tensor's norm.
-        bias_correction: Correct both averages for their start at zero.
-        max_grad_norm: Clip the norm of all gradients to this; null or 0 is off.
-        phi: Smallest and largest norm of a tensor that is counted; null counts it as it is.
-        adapt: False switches the scaling off, for a group of biases and norms say.
-        always_adapt: Scale tensors of one axis or none too.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Step size, relative to the norm of the tensor.
+        betas: Decay rates of the first moment (mean gradient) and of the second (mean squared gradient), each
+            in [0, 1).
+        eps: Added to the denominator, outside the root, after the bias correction.
+        weight_decay: Times the parameter, added to the direction before that is scaled to the tensor's norm.
+        bias_correction: Correct both moments for their start at zero.
+        max_grad_norm: Clip the norm of all gradients together to this value; null or 0 switches clipping off.
+        phi: Bounds between which the norm of a tensor is counted, the smaller first; null counts it as it is.
+        adapt: False switches the trust ratio off, for example in a parameter group of biases and norms.
+        always_adapt: Give tensors with fewer than two axes (biases, norms) a trust ratio too. By default they
+            have none, unless no tensor of the optimizer has more axes.
+
+    Raises:
+        OptionError: if the bounds in `phi` stand in the wrong order.
 
     Note:
-        For large batches: scale lr by the root of the batch's growth and warm up. Steps are shares of the
-        weights' norm, so AdamW's learning rate is a start and not a match; 2e-3 to 1e-2 is usual. Give
-        biases and norms weight_decay=0.
+        For batches of thousands: let lr grow with the root of the batch size, and warm up. Steps are relative
+        to the norm of the weights, so AdamW's learning rate is only a start; 2e-3 to 1e-2 is usual. Give biases
+        and norms weight_decay=0.
 
     Example:
         >>> import torch
@@ -63,6 +68,7 @@ class LAMB(Optimizer):
     advice = "For batches of thousands: lr of 2e-3 to 1e-2 with warm-up, no weight decay on biases and norms."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
+    letters: ClassVar[dict[str, str]] = {"lr": "η", "max_grad_norm": "c", "phi.0": "φ₁", "phi.1": "φ₂"}
     ranges: ClassVar[dict[str, Any]] = {"phi": ">= 0"}
 
     lr: float = 1e-3
@@ -75,8 +81,8 @@ class LAMB(Optimizer):
     adapt: bool = True
     always_adapt: bool = False
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

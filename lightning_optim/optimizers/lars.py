@@ -1,7 +1,8 @@
 """LARS: layer-wise adaptive rate scaling.  You, Gitman & Ginsburg 2017, arXiv:1708.03888, Algorithm 1.
 
-The ratio's denominator is the paper's, the sum of both norms, where TensorFlow and optax take the norm of
-the sum. Tensors of one axis or none are not scaled unless the model has no others or always_adapt says so.
+The denominator of the trust ratio is the paper's, the sum of both norms; TensorFlow and optax take the norm of
+the sum. Tensors with fewer than two axes have no trust ratio, unless no tensor has more axes or `always_adapt`
+is set.
 """
 
 from typing import Any, ClassVar
@@ -24,24 +25,29 @@ from lightning_optim.language import (
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step in each tensor is a share of that tensor's norm.
+    """SGD with momentum whose step in each tensor is relative to the norm of that tensor.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        momentum: Decay of the velocity; 0 keeps no state at all.
-        weight_decay: L2 penalty, added to the gradient and to the ratio's denominator.
-        trust_coefficient: Share of a tensor's norm that a step of lr 1 may have.
-        eps: Added to the ratio's denominator.
-        nesterov: Step along the velocity as it will be after the next decay.
-        adapt: False switches the ratio off, for a group of biases and norms say.
-        always_adapt: Scale tensors of one axis or none too.
-        lr_inside_buffer: The velocity holds lr, as in the paper; False multiplies by lr afterwards.
+        momentum: Decay rate of the momentum, in [0, 1); 0 keeps no state at all.
+        weight_decay: L2 penalty, added to the gradient and counted in the trust ratio.
+        trust_coefficient: How long a step is, relative to the norm of the tensor, at lr=1; above 0.
+        eps: Added to the denominator of the trust ratio.
+        nesterov: Step along the momentum as it will be after its next decay (Nesterov).
+        adapt: False switches the trust ratio off, for example in a parameter group of biases and norms.
+        always_adapt: Give tensors with fewer than two axes (biases, norms) a trust ratio too. By default they
+            have none, unless no tensor of the optimizer has more axes.
+        lr_inside_buffer: Multiply by lr before the momentum takes the step in, as the paper does; False
+            multiplies the momentum by lr.
         trust_clip: Never step further than plain SGD would (LARC).
 
+    Raises:
+        OptionError: for `nesterov=True` without momentum.
+
     Note:
-        For large batches: lr from 0.1 to 30 with warm-up and polynomial decay to 0, SGD's weight decay on
-        weights, none on biases and norms. At batches below some thousands SGDW is the simpler choice.
+        For batches of thousands: lr from 0.1 to 30 with warm-up and polynomial decay to 0, SGD's weight decay
+        on weights and none on biases and norms. For smaller batches `SGDW` is the simpler choice.
 
     Example:
         >>> import torch
@@ -58,6 +64,7 @@ class LARS(Optimizer):
     advice = "For batches of thousands: lr of 1 to 30 with warm-up, no weight decay on biases and norms."
     batch_scaling = "linear"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3.0}
+    letters: ClassVar[dict[str, str]] = {"lr": "γ", "trust_coefficient": "η"}
     ranges: ClassVar[dict[str, Any]] = {"trust_coefficient": "> 0"}
 
     lr: float = 0.1
@@ -71,7 +78,7 @@ class LARS(Optimizer):
     lr_inside_buffer: bool = True
     trust_clip: bool = False
 
-    momentum_buffer = Slot()  # b
+    momentum_buffer = Slot("v")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -7,17 +7,18 @@ from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, 
 
 
 class Lion(Optimizer):
-    """The sign of a momentum: every element moves by lr, with half of Adam's state.
+    """Lion steps by the sign of a momentum: every element moves by lr, with half of Adam's state.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: Step size, which every element moves by.
-        betas: Decay of the mean that gives the sign, and of the mean that is kept.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Step size, by which every element moves.
+        betas: Decay rates of the mean whose sign is taken and of the mean that is kept, each in [0, 1).
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
 
     Note:
-        Coming from AdamW take a third to a tenth of its learning rate and 3 to 10 times its weight decay,
-        so that their product stays. It likes large batches.
+        Coming from AdamW take a third to a tenth of its learning rate and 3 to 10 times its weight decay, so
+        that their product stays the same. Works best with large batches.
 
     Example:
         >>> import torch
@@ -34,12 +35,13 @@ class Lion(Optimizer):
     advice = "Take a third to a tenth of AdamW's learning rate and 3 to 10 times its weight decay."
     batch_scaling = "sqrt"  # the custom for methods of sign
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3}
+    letters: ClassVar[dict[str, str]] = {"lr": "η", "step": "u"}
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
 
-    exp_avg = Slot()  # m
+    exp_avg = Slot("m")
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:

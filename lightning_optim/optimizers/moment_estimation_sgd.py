@@ -1,7 +1,7 @@
 """SGD with moment estimation (reconstruction).  Zhang, Lin, Das, Sra & Jadbabaie 2022, ICML, PMLR 162:26347.
 
-The paper's algorithm could not be read; this is rebuilt from its abstract: a step divided by a moving
-average of the gradient's norm that has not seen the current gradient, with an additive offset.
+A reconstruction from the abstract, since the algorithm in the paper was not accessible: a step that is divided
+by a moving average of the gradient's norm, which has not seen the current gradient, plus an offset.
 """
 
 from typing import Any, ClassVar, Literal
@@ -16,21 +16,24 @@ def first_value(h: Options) -> float:
 
 
 class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
-    """The gradient over the norm that earlier gradients lead one to expect (a reconstruction of the method).
+    """Divides the gradient by the norm that earlier gradients lead to expect (a reconstruction of the method).
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Length of a typical step of all parameters together.
-        beta: Decay of the mean squared norm.
-        offset: Added to the denominator; raise it to the size of the gradient's norm for calmer steps.
-        init: First mean squared norm: that of the "first" gradient, or a number.
-        delayed: Divide by the mean as it was before this gradient; False includes it from the second step on.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        scope: One norm for all parameters ("global") or for each tensor ("tensor").
+        beta: Decay rate of the mean squared norm, in [0, 1).
+        offset: Added to the denominator, at least 0; as large as the norm of the gradient it makes steps
+            calmer.
+        init: First mean squared norm: that of the "first" gradient, or a number of at least 0.
+        delayed: Divide by the mean as it was before this gradient; False includes the gradient from the second
+            step on.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        scope: Take one norm over all parameters ("global") or one for each tensor ("tensor").
 
     Note:
-        No state per element. The denominator lags, so a gradient that is 100 times as large makes a step
-        that is 100 times as long: clip gradients. AdamW's rate does not carry over, since lr is the length
+        No state per element. The denominator lags, so a gradient that is 100 times as large makes a step that
+        is 100 times as long: clip gradients. AdamW's learning rate does not carry over, since lr is the length
         of the whole step.
 
     Example:
@@ -48,6 +51,7 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     advice = "Clip gradients, and choose lr as the length of a step of the whole model."
     batch_scaling = "sqrt"  # it divides by the norm of the gradient
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
+    letters: ClassVar[dict[str, str]] = {"offset": "ε", "known": "Ĝ", "init": "G₀"}
     ranges: ClassVar[dict[str, Any]] = {"offset": ">= 0", "init": ">= 0"}
 
     lr: float = 1e-2
@@ -58,9 +62,9 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     weight_decay: float = 0.0
     scope: Literal["global", "tensor"] = "global"
 
-    global_square_avg = Slot(signed=False, per="optimizer", init=first_value, second_moment_by="beta")  # G
-    global_steps = Slot(signed=False, per="optimizer")
-    square_avg = Slot(signed=False, per="tensor", init=first_value, second_moment_by="beta")  # G
+    global_square_avg = Slot("G", signed=False, per="optimizer", init=first_value, second_moment_by="beta")
+    global_steps = Slot("k", signed=False, per="optimizer")
+    square_avg = Slot("G", signed=False, per="tensor", init=first_value, second_moment_by="beta")
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

@@ -1,8 +1,8 @@
 """Padam: partially adaptive momentum.  Chen, Zhou, Tang, Yang, Cao & Gu 2018, arXiv:1806.06763, Algorithm 1.
 
-As in the authors' code the learning rate is multiplied by sqrt(1 - beta2^t) / (1 - beta1^t) whatever the
-power is, which begins like a warm-up; debias="consistent" corrects the mean square before the power, "none"
-corrects nothing, as in the paper. The decoupled decay is that of GadamX (arXiv:2003.01247).
+As in the authors' program the learning rate is multiplied by sqrt(1 - beta2^t) / (1 - beta1^t) for every power,
+which acts like a warm-up at the start. debias="consistent" corrects the mean square before the power; "none"
+corrects nothing, as in the paper. Decoupled decay is that of GadamX (arXiv:2003.01247).
 """
 
 from typing import Any, ClassVar, Literal
@@ -12,22 +12,27 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 
 
 class Padam(Optimizer):
-    """Between Adam and SGD: the denominator of Adam to a power.
+    """Between Adam and SGD: the denominator of Adam, raised to a power.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-        eps: Added to the root of the mean square, before the power.
-        weight_decay: L2 penalty, added to the gradient.
-        partial: Power of the mean square, in (0, 0.5]: 0.5 is AMSGrad, near 0 it is SGD; paper 0.125.
-        amsgrad: Divide by the largest mean square so far (one more slot).
-        decoupled: Decay the parameter itself, as AdamW does.
-        debias: Bias correction: the authors' ("official"), before the power ("consistent"), or "none".
+        betas: Decay rates of the first moment (mean gradient) and of the second (mean squared gradient), each
+            in [0, 1).
+        eps: Added to the root of the second moment, before the power.
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
+        partial: Power of the second moment, in (0, 0.5]: 0.5 is AMSGrad, near 0 it is SGD with momentum. The
+            paper takes 0.125.
+        amsgrad: Divide by the largest second moment so far instead of the current one, which costs one more
+            slot.
+        decoupled: True decays the parameter itself, as AdamW does, instead of adding the penalty to the
+            gradient.
+        debias: Bias correction: "official" multiplies the rate as in the authors' program, "consistent"
+            corrects before the power, "none" corrects nothing.
 
     Note:
-        Take the learning rate and the schedule of SGD with momentum, 0.1, not AdamW's, and SGD's weight
-        decay, 5e-4.
+        Take the learning rate and schedule of SGD with momentum, 0.1, not AdamW's, and SGD's weight decay,
+        5e-4.
 
     Example:
         >>> import torch
@@ -44,6 +49,7 @@ class Padam(Optimizer):
     advice = "Take SGD's learning rate and schedule, 0.1, and partial=0.125."
     batch_scaling = None  # between the rule of SGD and that of Adam
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.3, "partial": 0.125}
+    letters: ClassVar[dict[str, str]] = {"partial": "p", "p": "θ"}
     ranges: ClassVar[dict[str, Any]] = {"partial": "(0, 0.5]"}
 
     lr: float = 0.1
@@ -55,9 +61,9 @@ class Padam(Optimizer):
     decoupled: bool = False
     debias: Literal["official", "consistent", "none"] = "official"
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
-    max_exp_avg_sq = Slot(signed=False, exact=True)  # a maximum must not be rounded down
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
+    max_exp_avg_sq = Slot("v̂", signed=False, exact=True)  # a maximum must not be rounded down
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

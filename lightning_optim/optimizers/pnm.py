@@ -1,7 +1,7 @@
 """PNM: positive-negative momentum.  Xie, Yuan, Zhu & Sugiyama 2021, arXiv:2103.17182.
 
-The parity of a step is that of the tensor's own counter, so a tensor that misses a step does not swap its
-momenta.
+Whether a step is odd or even is decided by the step counter of each tensor, so a tensor that misses a step does
+not exchange its momenta.
 """
 
 from typing import Any, ClassVar
@@ -11,19 +11,21 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 
 
 class PNM(Optimizer):
-    """SGD with two momenta fed in turn, the stale one subtracted: more noise in the same mean direction.
+    """SGD with two momenta that take gradients in turn; the older one is subtracted, which adds noise.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decay of a momentum over one step; weight of the stale momentum (beta0, usually 1).
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        decoupled: False adds weight_decay to the gradient as an L2 penalty instead.
+        betas: Decay rate of the momentum per step, in [0, 1), and the weight beta0 of the older momentum, any
+            number, usually 1.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        decoupled: False adds `weight_decay` times the parameter to the gradient, as an L2 penalty, instead.
 
     Note:
-        Its step tends to 0.447 gradients where that of `torch.optim.SGD` with momentum 0.9 tends to 10:
-        take 22 times SGD's learning rate for the same mean step (divide weight_decay by 22 then). A second
-        beta of 0 is not heavy ball: it is two momenta that each see every other gradient.
+        For equal gradients a step tends to 0.447 gradients, where that of SGD with momentum 0.9 tends to 10:
+        take 22 times SGD's learning rate for the same mean step, and then a 22nd of its weight decay. A second
+        beta of 0 is not the usual momentum: it is two momenta that each see every other gradient.
 
     Example:
         >>> import torch
@@ -40,6 +42,7 @@ class PNM(Optimizer):
     advice = "Start at 10 to 22 times the learning rate of SGD with momentum 0.9."
     batch_scaling = "linear"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2.0}
+    letters: ClassVar[dict[str, str]] = {"betas.1": "β₀", "fresh": "m", "stale": "m′"}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "any")}
 
     lr: float = 0.1
@@ -47,8 +50,8 @@ class PNM(Optimizer):
     weight_decay: float = 0.0
     decoupled: bool = True
 
-    pos_momentum = Slot()  # fed on odd steps
-    neg_momentum = Slot()  # fed on even steps
+    pos_momentum = Slot("m⁺")  # fed on odd steps
+    neg_momentum = Slot("m⁻")  # fed on even steps
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

@@ -1,8 +1,8 @@
 """RAdam: rectified Adam.  Liu, Jiang, He, Chen, Liu, Gao & Han 2019, arXiv:1908.03265, Algorithm 2.
 
-As in torch and in all code the rectified steps begin where rho exceeds 5, not 4 as in the paper, and eps is
-added to the root before the bias correction. The authors' program skips the un-rectified steps by default,
-and their weight decay with them: fallback="skip" with decoupled_weight_decay=True.
+As in torch and in all other programs, steps are rectified where rho is above 5, where the paper has 4, and eps
+is added to the root before the bias correction. The authors' program by default skips the steps that are not
+rectified, and their weight decay with them: fallback="skip" with decoupled_weight_decay=True.
 """
 
 from typing import Any, ClassVar, Literal
@@ -13,21 +13,27 @@ from lightning_optim.language.rectification import rectification, refuse_never_r
 
 
 class RAdam(Optimizer):
-    """Adam that takes plain momentum steps until its mean square can be trusted; equals `torch.optim.RAdam`.
+    """Adam that takes momentum steps until its second moment can be trusted; equals `torch.optim.RAdam`.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        betas: Decays of the mean gradient and of the mean squared gradient; the second above 2/3.
-        eps: Added to the root of the mean square, before its bias correction.
-        weight_decay: L2 penalty, added to the gradient.
-        decoupled_weight_decay: Decay the parameter itself, as AdamW does.
-        threshold: Length of the moving average, at least 4, above which steps are rectified.
-        fallback: Before that take "momentum" steps, or "skip" the steps, and a decoupled decay with them.
+        betas: Decay rates of the first moment (mean gradient) and of the second (mean squared gradient), each
+            in [0, 1). The second must be above 2/3.
+        eps: Added to the root of the second moment, before the bias correction.
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
+        decoupled_weight_decay: True decays the parameter itself, as AdamW does, instead of adding the penalty
+            to the gradient.
+        threshold: Steps are rectified once the moving average is longer than this number of steps; at least 4.
+        fallback: Before that, take "momentum" steps, or "skip" steps, together with a decoupled weight decay.
+
+    Raises:
+        OptionError: if beta2 is so small that no step would ever be rectified.
 
     Note:
-        Keep AdamW's learning rate and drop the warm-up. The first five steps are lr times the mean gradient; take
-        fallback="skip" where gradients are far above 1 at the start. Checkpoints of `torch.optim.RAdam` load.
+        Keep AdamW's learning rate and leave out its warm-up. The first five steps are lr times the mean
+        gradient: set fallback="skip" where gradients are far above 1 at the start. Checkpoints of
+        `torch.optim.RAdam` load.
 
     Example:
         >>> import torch
@@ -54,8 +60,8 @@ class RAdam(Optimizer):
     threshold: float = 5.0
     fallback: Literal["momentum", "skip"] = "momentum"
 
-    exp_avg = Slot(root_of="exp_avg_sq")  # m
-    exp_avg_sq = Slot(signed=False, mean_square_by="betas.1")  # v
+    exp_avg = Slot("m", root_of="exp_avg_sq")
+    exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """RMSprop.  Tieleman & Hinton 2012, lecture 6.5 (no paper); centred form of Graves 2013, arXiv:1308.0850.
 
-As in torch there is no bias correction. The centred mean square is kept from falling below zero, which
-rounding can make of it; torch takes the root of it as it is.
+As in torch there is no bias correction. One difference: under `centered` the mean square minus the squared mean
+is kept from falling below zero by rounding; torch takes the root of it as it is.
 """
 
 from typing import Any, ClassVar
@@ -11,22 +11,24 @@ from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, 
 
 
 class RMSprop(Optimizer):
-    """The gradient over the root of its mean square; equals `torch.optim.RMSprop`.
+    """Divides the gradient by the root of its mean square; equals `torch.optim.RMSprop`.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size; the first step is 1 / sqrt(1 - alpha) times as long, ten times at 0.99.
-        alpha: Decay of the mean square.
+        alpha: Decay rate of the mean square, in [0, 1).
         eps: Added to the denominator, outside the root.
-        weight_decay: L2 penalty, added to the gradient.
-        momentum: Decay of the velocity; 0 keeps none.
-        centered: Divide by the standard deviation: subtract the squared mean gradient (one more slot).
+        weight_decay: L2 penalty: `weight_decay` times the parameter is added to the gradient.
+        momentum: Decay rate of the momentum, in [0, 1); 0 keeps none.
+        centered: Divide by the standard deviation: subtract the square of the mean gradient, which costs one
+            more slot.
         eps_in_sqrt: Add eps inside the root, as optax does.
-        tf_style: As in TensorFlow 1: mean square starts at 1, eps inside the root, lr inside the velocity.
+        tf_style: As in TensorFlow 1: the mean square starts at 1, eps stands inside the root, and lr inside the
+            momentum.
 
     Note:
-        AdamW's learning rate is the right size. There is no bias correction, so the first steps are long:
-        warm up, or take tf_style=True, whose first steps are short.
+        AdamW's learning rate is the right size. There is no bias correction, so the first steps are long: warm
+        up, or set tf_style=True, whose first steps are short.
 
     Example:
         >>> import torch
@@ -43,6 +45,7 @@ class RMSprop(Optimizer):
     advice = "Take AdamW's learning rate, not the default, and warm up: the first step is ten times as long."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
+    letters: ClassVar[dict[str, str]] = {"lr": "η", "alpha": "α", "step": "u"}
 
     lr: float = 1e-2
     alpha: float = 0.99
@@ -53,9 +56,9 @@ class RMSprop(Optimizer):
     eps_in_sqrt: bool = False
     tf_style: bool = False
 
-    square_avg = Slot(signed=False, mean_square_by="alpha", init=lambda h: 1.0 if h.tf_style else 0.0)  # v
-    grad_avg = Slot(exact=True)  # its square is subtracted from v
-    momentum_buffer = Slot()  # b
+    square_avg = Slot("v", signed=False, mean_square_by="alpha", init=lambda h: 1.0 if h.tf_style else 0.0)
+    grad_avg = Slot("ḡ", exact=True)  # its square is subtracted from v
+    momentum_buffer = Slot("b")
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:

@@ -1,8 +1,8 @@
 """Scalar RMSprop: one rate for the whole vector.  Su Jianlin 2018, kexue.fm archive 6234 (reconstruction).
 
-Gradient flow with a displacement of constant length per step, whose squared length is a moving average. The
-post itself could not be read; AdaGrad-Norm and AdaSGD (Wang & Wiens 2020, arXiv:2006.16541) are its
-published relatives.
+A reconstruction, since the post was not accessible: gradient flow with steps of constant length, where the
+squared length is a moving average. Published relatives are AdaGrad-Norm and AdaSGD (Wang & Wiens 2020,
+arXiv:2006.16541).
 """
 
 from typing import Any, ClassVar, Literal
@@ -12,22 +12,24 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, count
 
 
 class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
-    """The gradient over a moving average of its norm: the direction of SGD, at a length that lr sets.
+    """Divides the gradient by a moving average of its norm: the direction of SGD, at a length that lr sets.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: Length of a typical step of all parameters together, or of one element with normalize_by_dim.
-        alpha: Decay of the mean squared norm.
+        params: Parameters, named parameters or parameter groups to optimize.
+        lr: Length of a typical step of all parameters together, or of one element under `normalize_by_dim`.
+        alpha: Decay rate of the mean squared norm, in [0, 1).
         eps: Added to the denominator, outside the root.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        scope: One norm for all parameters ("global") or for each tensor ("tensor").
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        scope: Take one norm over all parameters ("global") or one for each tensor ("tensor").
         normalize_by_dim: Divide the squared norm by the number of elements.
-        debias: Correct the mean for its start at zero; else the first step is 1 / sqrt(1 - alpha) too long.
-        decoupled: Decay the parameter itself; False adds an L2 penalty to the gradient, and so to the norm.
+        debias: Correct the mean for its start at zero; without it the first step is 1 / sqrt(1 - alpha) times
+            as long.
+        decoupled: False adds `weight_decay` times the parameter to the gradient, and so to the norm, instead.
 
     Note:
-        No state per element at all. Coming from AdamW take normalize_by_dim=True and debias=True and keep
-        the learning rate; coming from SGD the default makes lr the length of the whole step.
+        No state per element at all. Coming from AdamW set normalize_by_dim=True and debias=True and keep the
+        learning rate; coming from SGD, note that by default lr is the length of the whole step.
 
     Example:
         >>> import torch
@@ -44,6 +46,7 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     advice = "Set normalize_by_dim=True and debias=True, and AdamW's learning rate transfers."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "normalize_by_dim": True, "debias": True}
+    letters: ClassVar[dict[str, str]] = {"lr": "η", "alpha": "α"}
 
     lr: float = 1e-2
     alpha: float = 0.99
@@ -54,9 +57,9 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     debias: bool = False
     decoupled: bool = True
 
-    global_square_avg = Slot(signed=False, per="optimizer", second_moment_by="alpha")  # G
-    global_weight = Slot(signed=False, per="optimizer")  # 1 - alpha^t, t counting steps of the optimizer
-    square_avg = Slot(signed=False, per="tensor", second_moment_by="alpha")  # G
+    global_square_avg = Slot("G", signed=False, per="optimizer", second_moment_by="alpha")
+    global_weight = Slot("W", signed=False, per="optimizer")  # 1 - alpha^t, t counting steps of the optimizer
+    square_avg = Slot("G", signed=False, per="tensor", second_moment_by="alpha")
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

@@ -1,8 +1,8 @@
 """SGDW: momentum with decoupled weight decay.  Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 1.
 
-As in torch and in the authors' Lua program the learning rate stands outside the momentum buffer; the paper
-has it inside, and scales the decay by the schedule's multiplier only. The first buffer is the undamped
-gradient.
+Differences from the paper, the same as in torch and in the authors' Lua program: the learning rate stands
+outside the momentum, and scales the decay, which the paper scales by the factor of the schedule only. The first
+momentum is the first gradient, without dampening.
 """
 
 from typing import Any, ClassVar
@@ -12,19 +12,25 @@ from lightning_optim.language import Operand, OptionError, Options, Slot, Slots,
 
 
 class SGDW(Optimizer):
-    """Stochastic gradient descent with momentum whose weight decay does not pass through the momentum.
+    """SGD with momentum whose weight decay does not pass through the momentum.
 
     Args:
-        params: Parameters or parameter groups.
+        params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.
-        momentum: Decay of the velocity; 0 keeps no state at all.
-        dampening: Share of each gradient that the velocity leaves out, in [0, 1]; the first counts in full.
-        weight_decay: Share of the parameter, times lr, that is taken away before each step.
-        nesterov: Step along the velocity as it will be after the next decay.
+        momentum: Decay rate of the momentum, in [0, 1); 0 keeps no state at all.
+        dampening: Share of each gradient that the momentum leaves out, in [0, 1]; the first gradient counts in
+            full.
+        weight_decay: Decoupled weight decay: before each step the parameter loses the share `lr * weight_decay`
+            of itself.
+        nesterov: Step along the momentum as it will be after its next decay (Nesterov).
+
+    Raises:
+        OptionError: for `nesterov=True` without momentum or with dampening.
 
     Note:
-        Against `torch.optim.SGD` keep lr and multiply weight_decay by 1 / (1 - momentum), ten at 0.9: there
-        the penalty is summed up by the momentum. Against AdamW start at 30 to 100 times its learning rate.
+        Coming from `torch.optim.SGD` keep lr and multiply weight_decay by 1 / (1 - momentum), which is ten at
+        0.9: there the momentum adds the penalty up. Coming from AdamW start at 30 to 100 times its learning
+        rate.
 
     Example:
         >>> import torch
@@ -48,7 +54,7 @@ class SGDW(Optimizer):
     weight_decay: float = 0.0
     nesterov: bool = False
 
-    momentum_buffer = Slot()  # b
+    momentum_buffer = Slot("m")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ def test_page_introduces_itself(cls: type[Optimizer]) -> None:
 
 @each_page
 def test_docstring_explains_each_option_once(cls: type[Optimizer]) -> None:
-    documented = re.findall(r"^    (\w+): \S", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
+    section = re.split(r"^\w+:$", inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2], flags=re.MULTILINE)[0]
+    documented = re.findall(r"^    (\w+): \S", section, re.MULTILINE)
     assert documented == ["params", *(option.name for option in cls.options.values() if not option.shared)]
 
 
