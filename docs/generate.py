@@ -1,12 +1,16 @@
-"""Generates the tables of README.md and pages of docs/ from classes and results: `python docs/generate.py`."""
+"""Generates tables of README.md, pages of docs/ and the formulas in docstrings: `python docs/generate.py`."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 
-from lightning_optim.config.catalog import markdown
+from lightning_optim.config.catalog import markdown, reference
+from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim.language.docstrings import with_formula
+from lightning_optim.language.formula import formula
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +68,10 @@ def pages() -> dict[Path, str]:
     """Every page with generated content, as it should be now."""
     results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
     table = matrix((results / "checkpoint_matrix.json").read_text())
+    sources = {cls: Path(inspect.getfile(cls)) for cls in OPTIMIZERS.values()}
     return {
+        **{path: with_formula(path.read_text(), cls.__name__, formula(cls)) for cls, path in sources.items()},
+        docs / "optimizers.md": reference(),
         ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", markdown()),
         docs / "checkpoints.md": replace_part((docs / "checkpoints.md").read_text(), "matrix", table),
         docs / "digits_race.md": race((results / "digits_race.json").read_text()),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,9 @@ from lightning_optim.config.recipes import RECIPES
 from lightning_optim.config.strategy import OptimizerStrategy, find
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
-from lightning_optim.language.options import describe
+from lightning_optim.language.docstrings import arguments, sections
+from lightning_optim.language.formula import formula
+from lightning_optim.language.options import check_options, describe
 from lightning_optim.reports.memory import predicted_memory
 
 
@@ -97,14 +98,20 @@ def markdown() -> str:
 
 
 def show(args: Sequence[str]) -> int:
-    """Print the table, or the page of each optimizer that is named; the exit status."""
+    """Print the table, or the page of each optimizer that is named, with its formula; the exit status.
+
+    Args:
+        args: Names; `name=value` sets an option in the formula, as in `adamw amsgrad=true`.
+    """
     console = Console()
-    if not args:
+    names = [arg for arg in args if "=" not in arg]
+    if not names:
         console.print(_table())
         return 0
+    given = {key: yaml.safe_load(value) for key, _, value in (arg.partition("=") for arg in args if "=" in arg)}
     try:
-        for name in args:
-            _page(console, name)
+        for name in names:
+            _page(console, name, given)
     except OptionError as error:
         print(error, file=sys.stderr)
         return 2
@@ -125,48 +132,56 @@ def _table() -> Table:
     return table
 
 
-def _page(console: Console, name: str) -> None:
+def _page(console: Console, name: str, given: Mapping[str, Any]) -> None:
     recipe = find(name)
     cls = OPTIMIZERS[recipe.base]
-    doc = inspect.getdoc(cls) or ""
-    before, _, rest = doc.partition("Args:\n")
-    helps, notes = _arguments(rest)
+    options = {**OptimizerStrategy(name).options, **check_options(given, cls.options, cls.__name__)}
+    about, helps = sections(cls.__doc__), {**SHARED, **arguments(cls.__doc__)}
     console.rule(f"[bold]{name}[/bold]" if name == recipe.base else f"[bold]{name}[/bold] (on {recipe.base})")
     if recipe.about:
         console.print(recipe.about)
-    console.print(before.strip())
-    console.print(f"[dim]{cls.paper}[/dim]")
+    console.print(about[""])
+    console.print(f"[dim]{cls.paper}[/dim]\n")
+    own = {key: value for key, value in options.items() if not cls.options[key].shared}
+    console.print(formula(cls, **own), markup=False, highlight=False, soft_wrap=True)
     table = Table("option", "type", "default", "recommended", "what")
-    options = OptimizerStrategy(name).options
     for option in cls.options.values():
         start = cls.recommended.get(option.name, "")
         default: Any = options.get(option.name, option.default)
-        help_text = helps.get(option.name) or SHARED.get(option.name, "")
-        table.add_row(option.name, describe(option.type), str(default), str(start), help_text)
+        table.add_row(option.name, describe(option.type), str(default), str(start), helps.get(option.name, ""))
     console.print(table)
     entry = line(recipe.base)
     sizes = ", ".join(f"{size:.3g} at {bits} bits" for bits, size in entry.bytes.items())
     console.print(f"State: {', '.join(entry.slots) or 'none'}; bytes per parameter: {sizes}.")
     console.print(f"Needs: {', '.join(entry.needs) or 'nothing beyond one element'}.")
     console.print(f"Advice: {cls.advice}")
-    if notes:
-        console.print(notes)
+    if "Note" in about:
+        console.print(about["Note"], markup=False)
 
 
-def _arguments(text: str) -> tuple[dict[str, str], str]:
-    """What a docstring says of each argument, and the note that follows."""
-    helps: dict[str, str] = {}
-    sections = re.split(r"\n(?=[A-Z][a-z]+:\n)", text)  # what follows the arguments: Note, Raises, Example
-    note = next((section.partition("\n")[2] for section in sections if section.startswith("Note:")), "")
-    current = ""
-    for raw in sections[0].splitlines():
-        name, colon, what = raw.strip().partition(": ")
-        if raw.startswith("    ") and not raw.startswith("     ") and colon:
-            current = name
-            helps[current] = what
-        elif current and raw.strip():
-            helps[current] += " " + raw.strip()
-    return helps, inspect.cleandoc(note)
+def reference() -> str:
+    """A page of Markdown with every optimizer: its formula, its options and advice."""
+    parts = [REFERENCE]
+    for name, cls in sorted(OPTIMIZERS.items()):
+        about = sections(cls.__doc__)
+        *_, legend = formula(cls).splitlines()
+        own = [option for option in cls.options.values() if not option.shared]
+        helps = arguments(cls.__doc__)
+        rows = [f"| `{o.name}` | `{o.default!r}` | {helps[o.name].replace('|', chr(92) + '|')} |" for o in own]
+        parts += [
+            f"## {cls.title}: `{name}`\n\n{about['']}\n\n{cls.paper}",
+            "```math\n\\begin{aligned}\n" + formula(cls, "latex") + "\n\\end{aligned}\n```",
+            legend + ".",
+            "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows]),
+            " ".join(about["Note"].split()),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
-SHARED = _arguments((inspect.getdoc(Optimizer) or "").partition("Args:\n")[2])[0]
+SHARED = arguments(Optimizer.__doc__)
+REFERENCE = """# Optimizers
+
+Every optimizer with its formula, its options and advice for those who come from AdamW or SGD. The formulas are printed
+from the updates that run, under the default options. `lightning-optim optimizers adamw amsgrad=true` prints one under
+other options. In all of them θ is the parameter (w in KOALA-M), g or ∇f its gradient, and t the step, 1 at the first;
+a norm with "all" is that of all parameters together, n and N are the numbers of elements of the tensor and of all."""

@@ -24,6 +24,7 @@ from lightning_optim.distributed.placement import has_gradient, is_sharded
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 from lightning_optim.language.definition import Definition
+from lightning_optim.language.docstrings import arguments, constructor_doc
 from lightning_optim.language.options import check_options, read_options, signature
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
@@ -368,5 +369,5 @@ def _constructor(cls: type[Optimizer]) -> Callable[..., None]:
 
     __init__.__signature__ = form  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{cls.__qualname__}.__init__"
-    __init__.__doc__ = Optimizer.__doc__  # the shared options, for parsers that read help from docstrings
+    __init__.__doc__ = constructor_doc(cls.__doc__, arguments(Optimizer.__doc__))
     return __init__

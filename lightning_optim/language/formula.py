@@ -58,8 +58,8 @@ def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", 
         >>> from lightning_optim import Lion
         >>> print(formula(Lion))
         mₜ = β₂·mₜ₋₁ + (1 − β₂)·gₜ
-        θₜ = (1 − α·λ)·θₜ₋₁ − α·sign(β₁·mₜ₋₁ + (1 − β₁)·gₜ)
-        with α = lr, β₁, β₂ = betas, λ = weight_decay
+        θₜ = θₜ₋₁·(1 − η·λ) − η·sign(β₁·mₜ₋₁ + (1 − β₁)·gₜ)
+        with η = lr, β₁, β₂ = betas, λ = weight_decay
     """
     derivation = Derivation(cls, options)
     sheets = [Sheet(part, derivation) for part in derivation.parts]

@@ -16,6 +16,15 @@ from lightning_optim.language.rectification import rectification, refuse_never_r
 class ACProp(Optimizer):
     """Divides the gradient by the deviation from the mean that was known before the gradient came.
 
+    Formula:
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        s′ₜ = sₜ₋₁ + (ε if t > 1 else 0)
+        sₜ = β₂·s′ₜ + (1 − β₂)·(gₜ − mₜ)²
+        θ′ₜ = θₜ₋₁·(1 − α·λ)
+        uₜ = gₜ / (√(s′ₜ / (1 − β₂ᵗ⁻¹ if t > 1 else 1)) + ε)
+        θₜ = θ′ₜ − α·uₜ if t > 1 else θ′ₜ − α·mₜ / (1 − β₁ᵗ)
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -15,6 +15,17 @@ from lightning_optim.language.rectification import rectification, refuse_never_r
 class AdaBelief(Optimizer):
     """Adam that divides by how far gradients stray from their mean, not by how large they are.
 
+    Formula:
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        sₜ = β₂·sₜ₋₁ + (1 − β₂)·(gₜ − mₜ)² + ε
+        ρ∞ = 2 / (1 − β₂) − 1
+        ρₜ = ρ∞ − 2·t·β₂ᵗ / (1 − β₂ᵗ)
+        θ′ₜ = θₜ₋₁·(1 − α·λ)
+        rₜ = √((ρₜ − 4)·(ρₜ − 2)·ρ∞ / ((ρ∞ − 4)·(ρ∞ − 2)·ρₜ) if ρₜ > 5 else 1)
+        θₜ = θ′ₜ − α·rₜ·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√sₜ + ε)) if ρₜ > 5
+             else θ′ₜ − α·mₜ / (1 − β₁ᵗ)
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

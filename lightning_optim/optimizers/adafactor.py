@@ -36,6 +36,13 @@ EPS1 = 1e-30  # the paper's epsilon 1, section 8
 class Adafactor(Optimizer):
     """Adam without a first moment, with row and column means for the second: next to no state.
 
+    Formula:
+        Rₜ = (1 − t^c)·Rₜ₋₁ + t^c·mean(gₜ², columns)
+        Cₜ = (1 − t^c)·Cₜ₋₁ + t^c·mean(gₜ², rows)
+        Uₜ = gₜ / √max(Rₜ·Cₜ / max(mean(Rₜ, rows), ε₁), ε₁²)
+        θₜ = θₜ₋₁·(1 − λ·η) − min(η, 1 / √t)·max(RMS(θₜ₋₁), ε₂)·Uₜ / max(RMS(Uₜ) / d, 1)
+        with η = lr, c = beta2_decay, ε₁, ε₂ = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Upper bound of the step size, which is relative to the root mean square of the tensor; null means

@@ -13,6 +13,13 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 class Adam(Optimizer):
     """Adam divides the mean gradient by the root of the mean squared gradient; equals `torch.optim.Adam`.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        θₜ = θₜ₋₁ − α·mₜ / ((1 − β₁ᵗ)·(√(vₜ / (1 − β₂ᵗ)) + ε))
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -13,6 +13,13 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 class AdaMax(Optimizer):
     """Adam with the infinity norm: it divides by a decaying maximum of the gradient; equals `torch.optim.Adamax`.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        uₜ = max(β₂·uₜ₋₁, |gₜ| + ε)
+        θₜ = θₜ₋₁ − α·mₜ / ((1 − β₁ᵗ)·uₜ)
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size, and the most that an element can move in one step.

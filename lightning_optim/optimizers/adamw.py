@@ -13,6 +13,12 @@ from lightning_optim.optimizers.adam import Adam
 class AdamW(Adam):
     """Adam with weight decay that acts on the parameter and not through the gradient; equals `torch.optim.AdamW`.
 
+    Formula:
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        θₜ = θₜ₋₁·(1 − α·λ) − α·mₜ / ((1 − β₁ᵗ)·(√(vₜ / (1 − β₂ᵗ)) + ε))
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -13,6 +13,15 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, 
 class Adan(Optimizer):
     """Adam with Nesterov momentum, estimated from how the gradient changes from step to step.
 
+    Formula:
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        Δₜ = [t > 1]·(gₜ − gₜ₋₁)
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·Δₜ
+        nₜ = β₃·nₜ₋₁ + (1 − β₃)·(gₜ + β₂·Δₜ)²
+        uₜ = (mₜ / (1 − β₁ᵗ) + β₂·vₜ / (1 − β₂ᵗ)) / (√(nₜ / (1 − β₃ᵗ)) + ε)
+        θₜ = (θₜ₋₁ − η·uₜ) / (1 + η·λ)
+        with η = lr, β₁, β₂, β₃ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -26,6 +26,16 @@ from lightning_optim.language import (
 class AdaPNM(Optimizer):
     """Adam with two momenta that take gradients in turn; the older one is subtracted.
 
+    Formula:
+        mₜ = β₁²·(m⁺ₜ₋₁ if t is odd else m⁻ₜ₋₁) + (1 − β₁²)·gₜ
+        m⁺ₜ = mₜ if t is odd else m⁺ₜ₋₁
+        m⁻ₜ = m⁻ₜ₋₁ if t is odd else mₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        v̂ₜ = max(v̂ₜ₋₁, vₜ)
+        m′ₜ = m⁻ₜ₋₁ if t is odd else m⁺ₜ₋₁
+        θₜ = θₜ₋₁·(1 − α·λ) − α·((1 + β₀)·mₜ − β₀·m′ₜ) / ((1 − β₁ᵗ)·√((1 + β₀)² + β₀²)·(√(v̂ₜ / (1 − β₂ᵗ)) + ε))
+        with α = lr, β₁, β₂, β₀ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

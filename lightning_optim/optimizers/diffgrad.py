@@ -13,6 +13,13 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 class DiffGrad(Optimizer):
     """Adam with friction: an element whose gradient does not change takes half the step.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        θₜ = θₜ₋₁ − α·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(1 + exp(−|gₜ₋₁ − gₜ|))·(√vₜ + ε))
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -13,6 +13,13 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     """Adam with the second moment of the momentum: between Adam and the sign of the momentum.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·mₜ²
+        θₜ = θₜ₋₁ − α·mₜ / (√vₜ + ε)
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -18,6 +18,26 @@ OLD_NOISE, NEW_NOISE, NEW_WEIGHTS = 0.9, 0.1, 0.1
 class KoalaM(Optimizer, name="koala_m"):
     """KOALA with momentum: it predicts where the weights go, measures the loss there, and corrects.
 
+    Formula:
+        qₜ = 0.9·qₜ₋₁ + 0.1·‖w̃ₜ₋₁ − wₜ₋₁‖ₐₗₗ / N
+        P̄ʷʷₜ = Pʷʷₜ₋₁ + 2·Pʷᵛₜ₋₁ + Pᵛᵛₜ₋₁ + qₜ
+        P̄ʷᵛₜ = a·(Pʷᵛₜ₋₁ + Pᵛᵛₜ₋₁)
+        P̄ᵛᵛₜ = a²·Pᵛᵛₜ₋₁ + qᵛ
+        v̄ₜ = a·vₜ₋₁
+        w̄ₜ = wₜ₋₁ + vₜ₋₁
+        Rₜ = ρ·Rₜ₋₁ + (1 − ρ)·(L₂ + L₀·(L₀ − 2·L))
+        dₜ = gₜ + λ·w̄ₜ
+        Sₜ = P̄ʷʷₜ·‖dₜ‖² + Rₜ
+        κₜ = α·max(L + 0.5·λ·‖w̄ₜ‖² − L₀, 0) / Sₜ if ‖gₜ‖² ≥ 10⁻¹⁸ else 0
+        vₜ = v̄ₜ − κₜ·P̄ʷᵛₜ·dₜ
+        w̃ₜ = w̃ₜ₋₁ + (0.1 if ‖gₜ‖² ≥ 10⁻¹⁸ else 0)·(w̄ₜ − κₜ·P̄ʷʷₜ·dₜ − w̃ₜ₋₁)
+        Hₜ = maxₐₗₗ(‖dₜ‖² / Sₜ if ‖gₜ‖² ≥ 10⁻¹⁸ else 0)
+        Pʷʷₜ = P̄ʷʷₜ − Hₜ·P̄ʷʷₜ²
+        Pʷᵛₜ = P̄ʷᵛₜ − Hₜ·P̄ʷʷₜ·P̄ʷᵛₜ
+        Pᵛᵛₜ = P̄ᵛᵛₜ − Hₜ·P̄ʷᵛₜ²
+        wₜ = w̄ₜ − κₜ·P̄ʷʷₜ·dₜ
+        with α = lr, qᵛ = qv, ρ = alpha_r, λ = weight_decay, L₀ = loss_target
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Share of the distance to `loss_target` that a step aims to cover; 1 aims at all of it.

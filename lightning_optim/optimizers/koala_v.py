@@ -16,6 +16,16 @@ from lightning_optim.language.kalman import loss_variance, measure, refuse_maxim
 class KoalaV(Optimizer, name="koala_v"):
     """KOALA takes steps as long as the loss asks for: long far from its target, and none at the target.
 
+    Formula:
+        Rₜ = ρ·Rₜ₋₁ + (1 − ρ)·(L₂ + L₀·(L₀ − 2·L))
+        P̄ₜ = Pₜ₋₁ + q
+        dₜ = gₜ + λ·θₜ₋₁
+        Sₜ = P̄ₜ·‖dₜ‖² + Rₜ
+        Pₜ = P̄ₜ − P̄ₜ²·maxₐₗₗ(‖dₜ‖² / Sₜ if ‖gₜ‖² ≥ 10⁻¹⁸ else 0)
+        κₜ = α·max(L + 0.5·λ·‖θₜ₋₁‖² − L₀, 0) / Sₜ if ‖gₜ‖² ≥ 10⁻¹⁸ else 0
+        θₜ = θₜ₋₁ − κₜ·P̄ₜ·dₜ
+        with α = lr, ρ = alpha_r, λ = weight_decay, L₀ = loss_target
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Share of the distance to `loss_target` that a step aims to cover; 1 aims at all of it.

@@ -31,6 +31,14 @@ from lightning_optim.language import (
 class LAMB(Optimizer):
     """AdamW whose step in each tensor is as long as lr times the norm of that tensor.
 
+    Formula:
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        uₜ = mₜ / ((1 − β₁ᵗ)·(√(vₜ / (1 − β₂ᵗ)) + ε)) + λ·θₜ₋₁
+        rₜ = ‖θₜ₋₁‖ / ‖uₜ‖ if ‖θₜ₋₁‖ > 0 and ‖uₜ‖ > 0 else 1
+        θₜ = θₜ₋₁ − η·rₜ·uₜ
+        with η = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size, relative to the norm of the tensor.

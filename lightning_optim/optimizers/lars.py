@@ -27,6 +27,12 @@ from lightning_optim.language import (
 class LARS(Optimizer):
     """SGD with momentum whose step in each tensor is relative to the norm of that tensor.
 
+    Formula:
+        rₜ = η·‖θₜ₋₁‖ / (‖gₜ‖ + λ·‖θₜ₋₁‖ + ε) if ‖θₜ₋₁‖ > 0 and ‖gₜ‖ > 0 else 1
+        vₜ = μ·vₜ₋₁ + γ·rₜ·(gₜ + λ·θₜ₋₁)
+        θₜ = θₜ₋₁ − vₜ
+        with γ = lr, μ = momentum, λ = weight_decay, η = trust_coefficient, ε = eps
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -9,6 +9,11 @@ from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, 
 class Lion(Optimizer):
     """Lion steps by the sign of a momentum: every element moves by lr, with half of Adam's state.
 
+    Formula:
+        mₜ = β₂·mₜ₋₁ + (1 − β₂)·gₜ
+        θₜ = θₜ₋₁·(1 − η·λ) − η·sign(β₁·mₜ₋₁ + (1 − β₁)·gₜ)
+        with η = lr, β₁, β₂ = betas, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size, by which every element moves.

@@ -18,6 +18,14 @@ def first_value(h: Options) -> float:
 class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     """Divides the gradient by the norm that earlier gradients lead to expect (a reconstruction of the method).
 
+    Formula:
+        Nₜ = ‖gₜ‖ₐₗₗ²
+        Ĝₜ = Gₜ₋₁ if kₜ₋₁ > 0 else Nₜ
+        Gₜ = β·Ĝₜ + (1 − β)·Nₜ
+        kₜ = kₜ₋₁ + 1
+        θₜ = θₜ₋₁·(1 − α·λ) − α·gₜ / (√Ĝₜ + ε)
+        with α = lr, β = beta, ε = offset, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Length of a typical step of all parameters together.

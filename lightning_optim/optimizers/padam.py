@@ -14,6 +14,14 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 class Padam(Optimizer):
     """Between Adam and SGD: the denominator of Adam, raised to a power.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        v̂ₜ = max(v̂ₜ₋₁, vₜ)
+        θₜ = θₜ₋₁ − α·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√v̂ₜ + ε)^(2·p))
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay, p = partial
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

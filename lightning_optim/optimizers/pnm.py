@@ -13,6 +13,14 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, decay
 class PNM(Optimizer):
     """SGD with two momenta that take gradients in turn; the older one is subtracted, which adds noise.
 
+    Formula:
+        mₜ = β₁²·(m⁺ₜ₋₁ if t is odd else m⁻ₜ₋₁) + (1 − β₁²)·gₜ
+        m⁺ₜ = mₜ if t is odd else m⁺ₜ₋₁
+        m⁻ₜ = m⁻ₜ₋₁ if t is odd else mₜ
+        m′ₜ = m⁻ₜ₋₁ if t is odd else m⁺ₜ₋₁
+        θₜ = θₜ₋₁·(1 − α·λ) − α·((1 + β₀)·mₜ − β₀·m′ₜ) / √((1 + β₀)² + β₀²)
+        with α = lr, β₁, β₀ = betas, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -15,6 +15,17 @@ from lightning_optim.language.rectification import rectification, refuse_never_r
 class RAdam(Optimizer):
     """Adam that takes momentum steps until its second moment can be trusted; equals `torch.optim.RAdam`.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
+        vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
+        ρ∞ = 2 / (1 − β₂) − 1
+        ρₜ = ρ∞ − 2·t·β₂ᵗ / (1 − β₂ᵗ)
+        rₜ = √((ρₜ − 4)·(ρₜ − 2)·ρ∞ / ((ρ∞ − 4)·(ρ∞ − 2)·ρₜ) if ρₜ > threshold else 1)
+        θₜ = θₜ₋₁ − α·rₜ·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√vₜ + ε)) if ρₜ > threshold
+             else θₜ₋₁ − α·mₜ / (1 − β₁ᵗ)
+        with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

@@ -13,6 +13,12 @@ from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, 
 class RMSprop(Optimizer):
     """Divides the gradient by the root of its mean square; equals `torch.optim.RMSprop`.
 
+    Formula:
+        gₜ = ∇fₜ + λ·θₜ₋₁
+        vₜ = α·vₜ₋₁ + (1 − α)·gₜ²
+        θₜ = θₜ₋₁ − η·gₜ / (√vₜ + ε)
+        with η = lr, α = alpha, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size; the first step is 1 / sqrt(1 - alpha) times as long, ten times at 0.99.

@@ -14,6 +14,11 @@ from lightning_optim.language import Operand, Options, Slot, Slots, Value, count
 class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     """Divides the gradient by a moving average of its norm: the direction of SGD, at a length that lr sets.
 
+    Formula:
+        Gₜ = α·Gₜ₋₁ + (1 − α)·‖gₜ‖ₐₗₗ²
+        θₜ = θₜ₋₁·(1 − η·λ) − η·gₜ / (√Gₜ + ε)
+        with η = lr, α = alpha, ε = eps, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Length of a typical step of all parameters together, or of one element under `normalize_by_dim`.

@@ -14,6 +14,11 @@ from lightning_optim.language import Operand, OptionError, Options, Slot, Slots,
 class SGDW(Optimizer):
     """SGD with momentum whose weight decay does not pass through the momentum.
 
+    Formula:
+        mₜ = μ·mₜ₋₁ + (1 − τ if t > 1 else 1)·gₜ
+        θₜ = θₜ₋₁·(1 − α·λ) − α·mₜ
+        with α = lr, μ = momentum, τ = dampening, λ = weight_decay
+
     Args:
         params: Parameters, named parameters or parameter groups to optimize.
         lr: Step size.

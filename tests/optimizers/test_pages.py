@@ -17,6 +17,8 @@ from torch.nn import Parameter
 from lightning_optim import optimizers as pages
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
+from lightning_optim.language.docstrings import arguments, sections
+from lightning_optim.language.formula import formula
 from lightning_optim.optimizers import (
     LAMB,
     LARS,
@@ -97,6 +99,28 @@ def test_docstring_explains_each_option_once(cls: type[Optimizer]) -> None:
     section = re.split(r"^\w+:$", inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2], flags=re.MULTILINE)[0]
     documented = re.findall(r"^    (\w+): \S", section, re.MULTILINE)
     assert documented == ["params", *(option.name for option in cls.options.values() if not option.shared)]
+
+
+@each_page
+def test_docstring_has_the_formula_that_runs(cls: type[Optimizer]) -> None:
+    """`make docs` writes it."""
+    assert sections(cls.__doc__)["Formula"] == formula(cls)
+    letters = [line.partition(" = ")[0] for line in formula(cls).splitlines() if not line.startswith((" ", "with "))]
+    assert len(letters) == len(set(letters))
+
+
+@each_page
+def test_the_constructor_shows_the_options_of_the_page(cls: type[Optimizer]) -> None:
+    """In an editor and in `help`: by name, with default, type and words, the page's own first."""
+    parameters = inspect.signature(cls.__init__).parameters
+    assert list(parameters) == ["self", "params", *cls.options]
+    helps = arguments(cls.__init__.__doc__)
+    assert list(helps) == ["params", *cls.options]
+    for name, option in cls.options.items():
+        assert (parameters[name].default, parameters[name].annotation) == (option.default, option.type)
+        if not option.shared:
+            assert helps[name] == arguments(cls.__doc__)[name]
+    assert (cls.__init__.__doc__ or "").startswith(sections(cls.__doc__)[""])
 
 
 @each_page

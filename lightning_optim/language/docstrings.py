@@ -1,0 +1,73 @@
+"""What the docstring of a page says: its sections, its arguments, and the docstring of the constructor made of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping
+
+
+def sections(doc: str | None) -> dict[str, str]:
+    """The parts of a docstring by heading, "Args" and so on, without indentation; what comes first is under "".
+
+    Example:
+        >>> found = sections("Adam.\\n\\n    Args:\\n        lr: Step size.\\n\\n    Note:\\n        Warm up.")
+        >>> found[""], found["Args"], found["Note"]
+        ('Adam.', 'lr: Step size.', 'Warm up.')
+    """
+    first, *rest = re.split(r"^([A-Z][a-z]+):\n", inspect.cleandoc(doc or ""), flags=re.MULTILINE)
+    found = {heading: inspect.cleandoc("\n" + text) for heading, text in zip(rest[::2], rest[1::2], strict=True)}
+    return {"": first.strip(), **found}
+
+
+def arguments(doc: str | None) -> dict[str, str]:
+    """What a docstring says of each argument, as one line.
+
+    Example:
+        >>> arguments("Adam.\\n\\n    Args:\\n        lr: Step\\n            size.\\n        eps: Floor.")
+        {'lr': 'Step size.', 'eps': 'Floor.'}
+    """
+    text = sections(doc).get("Args", "")
+    entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", text, flags=re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", what) for name, what in entries}
+
+
+def constructor_doc(own: str | None, shared: Mapping[str, str]) -> str:
+    """The docstring of a constructor: the page's summary and options, then those that every optimizer has."""
+    found = sections(own)
+    entries = {**shared, **arguments(own)}
+    order = [*(name for name in entries if name not in shared or name == "params"), *shared]
+    lines = [_entry(name, entries[name]) for name in dict.fromkeys(order)]
+    parts = [found[""], "Args:\n" + "\n".join(lines)]
+    if "Raises" in found:
+        parts.append("Raises:\n" + textwrap.indent(found["Raises"], "    "))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _entry(name: str, text: str) -> str:
+    return textwrap.fill(f"{name}: {text}", 108, initial_indent=" " * 4, subsequent_indent=" " * 8)
+
+
+def with_formula(source: str, name: str, text: str) -> str:
+    """The source of a module in which the docstring of the class `name` has `text` as its formula.
+
+    Example:
+        >>> source = 'class Lion(Optimizer):\\n    \"\"\"Signs.\\n\\n    Args:\\n        lr: Size.\\n    \"\"\"\\n'
+        >>> print(with_formula(source, "Lion", "θₜ = 0"))
+        class Lion(Optimizer):
+            \"\"\"Signs.
+        <BLANKLINE>
+            Formula:
+                θₜ = 0
+        <BLANKLINE>
+            Args:
+                lr: Size.
+            \"\"\"
+        <BLANKLINE>
+    """
+    block = "    Formula:\n" + textwrap.indent(text, " " * 8) + "\n\n"
+    start = source.index(f"class {name}(")
+    head, args, tail = source[start:].partition("    Args:\n")
+    head = re.sub(r"    Formula:\n(?:        .*\n)+\n", "", head)
+    return source[:start] + head + block + args + tail
