@@ -1,20 +1,21 @@
-"""Noise on the gradients.  Neelakantan et al. 2015, arXiv:1511.06807."""
+"""Add noise to the gradients.  Neelakantan et al. 2015, arXiv:1511.06807."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.core.foreign_stages import attach, on_gradients
+from lightning_optim.callbacks.stage_callback import StageCallback
+from lightning_optim.core.foreign_stages import on_gradients
 from lightning_optim.core.standalone_stages import OnGradients
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.distributed.norms import count, norm
@@ -25,30 +26,58 @@ from lightning_optim.training.clipping import GradientClipping
 from lightning_optim.training.second_moment import SecondMoment
 
 
-class GradientNoise(Callback):
-    """Add normal noise of variance eta / (1 + t)^gamma to the gradients of the t-th real step, t = 0, 1, ...
+class GradientNoise(StageCallback):
+    """Add normal noise of variance eta / (1 + t)^gamma to the gradients of step t = 0, 1, ...
 
-    What is drawn for an element is a function of the seed, the step, the name of the tensor and the place in it alone.
-    So replicas draw the same, shards draw their parts of the same, any number of ranks under any strategy sees the same
-    noise, a resumed run goes on with it, and no other random number changes.
+    The noise of an element is a function of the seed, the step, the name of the tensor and the index in it. So it is
+    the same on all replicas, for any number of ranks, under any strategy and after a resume, and it changes no other
+    random numbers. Skipped steps do not count.
+
+    Source: Neelakantan et al. 2015, arXiv:1511.06807, equation 1.
 
     Args:
-        eta: Variance at t = 0, at least 0, in the square of the units of `kind`. With `gamma=0` and a shaped kind it is
-            B / B' - 1, to make batches of B as noisy as batches of B'.
-        gamma: How fast the variance falls; 0 keeps it.
-        kind: "isotropic" is the paper's, in the units of the gradient. "second_moment" is in units of the root of the
-            optimizer's mean squared gradient for each element (`exp_avg_sq`), "moments" of the standard deviation of
-            the gradient for each element, from two running means that it keeps itself.
+        eta: Variance at t = 0, at least 0, in the squared units of `kind`. With `gamma=0` and a `kind` other than
+            "isotropic", B / B' - 1 makes batches of B samples as noisy as batches of B'.
+        gamma: Exponent of the decrease; 0 keeps the variance constant.
+        kind: The units: "isotropic" is the paper's, the gradient itself. "second_moment" is the root of the
+            optimizer's mean squared gradient of each element (such as `exp_avg_sq`). "moments" is the standard
+            deviation of each element of the gradient, from two running means that are kept for it.
         clipping: "before" adds the noise before the Trainer or the module clips gradients, so that clipping bounds it;
-            "after" adds it to the clipped ones. Without clipping they are the same. See the documentation.
-        start: Real steps without noise at the beginning.
+            "after" adds it to the clipped ones. Without clipping they are the same.
+        start: Number of steps without noise at the beginning.
         decay: Decay of the two running means of "moments", in (0, 1).
-        seed: Chooses the noise. By default that of `seed_everything`, or 0.
+        seed: Seed of the noise, below 2^64. Default: that of `seed_everything`, or 0.
 
     Raises:
-        OptionError: where an option is out of range, where "second_moment" finds none, and where "after" cannot be kept
-            since the optimizer clips in its own update.
+        OptionError: If an option is out of range. At the start of the fit: for "second_moment", if the optimizer has no
+            such mean; for "after", if the optimizer clips in its own update; and for a fused optimizer under a
+            gradient scaler.
+
+    Example:
+        >>> from lightning.pytorch import Trainer, seed_everything
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> def train(*callbacks):
+        ...     seed_everything(0, verbose=False)
+        ...     model = BoringModel()
+        ...     Trainer(fast_dev_run=2, callbacks=list(callbacks), **options).fit(model)
+        ...     return model.layer.weight
+        >>> torch.equal(train(), train(GradientNoise(eta=0.01)))
+        False
+        >>> torch.equal(train(GradientNoise(eta=0.01)), train(GradientNoise(eta=0.01)))
+        True
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.GradientNoise
+                  init_args: {eta: 0.01, gamma: 0.55}
     """
+
+    _stages: list[Noise]
 
     def __init__(
         self,
@@ -60,55 +89,53 @@ class GradientNoise(Callback):
         decay: float = 0.99,
         seed: int | None = None,
     ) -> None:
+        super().__init__()
         check = functools.partial(errors.check, "GradientNoise")
         for name, value in (("eta", eta), ("gamma", gamma)):
             check(name, value, is_number(value) and 0 <= value < math.inf, "a finite number of at least 0")
-        kinds = ("isotropic", "second_moment", "moments")
-        check("kind", kind, kind in kinds, "'isotropic', 'second_moment' or 'moments'")
-        check("clipping", clipping, clipping in ("before", "after"), "'before' or 'after'")
+        errors.check_choice("GradientNoise", "kind", kind, get_args(Kind))
+        errors.check_choice("GradientNoise", "clipping", clipping, ["before", "after"])
         check("start", start, is_whole(start, 0), "an integer of at least 0")
         check("decay", decay, is_number(decay) and 0 < decay < 1, "in (0, 1)")
         check("seed", seed, seed is None or (is_whole(seed, 0) and seed < 2**64), "an integer of 64 bits")
-        self.eta, self.gamma, self.kind, self.clipping = float(eta), float(gamma), kind, clipping
+        self.eta, self.gamma, self.clipping = float(eta), float(gamma), clipping
+        self.kind: Kind = kind
         self.start, self.decay, self.seed = start, float(decay), seed
-        self._stages: list[Noise] = []
-        self._by_hand: dict[int, OnGradients] = {}  # where the noise comes before clipping, by the optimizer's id
-        self._detach: list[Callable[[], None]] = []
-        self._loaded: dict[str, Any] | None = None
+        self._before_clipping: dict[int, OnGradients] = {}  # by id of the optimizer; runs a stage outside of a step
 
-    # ------------------------------------------------------------------ when
+    # ------------------------------------------------------------------ hooks
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        by_hand = self.clipping == "before" and clips(trainer, pl_module)
+        before_clipping = self.clipping == "before" and clips(trainer, pl_module)
         seed = trainer.strategy.broadcast(self._seed())
-        self._stages, self._by_hand = [], {}
         for optimizer in trainer.optimizers:
-            self._refuse(trainer, optimizer)
-            named = pl_module.named_parameters()
-            moment = _mean_square(optimizer) if self.kind == "second_moment" else ("", "", "")
-            stage = Noise(
-                global_indices(named, optimizer),
+            self._check_optimizer(trainer, optimizer)
+        stages = [
+            Noise(
+                global_indices(pl_module.named_parameters(), optimizer),
                 self.kind,
                 self.eta,
                 self.gamma,
                 seed,
                 self.decay,
                 self.start,
-                in_pass=not by_hand,
-                second_moment=moment,
+                in_pass=not before_clipping,
+                second_moment=_mean_square(optimizer) if self.kind == "second_moment" else ("", "", ""),
             )
-            self._stages.append(stage)
-            self._detach.append(attach(stage, optimizer))
-            if by_hand:
-                self._by_hand[id(optimizer)] = on_gradients(stage, optimizer)
-        self._take_loaded()
+            for optimizer in trainer.optimizers
+        ]
+        self.attach(trainer, stages)
+        if before_clipping:
+            pairs = zip(stages, trainer.optimizers, strict=True)
+            self._before_clipping = {id(optimizer): on_gradients(stage, optimizer) for stage, optimizer in pairs}
+        self.restore_counters()
 
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def _refuse(self, trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse what would be something else than was asked for."""
+    def _check_optimizer(self, trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimizer that would not apply the noise as documented."""
         owner = type(optimizer).__name__
         if self.clipping == "after" and any(group.get("max_grad_norm") for group in optimizer.param_groups):
             raise OptionError(
@@ -130,19 +157,18 @@ class GradientNoise(Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.loggers and self._stages[i].steps % every == 0:  # global_step counts all optimizers together
             self._log(trainer, i)
-        if id(optimizer) in self._by_hand:
-            self._by_hand[id(optimizer)].run()
+        if id(optimizer) in self._before_clipping:
+            self._before_clipping[id(optimizer)].run()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._detach:
-            self._detach.pop()()
-        self._by_hand.clear()
+        super().teardown(trainer, pl_module, stage)
+        self._before_clipping.clear()
 
-    # ------------------------------------------------------------------ what a person would look at
+    # ------------------------------------------------------------------ logging
 
     def _log(self, trainer: Trainer, i: int) -> None:
-        """The size of the noise, and its norm as a multiple of the gradient's."""
+        """Log the standard deviation of the noise, and its norm divided by the gradient's."""
         prefix = "gradient_noise" if len(trainer.optimizers) == 1 else f"gradient_noise/{i}"
         values = {f"{prefix}/sigma": self._stages[i].sigma}
         if self.kind == "isotropic":
@@ -161,23 +187,15 @@ class GradientNoise(Callback):
         return {"seed": seed, "steps": [stage.steps for stage in self._stages]}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
-        self._take_loaded()
-
-    def _take_loaded(self) -> None:
-        """Counters arrive before the optimizers exist in one process and under DDP, and after that when sharded."""
-        if self._loaded is None or not self._stages:
-            return
-        for stage, steps in zip(self._stages, self._loaded["steps"], strict=True):
-            stage.steps = steps
-            if self.seed is None:
-                stage.seed = self._loaded["seed"]
-        self._loaded = None
+    def set_counters(self, state: Mapping[str, Any]) -> None:
+        super().set_counters(state)
+        if self.seed is None:
+            for stage in self._stages:
+                stage.seed = state["seed"]
 
 
 def clips(trainer: Trainer, module: LightningModule) -> bool:
-    """Whether gradients are clipped between the backward pass and the step, other than by hand."""
+    """Whether Lightning or the module clips gradients between the backward pass and the step."""
     overridden = is_overridden("configure_gradient_clipping", module, LightningModule)
     ours = getattr(type(module), "configure_gradient_clipping", None) is GradientClipping.configure_gradient_clipping
     return module.automatic_optimization and (bool(trainer.gradient_clip_val) or (overridden and not ours))

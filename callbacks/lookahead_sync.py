@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +13,6 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.swapped_weights import SwappedWeights
-from lightning_optim.core.foreign_stages import attach
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.core.standalone_stages import FIRST_MOMENTS
 from lightning_optim.errors import OptionError, is_number
@@ -20,25 +20,49 @@ from lightning_optim.stages.lookahead import Lookahead, Momentum
 
 
 class LookaheadSync(SwappedWeights):
-    """Every `k` real steps, move slow weights by `alpha` towards the fast ones and restart the fast ones there.
+    """Every `k` steps, move slow weights towards the weights of the optimizer, and continue from the slow weights.
 
-    The slow weights are optimizer state: sharded, saved and resumed with it, and counted by the memory report. Where
-    `k` does not divide the number of steps the last steps are fast ones.
+    The slow weights are optimizer state: sharded, saved and resumed with it, and counted by `OptimizerStateMemory`.
+    If `k` does not divide the number of steps, training ends between two syncs, on fast weights.
+
+    Source: Zhang, Lucas, Hinton & Ba 2019, arXiv:1907.08610, Algorithm 1.
 
     Args:
         k: Steps of the optimizer between two syncs, at least 1.
-        alpha: How far the slow weights move, in (0, 1].
-        momentum: What a sync does to the optimizer's first moments: "none" leaves them, "reset" forgets them,
-            "pullback" keeps slow ones beside them, from zero on, and treats both like the weights. Second moments and
-            counters stay.
-        evaluate: "fast" validates and saves the weights that the optimizer moves; "slow" the slow ones, from the first
-            sync on, which then are also in the model after the fit.
+        alpha: The slow weights move by this fraction of the way, in (0, 1].
+        momentum: What a sync does to the optimizer's first moments: "none" keeps them, "reset" sets them to zero,
+            "pullback" adds slow first moments, initially zero, and treats both like the weights. Second moments and
+            step counters are never changed.
+        evaluate: The weights for validation, checkpoints and the model after the fit: "fast" are the optimizer's,
+            "slow" the slow ones, once there was a sync.
 
     Raises:
-        OptionError: where `k` or `alpha` is out of range, and where the optimizer has no first moments to treat.
+        OptionError: If an option is out of range; at the start of the fit, if `momentum` is not "none" and the
+            optimizer has no first moments, or if another callback also chooses the weights to evaluate.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(fast_dev_run=2, callbacks=[LookaheadSync(k=2)], **options)
+        >>> model = BoringModel()
+        >>> trainer.fit(model)
+        >>> slow = trainer.optimizers[0].state[model.layer.weight]["slow"]
+        >>> torch.equal(model.layer.weight, slow)  # after a sync
+        True
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.LookaheadSync
+                  init_args: {k: 5, alpha: 0.5}
     """
 
     slot = "slow"
+    _stages: list[Lookahead]
 
     def __init__(
         self,
@@ -47,56 +71,52 @@ class LookaheadSync(SwappedWeights):
         momentum: Momentum = "none",
         evaluate: Literal["fast", "slow"] = "fast",
     ) -> None:
+        super().__init__()
         check = functools.partial(errors.check, "LookaheadSync")
         whole = is_number(k) and 1 <= k < math.inf and k == int(k)
         check("k", k, whole, "an integer of at least 1")
         check("alpha", alpha, is_number(alpha) and 0 < alpha <= 1, "in (0, 1]")
-        check("momentum", momentum, momentum in ("none", "reset", "pullback"), "'none', 'reset' or 'pullback'")
-        check("evaluate", evaluate, evaluate in ("fast", "slow"), "'fast' or 'slow'")
-        self.k, self.alpha, self.momentum, self.evaluate = int(k), float(alpha), momentum, evaluate
+        errors.check_choice("LookaheadSync", "momentum", momentum, get_args(Momentum))
+        errors.check_choice("LookaheadSync", "evaluate", evaluate, ["fast", "slow"])
+        self.k, self.alpha, self.evaluate = int(k), float(alpha), evaluate
+        self.momentum: Momentum = momentum
         self.swaps = evaluate == "slow"
-        self._stages: list[Lookahead] = []
-        self._detach = []
-        self._loaded: dict[str, Any] | None = None
-        self._logged = 0
+        self._last_log = 0  # global step
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stages = []
-        for optimizer in trainer.optimizers:
-            stage = Lookahead(self.k, self.alpha, self.momentum, self._moments(optimizer))
-            self._stages.append(stage)
-            self._detach.append(attach(stage, optimizer))
+        moments = [self._moments(optimizer) for optimizer in trainer.optimizers]
+        self.attach(trainer, [Lookahead(self.k, self.alpha, self.momentum, names) for names in moments])
         self.begin(trainer, pl_module)
-        self._logged = trainer.global_step
-        self._take_loaded()
+        self._last_log = trainer.global_step
+        self.restore_counters()
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-        """The slots that a sync treats beside the weights."""
+        """The first moments that a sync changes."""
         if self.momentum == "none":
             return ()
         if isinstance(optimizer, Optimizer):
             kept = {name for i, p in optimizer.every_parameter() for name in optimizer.slots_of(i, p)}
-            found = tuple(name for name in sorted(kept) if optimizer.slots[name].is_first_moment)
+            moments = tuple(name for name in sorted(kept) if optimizer.slots[name].is_first_moment)
         else:
             has = any(group.get("momentum") or group.get("betas") for group in optimizer.param_groups)
-            found = FIRST_MOMENTS if has else ()
-        if not found:
+            moments = FIRST_MOMENTS if has else ()
+        if not moments:
             raise OptionError(
-                f"LookaheadSync: momentum={self.momentum!r} finds no first moments in {type(optimizer).__name__}, as "
-                "it is set here. Set momentum='none'."
+                f"LookaheadSync: momentum={self.momentum!r} finds no first moments in {type(optimizer).__name__} with "
+                "these options. Set momentum='none'."
             )
-        return found
+        return moments
 
     @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Log how far the fast weights went, one step before a sync, when it is time to log."""
+        """Log the distance between fast and slow weights, in the step before a sync and every `log_every_n_steps`."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = trainer.loggers and trainer.global_step - self._logged >= every
+        due = trainer.loggers and trainer.global_step - self._last_log >= every
         if due and any((stage.steps + 1) % self.k == 0 for stage in self._stages):
-            self._logged = trainer.global_step
+            self._last_log = trainer.global_step
             values = {"lookahead/distance": self.distance(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
@@ -110,14 +130,6 @@ class LookaheadSync(SwappedWeights):
         return {"steps": [stage.steps for stage in self._stages], "swapped": self.swapped}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
-        self._take_loaded()
-
-    def _take_loaded(self) -> None:
-        """Counters arrive before the optimizers exist in one process and under DDP, and after that when sharded."""
-        if self._stages and self._loaded is not None:
-            for stage, steps in zip(self._stages, self._loaded["steps"], strict=True):
-                stage.steps = steps
-            self.swapped = self._loaded.get("swapped", False)
-            self._loaded = None
+    def set_counters(self, state: Mapping[str, Any]) -> None:
+        super().set_counters(state)
+        self.swapped = state.get("swapped", False)

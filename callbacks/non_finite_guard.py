@@ -96,7 +96,7 @@ def all_finite(params: Iterable[Tensor]) -> bool:
 
 
 def _all_norms_finite(parts: list[Tensor], order: float) -> bool:
-    norms = torch._foreach_norm(parts, order) if parts else []
+    norms = torch._foreach_norm(parts, order) if parts else []  # pyright: ignore[reportPrivateImportUsage]
     return all(bool(torch.stack(same).isfinite().all()) for same in _by_type(norms))
 
 

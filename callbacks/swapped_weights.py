@@ -1,51 +1,51 @@
-"""Evaluate and save other weights than those of training: what averaging and Lookahead have in common."""
+"""The base of callbacks that evaluate and save other weights than those of training: averages and slow weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.callbacks.stage_callback import StageCallback
 from lightning_optim.distributed.norms import norm
 from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError
 
 
-class SwappedWeights(Callback):
-    """Lets validation, checkpoints and the end of the fit have the weights in a slot of the optimizer.
+class SwappedWeights(StageCallback):
+    """Swaps the weights with a slot of the optimizer for validation, for checkpoints and at the end of the fit.
 
-    A base of callbacks. The slot and the parameters trade places, so nothing is copied twice, and everything that
-    gathers or shards the model's weights serves these too.
+    The slot and the parameters exchange their values. So there is no second copy of the model, and whatever gathers or
+    shards the weights of the model also works for the others.
 
     Attributes:
-        slot: The slot that holds the other weights.
-        swaps: Whether they are wanted at all.
-        swapped: Whether they are in the model now.
+        slot: The key of the other weights in the optimizer's state.
+        swaps: Whether weights are swapped at all.
+        swapped: Whether the model has the other weights now.
     """
 
     slot: ClassVar[str]
     swaps: bool = True
     swapped: bool = False
-    _detach: list[Callable[[], None]]
 
     def ready(self, i: int) -> bool:
-        """Whether the slot of optimizer `i` holds something worth evaluating yet; not to change while swapped."""
+        """Whether the slot of optimizer `i` can be evaluated yet. The answer must not change while swapped."""
         raise NotImplementedError
 
     def after_swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What else belongs to the weights that are in the model now."""
+        """Change what else depends on the weights in the model, such as batch-norm statistics."""
 
-    # ------------------------------------------------------------------ when
+    # ------------------------------------------------------------------ hooks
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """To be called when the fit starts, with the stages attached.
+        """Prepare a fit. To be called in `on_fit_start` after `attach`.
 
         Raises:
-            OptionError: where another callback wants other weights in the model at the same time.
+            OptionError: If another callback swaps weights too.
         """
         self.swapped = False
         if not self.swaps:
@@ -60,7 +60,7 @@ class SwappedWeights(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.swap_out(trainer, pl_module)  # a checkpoint resumes with the other weights in the model
+        self.swap_out(trainer, pl_module)  # a checkpoint was loaded with the other weights in the model
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,18 +78,10 @@ class SwappedWeights(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.swap_out(trainer, pl_module)  # in the middle of validation: leave the weights that training had
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._detach:
-            self._detach.pop()()
+        self.swap_out(trainer, pl_module)  # an exception during validation must leave the weights of training
 
     def _wrap_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let every checkpoint be written while the other weights are in the model.
-
-        No hook of a callback is called for checkpoints of weights only, so the trainer's method itself is wrapped.
-        """
+        """Swap while a checkpoint is written. The trainer's method is wrapped: weights-only saves call no hook."""
         save = trainer.save_checkpoint
 
         def save_checkpoint(*args: Any, **kwargs: Any) -> None:
@@ -102,35 +94,33 @@ class SwappedWeights(Callback):
                     self.swap_out(trainer, pl_module)
 
         trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-        self._detach.append(lambda: setattr(trainer, "save_checkpoint", save))
+        self._undo.append(lambda: setattr(trainer, "save_checkpoint", save))
 
-    # ------------------------------------------------------------------ what
+    # ------------------------------------------------------------------ swapping
 
     def swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the other weights into the model, once there are some."""
+        """Put the other weights into the model, if any slot is ready."""
         if self.swaps and not self.swapped and any(map(self.ready, range(len(trainer.optimizers)))):
-            self._exchange(trainer)
+            self._swap(trainer)
             self.swapped = True
             self.after_swap(trainer, pl_module)
 
     def swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights of training back."""
         if self.swapped:
-            self._exchange(trainer)
+            self._swap(trainer)
             self.swapped = False
             self.after_swap(trainer, pl_module)
 
     @torch.no_grad()
-    def _exchange(self, trainer: Trainer) -> None:
-        """Let parameters and slots trade places, without a second copy of the model.
+    def _swap(self, trainer: Trainer) -> None:
+        """Exchange parameters and slots of the optimizers that are ready; other slots have the initial weights.
 
-        With several optimizers, only where a slot is ready: another one holds the weights that the fit began with.
-
-        A parameter in 16 bits cannot hold what is in the slot, which therefore stays where it is; the weights of
-        training go to a slot `raw` meanwhile.
+        A parameter in 16 bits cannot store what is in the slot, which therefore keeps its value; the weights of
+        training are in a slot `raw` until they are put back.
         """
         reshard(trainer.strategy.model)
-        for p, state in self._held(trainer, [i for i in range(len(trainer.optimizers)) if self.ready(i)]):
+        for p, state in self._parameters(trainer, [i for i in range(len(trainer.optimizers)) if self.ready(i)]):
             other = state[self.slot]
             if other.dtype == p.dtype:
                 raw = p.detach().clone()
@@ -142,20 +132,21 @@ class SwappedWeights(Callback):
                 state["raw"] = p.detach().to(other.dtype)
                 p.copy_(other)
 
-    def _held(self, trainer: Trainer, which: Iterable[int]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for i in which:
+    def _parameters(self, trainer: Trainer, optimizers: Iterable[int]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """The parameters that have the slot, with their state."""
+        for i in optimizers:
             yield from ((p, state) for p, state in trainer.optimizers[i].state.items() if self.slot in state)
 
     @torch.no_grad()
     def distance(self, trainer: Trainer) -> float:
-        """How far the weights of training are from the others, as a share of their norm.
+        """The norm of the difference between the weights of training and the others, divided by the weights' norm.
 
-        Over all that is trained, in an order that is the same on every rank: one that holds no element of a parameter
-        may have no state for it.
+        It runs over all trainable parameters, in the same order on every rank: a rank without any element of a
+        parameter may have no state for it.
         """
         optimizers = trainer.optimizers
         params = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.requires_grad]
-        slots = {p: state[self.slot] for p, state in self._held(trainer, range(len(optimizers)))}
-        apart = norm((p.detach() - slots[p] if p in slots else None for p in params), params)
+        slots = {p: state[self.slot] for p, state in self._parameters(trainer, range(len(optimizers)))}
+        difference = norm((p.detach() - slots[p] if p in slots else None for p in params), params)
         size = norm(params, params)
-        return apart / size if size else 0.0
+        return difference / size if size else 0.0

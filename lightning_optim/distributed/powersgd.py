@@ -50,9 +50,8 @@ class PowerSGD:
                 "Give it the shape (1,), or use 'bf16'."
             )
         # A matrix whose gradient is zero has a factor of zeros; without an epsilon its direction would be 0 / 0.
-        self._torch: Any = PowerSGDState(
-            None, matrix_approximation_rank=rank, start_powerSGD_iter=start, orthogonalization_epsilon=1e-8
-        )
+        options: dict[str, Any] = {"matrix_approximation_rank": rank, "start_powerSGD_iter": start}
+        self._torch: Any = PowerSGDState(None, **options, orthogonalization_epsilon=1e-8)  # pyright: ignore[reportArgumentType]
         self._params = list(params)
         self._index = {p: i for i, p in enumerate(self._params)}
         self._buckets: dict[int, list[int]] = {}  # indices of the parameters in each bucket for which torch has state
@@ -122,7 +121,7 @@ class PowerSGD:
         All ranks come to the same result: the sum over ranks, of which each has its error, is not finite on any.
         """
         errors = [error for error in self._torch.error_dict.values() if error.numel()]
-        if errors and not torch.stack(torch._foreach_norm(errors, torch.inf)).isfinite().all():
+        if errors and not torch.stack([error.norm(torch.inf) for error in errors]).isfinite().all():
             for by_bucket in (self._torch.error_dict, self._torch.p_memory_dict, self._torch.q_memory_dict):
                 by_bucket.clear()
             for mine in (self._buckets, self._previous, self._errors, self._factors):

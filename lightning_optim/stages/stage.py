@@ -23,6 +23,7 @@ class Stage:
         slots: Its slots by name, which are also the keys in the optimizer's state.
         order: Stages run in this order, and those of one order as they were attached.
         needs_normals: Whether it needs normal numbers, and so has a `global_index_of`.
+        steps: Number of real steps so far, counted by `advance`.
         moments: Slots of the optimizer that its `update` treats beside the parameter.
         in_pass: Whether its `before` runs with the update. If not, its owner runs it on the gradients.
         acts_before: Whether it has a `before`.
@@ -32,6 +33,7 @@ class Stage:
     name: ClassVar[str]
     order: ClassVar[int] = 0
     needs_normals: ClassVar[bool] = False
+    steps: int = 0
     moments: Sequence[str] = ()
     in_pass: bool = True
     acts_before: ClassVar[bool] = False

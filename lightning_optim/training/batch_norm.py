@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,13 @@ def batch_norm_buffers(module: nn.Module) -> dict[str, Tensor]:
         if isinstance(part, _BatchNorm)
         for name, buffer in part.named_buffers(recurse=False)
     }
+
+
+def copy_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set running statistics of a module to values, by name."""
+    buffers = batch_norm_buffers(module)
+    for name, value in values.items():
+        buffers[name].copy_(value)
 
 
 @torch.no_grad()

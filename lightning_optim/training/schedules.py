@@ -75,3 +75,13 @@ def total_steps(trainer: Any) -> float:
         steps = float(sum(math.ceil(batches / part) for part in parts))
         return min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
     return steps
+
+
+def fraction_done(trainer: Any) -> float | None:
+    """The fraction of training that will be over at the end of this epoch; None if the length is unknown."""
+    fractions = []
+    if trainer.max_epochs not in (None, -1):
+        fractions.append((trainer.current_epoch + 1) / trainer.max_epochs)
+    if trainer.max_steps != -1:
+        fractions.append(trainer.global_step / trainer.max_steps)
+    return max(fractions, default=None)

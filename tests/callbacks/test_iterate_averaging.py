@@ -262,7 +262,7 @@ def test_a_training_in_which_no_epoch_ends_late_enough_is_warned_of(steps: int, 
         ({"kind": "median"}, "kind='median' must be 'mean', 'ema' or 'ema_debiased'"),
         ({"window": 0}, "window=0 must be an integer of at least 1, with kind='mean'"),
         ({"kind": "ema", "window": 3}, "window=3 must be an integer of at least 1, with kind='mean'"),
-        ({"ramp": True}, "ramp=True must be False, but with kind='ema'"),
+        ({"ramp": True}, "ramp=True must be False, except with kind='ema'"),
         ({"kind": "ema", "decay": 1.0}, r"decay=1.0 must be in \(0, 1\)"),
         ({"kind": "ema", "decay": 0}, r"decay=0 must be in \(0, 1\)"),
         ({"start": -1}, "start=-1 must be a step, or a fraction of training below 1"),
@@ -387,14 +387,14 @@ def test_a_window_resumes(make: Make, tmp_path: Path) -> None:
     again = checkpoints(tmp_path / "again", every_n_train_steps=4)
     rest = Run(make, averaging(), again, ckpt_path=tmp_path / "step=4.ckpt")
     assert torch.equal(vector(rest.module), vector(whole.module))
-    with pytest.raises(OptionError, match="average with window=3 and this run wants window=None"):
+    with pytest.raises(OptionError, match="average with window=3 and this run has window=None"):
         Run(make, IterateAveraging(start=1, every=1), again, ckpt_path=tmp_path / "step=4.ckpt")
 
 
 def test_another_kind_of_average_does_not_resume(tmp_path: Path) -> None:
     Run(adan, IterateAveraging("mean"), checkpoints(tmp_path), max_epochs=1)
     other, saved = IterateAveraging("ema"), tmp_path / "step=4.ckpt"
-    with pytest.raises(OptionError, match="holds an average of kind 'mean' and this run wants 'ema'"):
+    with pytest.raises(OptionError, match="holds an average of kind 'mean' and this run has 'ema'"):
         Run(adan, other, checkpoints(tmp_path), ckpt_path=saved)
 
 
