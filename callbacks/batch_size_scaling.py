@@ -1,4 +1,4 @@
-"""Learning rates for the batch size that a run really has.
+"""Scale learning rates to the global batch size of a run.
 
 Granziol, Zohren & Roberts 2022, "Learning rates as a function of batch size", JMLR 23(173), arXiv:2006.09092.
 """
@@ -17,28 +17,53 @@ from typing_extensions import override
 from lightning_optim import errors
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training.batch_scaling import RULES, Rule, rule_of, scale
-from lightning_optim.training.learning_rates import LearningRates, held
+from lightning_optim.training.learning_rates import LearningRates, learning_rates_of
 
 NAME = "BatchSizeScaling"
 
 
 class BatchSizeScaling(Callback):
-    """Multiplies learning rates by what the global batch asks for, given the batch they were found at.
+    """Multiply learning rates by a factor for the global batch size, given the batch size they were tuned at.
 
-    The global batch is the loader's batch times accumulated batches times data-parallel ranks (devices and nodes). It
-    is printed and logged with the factor when training starts, and again when accumulation changes. Schedulers keep
-    their own rates: what is applied is their rate times the factor, all along. A checkpoint holds rates without the
-    factor, so a resumed run has it once, and the right one if it has another number of ranks.
+    The global batch size is the batch size of the loader, times accumulated batches, times data-parallel ranks. It is
+    printed and logged with the factor when training starts, and when accumulation changes. Schedulers do not see the
+    factor: the rate of a step is the scheduler's rate times the factor. Checkpoints have rates without the factor. So
+    a resumed run applies it once, and with the right value on another number of ranks.
+
+    Source: Granziol, Zohren & Roberts 2022, JMLR 23(173), arXiv:2006.09092.
 
     Args:
-        reference_batch: The global batch, in samples, for which the configured learning rate is right.
-        rule: "sqrt" for adaptive methods, "linear" for kinds of SGD; "auto" chooses by the optimizer's class.
-        batch_size: Samples in a batch of one rank, where the loader does not say.
-        max_factor: The largest factor: beyond the batch at which noise stops to dominate the curvature, a larger batch
-            allows no larger rate. No bound by default.
+        reference_batch: The global batch size, in samples, for which the configured learning rate is right.
+        rule: "linear" multiplies by batch / reference_batch, for SGD and its relatives; "sqrt" by its root, for
+            adaptive methods; "auto" chooses by the optimizer.
+        batch_size: Number of samples in a batch of one rank. Default: that of the loader.
+        max_factor: Upper bound of the factor, above 0. The rules hold while noise dominates the curvature; for larger
+            batches the best learning rate stays the same. Default: no bound.
+
+    Attributes:
+        global_batch: The global batch size, in samples; 0 before training starts.
 
     Raises:
-        OptionError: where an option is out of range, "auto" does not know the optimizer, or the batch size is unknown.
+        OptionError: If an option is out of range. At the start of training: if "auto" has no rule for the optimizer, or
+            if the batch size is unknown. During training: if something else changes the learning rates.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(fast_dev_run=1, callbacks=[BatchSizeScaling(reference_batch=4)], **options)
+        >>> trainer.fit(BoringModel())  # SGD with batches of one sample
+        BatchSizeScaling: global batch 1 = 1 (loader) × 1 (accumulation) × 1 (ranks); learning rates of SGD × 0.25
+        (linear rule, reference batch 4)
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.BatchSizeScaling
+                  init_args: {reference_batch: 256, max_factor: 16.0}
     """
 
     def __init__(
@@ -50,16 +75,17 @@ class BatchSizeScaling(Callback):
     ) -> None:
         check = functools.partial(errors.check, NAME)
         check("reference_batch", reference_batch, is_whole(reference_batch), "an integer of at least 1")
-        check("rule", rule, rule in [*RULES, "auto"], "'sqrt', 'linear' or 'auto'")
+        errors.check_choice(NAME, "rule", rule, [*RULES, "auto"])
         check("batch_size", batch_size, batch_size is None or is_whole(batch_size), "an integer of at least 1")
         bound = is_number(max_factor) and 0 < max_factor < math.inf
         check("max_factor", max_factor, max_factor is None or bound, "above 0")
-        self.reference_batch, self.rule, self.batch_size = reference_batch, rule, batch_size
+        self.reference_batch, self.batch_size = reference_batch, batch_size
+        self.rule: Rule | Literal["auto"] = rule
         self.max_factor = math.inf if max_factor is None else float(max_factor)
         self.global_batch = 0
         self._rules: list[Rule] = []
         self._rates: list[LearningRates] = []
-        self._loaded = 0  # the global batch of the run that is resumed
+        self._loaded = 0  # global batch size of the run that is resumed
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,67 +94,67 @@ class BatchSizeScaling(Callback):
     def _rule(self, optimizer: Any) -> Rule:
         if self.rule != "auto":
             return self.rule
-        found = rule_of(optimizer)
-        if found is None:
+        rule = rule_of(optimizer)
+        if rule is None:
             raise OptionError(
                 f"{NAME}: rule='auto' knows no rule for {type(optimizer).__name__}. Set rule='sqrt' if it divides by a "
-                "root of squared gradients, or rule='linear' if its step grows with the gradient as that of SGD does."
+                "root of squared gradients, or rule='linear' if its step is proportional to the gradient as in SGD."
             )
-        return found
+        return rule
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not before: now the states of a checkpoint are in place, whatever the strategy, and the loader is made.
+        # In this hook, since now the loader exists and the states of a checkpoint are loaded under every strategy.
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._rates = [held(optimizer, schedulers) for optimizer in trainer.optimizers]
+        self._rates = [learning_rates_of(optimizer, schedulers) for optimizer in trainer.optimizers]
         self.global_batch = 0
         self._update(trainer)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._update(trainer)  # accumulation may change here
+        self._update(trainer)  # accumulation may have changed
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._update(trainer)  # or a moment later, by a callback that comes after this one
+        self._update(trainer)  # or a callback after this one has changed it
         for rates in self._rates:
             rates.check()
         if self._loaded not in (0, self.global_batch):
             rank_zero_warn(
                 f"{NAME}: this run resumes one with a global batch of {self._loaded}; now it is {self.global_batch}, "
-                "and so the learning rates change."
+                "so the learning rates change."
             )
         self._loaded = 0
 
     def _update(self, trainer: Trainer) -> None:
-        """Apply the factor, where the global batch is another than it was."""
-        local, parts = self._local_batch(trainer), trainer.accumulate_grad_batches
+        """Apply the factor, if the global batch size has changed."""
+        local, accumulated = self._local_batch(trainer), trainer.accumulate_grad_batches
         ranks = int((trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1))
-        if local * parts * ranks == self.global_batch:
+        if local * accumulated * ranks == self.global_batch:
             return
-        self.global_batch = local * parts * ranks
+        self.global_batch = local * accumulated * ranks
         factors = [scale(self.global_batch, self.reference_batch, rule, self.max_factor) for rule in self._rules]
         for rates, factor in zip(self._rates, factors, strict=True):
             rates.scale(NAME, [factor] * len(rates.scheduled))
-        self._report(trainer, f"{local} (loader) × {parts} (accumulation) × {ranks} (ranks)", factors)
+        self._report(trainer, f"{local} (loader) × {accumulated} (accumulation) × {ranks} (ranks)", factors)
 
     def _local_batch(self, trainer: Trainer) -> int:
         if self.batch_size is not None:
             return self.batch_size
         loader = trainer.train_dataloader
-        found: Any = getattr(loader, "batch_size", None)
-        if not is_whole(found):
+        size: Any = getattr(loader, "batch_size", None)
+        if not is_whole(size):
             raise OptionError(
                 f"{NAME}: the training loader ({type(loader).__name__}) does not say how many samples a batch has: "
                 "there are several loaders, or batches come from a batch_sampler or from the dataset itself. Set "
-                "batch_size=... to the samples in a batch of one rank."
+                "batch_size=... to the number of samples in a batch of one rank."
             )
-        return int(found)
+        return int(size)
 
     def _report(self, trainer: Trainer, product: str, factors: list[float]) -> None:
         values = {"global_batch": float(self.global_batch)}
         for i, (optimizer, rule, factor) in enumerate(zip(trainer.optimizers, self._rules, factors, strict=True)):
-            _say(
+            _print(
                 f"{NAME}: global batch {self.global_batch} = {product}; learning rates of {type(optimizer).__name__} "
                 f"× {factor:.6g} ({rule} rule, reference batch {self.reference_batch})"
             )
@@ -158,5 +184,5 @@ class BatchSizeScaling(Callback):
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     Console(soft_wrap=True).print(line, highlight=False)

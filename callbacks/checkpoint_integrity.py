@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and nothing half loaded."""
+"""Write checkpoints atomically, verify them before a load, and undo a load that fails."""
 
 from __future__ import annotations
 
@@ -32,35 +32,61 @@ from lightning_optim.errors import OptionError
 
 
 class CheckpointIntegrity(Callback):
-    """Save checkpoints atomically, verify them before anything is loaded, and undo a load that fails.
+    """Write checkpoints atomically, verify them before anything is loaded, and undo a load that fails.
 
-    Every save is written beside its place, in a folder `.partial`, and takes the place when all ranks are done; a
-    process that dies in the middle leaves the checkpoint before it as it was. That holds for the folders of FSDP as
-    well as for files. Before a load all of a checkpoint is read once and compared with the checksums in it. Where
-    the load fails after that, say since the optimizer has other parameters, the weights are put back.
+    A checkpoint is written to a folder `.partial` next to its path and renamed when all ranks are done, whether it is
+    a file or a folder of FSDP. A process that dies during a save leaves the earlier checkpoint intact. Before a load
+    the whole checkpoint is read once and compared with the checksums in it. If the load fails later, for example
+    since the optimizer has other parameters, the weights of the model are restored.
 
-    It is for paths of a file system; those with a protocol (`s3://`) are left to Lightning.
-    `ConfiguredOptimizer` brings it along where it can serve.
+    This is for paths in a file system; Lightning alone handles those with a protocol (`s3://`).
+    `ConfiguredOptimizer` adds this callback where it is supported.
 
     Raises:
-        OptionError: before a load, for a checkpoint that is cut off, incomplete or changed; at the start, for
-            `AsyncCheckpointIO`, which writes after the save is said to be over.
+        OptionError: Before a load, for a checkpoint that is truncated, incomplete or changed. At the start, for
+            `AsyncCheckpointIO`, which writes after the save has returned.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> options.update(max_steps=1, logger=False, enable_checkpointing=False, limit_val_batches=0)
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = Path(folder.name) / "last.ckpt"
+        >>> trainer = Trainer(**options)
+        >>> trainer.fit(BoringModel())
+        >>> trainer.save_checkpoint(path)
+        >>> size = path.write_bytes(path.read_bytes()[:-100])  # truncate it
+        >>> Trainer(callbacks=[CheckpointIntegrity()], **options).fit(BoringModel(), ckpt_path=path)
+        Traceback (most recent call last):
+        ...
+        lightning_optim.errors.OptionError: The checkpoint is damaged: ...last.ckpt is truncated...
+        >>> folder.cleanup()
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.CheckpointIntegrity
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []  # tensors of the model, and their values before the load
         self._undo: list[Callable[[], None]] = []
 
     @staticmethod
     def serves(strategy: Strategy) -> bool:
-        """Whether the strategy writes checkpoints in a form that is known here, and before its save is over."""
+        """Whether the strategy writes checkpoints in a supported format, and before the save returns."""
         known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
-        other = isinstance(strategy, DeepSpeedStrategy | XLAStrategy)  # heirs of DDP with forms of their own
+        other = isinstance(strategy, DeepSpeedStrategy | XLAStrategy)  # subclasses of DDP with formats of their own
         return known and not other and isinstance(strategy.checkpoint_io, TorchCheckpointIO)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.teardown(trainer, pl_module, stage)  # of a run that an exception ended
+        self.teardown(trainer, pl_module, stage)  # an earlier fit may have ended with an exception
         strategy: Any = trainer.strategy
         if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
             raise OptionError(
@@ -84,18 +110,18 @@ class CheckpointIntegrity(Callback):
         def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
             if not _is_remote(checkpoint_path):
                 _refuse_damage(trainer, Path(checkpoint_path))
-            if trainer.state.fn == TrainerFn.FITTING:  # the memory of gradients is free as yet
-                held = chain(pl_module.parameters(), pl_module.buffers())
-                self._before = [(tensor, local(tensor.detach()).clone()) for tensor in held]
+            if trainer.state.fn == TrainerFn.FITTING:  # this copy takes memory that gradients need later
+                tensors = chain(pl_module.parameters(), pl_module.buffers())
+                self._before = [(tensor, local(tensor.detach()).clone()) for tensor in tensors]
             try:
                 return load(checkpoint_path, *args, **kwargs)
-            except CheckpointException as error:  # a folder that FSDP2 reads, and which lacks what it asks for
+            except CheckpointException as error:  # FSDP2 misses a key in a folder
                 missing = re.search(r"Missing key in checkpoint state_dict: ([\w.]+\w)", str(error))
                 if missing is None:
                     raise
                 raise OptionError(
-                    f"The checkpoint {checkpoint_path} holds no {missing[1]}, and FSDP2 reads a folder only where it "
-                    "holds all. Make it one file, in which what is missing starts fresh: "
+                    f"The checkpoint {checkpoint_path} holds no {missing[1]}, and FSDP2 reads a folder only if it "
+                    "has all keys. Convert it to a file, which may lack some: those start fresh. Run "
                     f"python -m lightning_optim.checkpoints.consolidate {checkpoint_path} full.ckpt"
                 ) from error
 
@@ -105,7 +131,7 @@ class CheckpointIntegrity(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._before = []  # everything is loaded
+        self._before = []  # the load succeeded
 
     @override
     @torch.no_grad()
@@ -122,14 +148,14 @@ class CheckpointIntegrity(Callback):
 
 
 def _refuse_damage(trainer: Trainer, path: Path) -> None:
-    """Let one process of each node read the checkpoint, and all of them refuse it where one does."""
+    """Verify the checkpoint on one process of each node; all processes raise an error if one found damage."""
     if trainer.is_global_zero:
         integrity.recover(path)
-    found = integrity.damage(path) if trainer.local_rank == 0 and path.exists() else ""
-    bad = torch.tensor(float(bool(found)), device=trainer.strategy.root_device)
+    damage = integrity.damage(path) if trainer.local_rank == 0 and path.exists() else ""
+    bad = torch.tensor(float(bool(damage)), device=trainer.strategy.root_device)
     if mean_over_ranks(bad).item():
         raise OptionError(
-            f"The checkpoint is damaged: {found or 'the process that read it says how.'} Nothing was loaded. Use an "
+            f"The checkpoint is damaged: {damage or 'see the error of local rank 0.'} Nothing was loaded. Use an "
             "earlier one."
         )
 

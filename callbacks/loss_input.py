@@ -1,4 +1,4 @@
-"""Hand the loss of each step to optimizers whose update reads it (KOALA)."""
+"""Pass the loss of each step to optimizers whose update reads it (KOALA)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,36 @@ from lightning_optim.core.optimizer import Optimizer
 
 
 class LossInput(Callback):
-    """Calls `optimizer.set_loss` with the mean loss of the batch of this rank, summed over accumulated batches.
+    """Call `optimizer.set_loss` with the mean loss of the batch of this rank, summed over accumulated batches.
 
-    It comes by itself with an optimizer that needs it. The loss is taken where it enters the backward pass, so it is
-    right under gradient accumulation (whose parts Lightning has divided already) and without the factor of a
-    gradient scaler. A module that knows the mean of the squared losses of its samples may call
-    `self.optimizers().set_loss(loss, second_moment)` in `training_step`; then this callback leaves that step alone.
+    `ConfiguredOptimizer` adds this callback for an optimizer that needs it. The loss is read where the backward pass
+    starts: under gradient accumulation Lightning has divided it there, and the factor of a gradient scaler is removed.
+    A module that knows the mean of the squared losses of its samples may call
+    `self.optimizers().set_loss(loss, second_moment)` in `training_step`; then the callback does nothing in that step.
+
+    Source: Davtyan et al. 2022, arXiv:2107.03331, for the optimizers.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import ManualOptimBoringModel
+        >>> from lightning_optim import KoalaV
+        >>> class Model(ManualOptimBoringModel):
+        ...     def configure_optimizers(self):
+        ...         return KoalaV(self.parameters())
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> Trainer(fast_dev_run=1, callbacks=[LossInput()], **options).fit(Model())
+        >>> Trainer(fast_dev_run=1, **options).fit(Model())  # its optimizer.step() has no closure
+        Traceback (most recent call last):
+        ...
+        RuntimeError: KoalaV reads the loss, and nobody supplied it. ...
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.LossInput
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Keep gradients that are not finite away from weights and state, the same way on every rank."""
+"""Skip steps whose gradients are not finite, on all ranks alike."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_optim import errors
 from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import drop_gradients, local
 from lightning_optim.distributed.ranks import mean_over_ranks
@@ -20,30 +21,61 @@ from lightning_optim.errors import OptionError
 
 
 class NonFiniteGuard(Callback):
-    """Skip the step, or raise, on all ranks where a gradient of any rank holds NaN or infinity.
+    """Skip the step, or raise an error, on all ranks if a gradient on any rank contains NaN or infinity.
 
-    Under DDP a bad gradient is on all ranks once it is reduced; under FSDP it may lie in the shard of one. So the ranks
-    agree by the mean of one number in each step. A skipped step is one without gradients: weights, state,
-    counters and stages stay as they are, in our optimizers and in torch's. The Trainer counts it in `global_step`
-    and moves the schedule, as it does when a gradient scaler skips.
+    Under DDP a gradient that is not finite is on all ranks after the all-reduce; under FSDP it may be in the shard of
+    one. So the ranks all-reduce one number in each step. In a skipped step the gradients are removed. Weights, state,
+    step counters and stages do not change, for our optimizers and for torch's. The Trainer counts the step in
+    `global_step` and steps the scheduler, as it does when a gradient scaler skips.
 
-    Put it before callbacks that read gradients. Each skip is logged as `skipped_steps`, the number so far.
+    Add it before callbacks that read gradients. The number of skipped steps is logged as `skipped_steps`.
 
     Args:
         action: "skip" the step, or "raise" an error.
-        patience: Skips in a row after which it raises: weights that are not finite themselves never recover. None
-            never raises.
+        patience: Number of consecutive skips after which an error is raised, at least 1; None for no limit. Weights
+            that are not finite never recover.
+
+    Attributes:
+        skipped: Number of skipped steps.
+        in_a_row: Number of consecutive skipped steps up to now.
 
     Raises:
-        OptionError: where an option is out of range; when the fit starts, for "raise" beside a gradient scaler, which
-            overflows as a matter of course.
+        OptionError: If an option is out of range; at the start of the fit, for "raise" with a gradient scaler, which
+            finds its scale by overflows.
+        FloatingPointError: During training, for `action="raise"`, or after `patience` consecutive skips.
+
+    Example:
+        >>> import warnings
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Model(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         loss = super().training_step(batch, batch_idx)["loss"]
+        ...         return loss * math.nan if batch_idx == 1 else loss
+        >>> model, guard = Model(), NonFiniteGuard()
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     Trainer(fast_dev_run=3, callbacks=[guard], **options).fit(model)
+        >>> [str(w.message) for w in caught if "Guard" in str(w.message)]
+        ['NonFiniteGuard skips step 1: the gradient of layer.weight is not finite.']
+        >>> guard.skipped, bool(model.layer.weight.isfinite().all())
+        (1, True)
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.NonFiniteGuard
+                  init_args: {patience: 3}
     """
 
     def __init__(self, action: Literal["skip", "raise"] = "skip", patience: int | None = 10) -> None:
-        if action not in ("skip", "raise"):
-            raise OptionError(f"NonFiniteGuard: action={action!r} must be 'skip' or 'raise'.")
-        if patience is not None and (type(patience) is not int or patience < 1):
-            raise OptionError(f"NonFiniteGuard: patience={patience!r} must be an integer of at least 1, or None.")
+        errors.check_choice("NonFiniteGuard", "action", action, ["skip", "raise"])
+        whole = patience is None or (type(patience) is int and patience >= 1)
+        errors.check("NonFiniteGuard", "patience", patience, whole, "an integer of at least 1, or None")
         self.action, self.patience = action, patience
         self.skipped = 0
         self.in_a_row = 0
@@ -88,29 +120,24 @@ class NonFiniteGuard(Callback):
 
 
 def all_finite(params: Iterable[Tensor]) -> bool:
-    """Whether every gradient that this process holds, or the part that it holds, is finite."""
-    parts = [_values(p.grad) for p in params if p.grad is not None]
-    parts = [part for part in parts if part.numel()]
-    # The Euclidean norm takes a thirtieth of the time on a CPU, but may overflow where all elements are finite.
-    return any(_all_norms_finite(parts, order) for order in (2.0, math.inf))
+    """Whether all gradients, or the shards of them on this rank, are finite."""
+    shards = [_values(p.grad) for p in params if p.grad is not None]
+    shards = [shard for shard in shards if shard.numel()]
+    # On a CPU the Euclidean norm is thirty times as fast as the maximum, but it may overflow for finite elements.
+    return any(_all_norms_finite(shards, order) for order in (2.0, math.inf))
 
 
-def _all_norms_finite(parts: list[Tensor], order: float) -> bool:
-    norms = torch._foreach_norm(parts, order) if parts else []  # pyright: ignore[reportPrivateImportUsage]
-    return all(bool(torch.stack(same).isfinite().all()) for same in _by_type(norms))
-
-
-def _by_type(norms: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Tensors sorted so that one call can take those of each list."""
-    found: dict[Any, list[Tensor]] = {}
+def _all_norms_finite(shards: list[Tensor], order: float) -> bool:
+    norms = torch._foreach_norm(shards, order) if shards else []  # pyright: ignore[reportPrivateImportUsage]
+    stackable: dict[Any, list[Tensor]] = {}
     for norm in norms:
-        found.setdefault((norm.device, norm.dtype), []).append(norm)
-    return list(found.values())
+        stackable.setdefault((norm.device, norm.dtype), []).append(norm)
+    return all(bool(torch.stack(same).isfinite().all()) for same in stackable.values())
 
 
 def _values(grad: Tensor) -> Tensor:
-    part = local(grad)
-    return part.coalesce().values() if part.is_sparse else part
+    shard = local(grad)
+    return shard.coalesce().values() if shard.is_sparse else shard
 
 
 def _first_bad(module: LightningModule) -> str:

@@ -18,7 +18,7 @@ from lightning_optim import errors
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training import second_moment
-from lightning_optim.training.learning_rates import LearningRates, held
+from lightning_optim.training.learning_rates import LearningRates, learning_rates_of
 from lightning_optim.training.schedules import SCHEDULES, Schedule, factor, flat_linear, inverse_sqrt, total_steps
 from lightning_optim.training.warmups import WARMUPS, can_rectify
 
@@ -125,7 +125,7 @@ class WarmupFreeSchedule(Callback):
         self._loaded = None
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for i, optimizer in enumerate(trainer.optimizers):
-            self._rates.append(held(optimizer, schedulers))
+            self._rates.append(learning_rates_of(optimizer, schedulers))
             self._rates[i].scale(NAME, self._factors(i))
             self._undo.append(functools.partial(self._rates[i].release, NAME))
             self._undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)

@@ -1,1 +1,1 @@
-"""Checkpoint files: whole or not there, and gathered into one."""
+"""Checkpoint files: written atomically, verified, and consolidated from shards into one file."""

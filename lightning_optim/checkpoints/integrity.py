@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: how one takes its place on a disk, and whether it is whole."""
+"""Replace a checkpoint on disk atomically, and verify that one is complete and unchanged."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-PICKLE = b"\x80"  # the first byte of the older form of torch.save; the newer one is a zip archive
+METADATA = "meta.pt"  # the file beside the shards with what else Lightning saves: loops, callbacks, hyper-parameters
+PICKLE = b"\x80"  # the first byte in the format of torch.save before version 1.6; since then it is a zip archive
 
 
 def partial(path: Path) -> Path:
-    """Where a checkpoint stands while it is written: beside its place, and found by nobody who looks for one."""
+    """The path to write a checkpoint to before it is moved to `path`: in a folder that no search for checkpoints sees.
+
+    Example:
+        >>> partial(Path("runs/last.ckpt")).as_posix()
+        'runs/.partial/last.ckpt'
+    """
     return path.parent / ".partial" / path.name
 
 
@@ -22,32 +28,32 @@ def _replaced(path: Path) -> Path:
 
 
 def begin(path: Path) -> Path:
-    """Make room for a checkpoint that is to be written; returns where to write it."""
-    place = partial(path)
-    _remove(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
+    """Create the folder for `partial(path)`, remove what is left of an earlier save there, and return that path."""
+    written = partial(path)
+    _remove(written)
+    written.parent.mkdir(parents=True, exist_ok=True)
+    return written
 
 
 def commit(path: Path) -> None:
-    """Let the checkpoint that was written to `partial(path)` take its place.
+    """Move the checkpoint at `partial(path)` to `path`.
 
-    A file replaces a file in one rename. A directory cannot be replaced: the old one steps aside first, and whoever
-    comes between the two renames finds both of them whole, and `recover` takes the new one.
+    A file replaces a file in one rename. A directory cannot be replaced, so the old one is renamed first. If the
+    process dies between the two renames, both are intact, and `recover` finishes the move.
     """
-    place, aside = partial(path), _replaced(path)
-    for written in [place, *place.rglob("*")]:
-        _flush(written)
-    if path.is_dir() or (path.exists() and place.is_dir()):
-        _remove(aside)
-        path.rename(aside)
-        place.rename(path)
-        _remove(aside)
+    written, old = partial(path), _replaced(path)
+    for file in [written, *written.rglob("*")]:
+        _flush(file)
+    if path.is_dir() or (path.exists() and written.is_dir()):
+        _remove(old)
+        path.rename(old)
+        written.rename(path)
+        _remove(old)
     else:
-        place.replace(path)
+        written.replace(path)
     _flush(path.parent)
-    if not any(place.parent.iterdir()):
-        place.parent.rmdir()
+    if not any(written.parent.iterdir()):
+        written.parent.rmdir()
 
 
 def recover(path: Path) -> None:
@@ -57,7 +63,7 @@ def recover(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written before something points to it."""
+    """Flush a file or directory to disk, so that a rename never becomes durable before its contents."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,13 +79,13 @@ def _remove(path: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint, in one sentence; empty where it is whole.
+    """What is wrong with a checkpoint, in one sentence; empty if it is intact.
 
-    `torch.save` writes a checksum beside every tensor and `torch.load` does not look at it. Here everything is read
-    once and compared. A file of the form that torch wrote before its version 1.6 has none, and passes.
+    `torch.save` writes a checksum for every tensor, and `torch.load` does not verify it. Here everything is read once
+    and compared. A file in the format before torch 1.6 has no checksums and passes.
 
     Args:
-        path: A file of `torch.save`, or a folder that FSDP1 or FSDP2 saved in parts.
+        path: A file of `torch.save`, or a folder of shards saved by FSDP1 or FSDP2.
     """
     if path.is_dir():
         return _damage_of_folder(path)
@@ -94,29 +100,29 @@ def _damage_of_archive(file: IO[bytes], name: str) -> str:
         with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        return f"{name} is cut off, or is no file of torch.save ({error})."
-    return f"{name} was changed after it was written: the checksum of {wrong} does not fit." if wrong else ""
+        return f"{name} is truncated, or not a file of torch.save ({error})."
+    return f"{name} was changed after it was written: the checksum of {wrong} does not match." if wrong else ""
 
 
 def _damage_of_folder(path: Path) -> str:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-    for name in (".metadata", "meta.pt"):
+    for name in (".metadata", METADATA):
         if not (path / name).is_file():
             return f"{path} has no {name}: its save was never finished."
     try:
         metadata = FileSystemReader(path).read_metadata()
-    except Exception as error:  # whatever an unpickler says of bytes that are not what was written
+    except Exception as error:  # an unpickler may raise anything on changed bytes
         return f"{path / '.metadata'} cannot be read ({error!r})."
-    parts = sorted((metadata.storage_data or {}).values(), key=lambda part: (part.relative_path, part.offset))
-    for part in parts:
-        file = path / part.relative_path
-        if not file.is_file() or file.stat().st_size < part.offset + part.length:
-            return f"{file} is missing or cut off."
-        with file.open("rb") as whole:
-            whole.seek(part.offset)
-            data = io.BytesIO(whole.read(part.length))
-        if found := _damage_of_archive(data, f"a tensor in {file}"):
-            return found
-    with (path / "meta.pt").open("rb") as rest:
-        return _damage_of_archive(rest, f"{path / 'meta.pt'}")
+    shards = sorted((metadata.storage_data or {}).values(), key=lambda shard: (shard.relative_path, shard.offset))
+    for shard in shards:
+        file = path / shard.relative_path
+        if not file.is_file() or file.stat().st_size < shard.offset + shard.length:
+            return f"{file} is missing or truncated."
+        with file.open("rb") as all_shards:
+            all_shards.seek(shard.offset)
+            data = io.BytesIO(all_shards.read(shard.length))
+        if wrong := _damage_of_archive(data, f"a tensor in {file}"):
+            return wrong
+    with (path / METADATA).open("rb") as other:
+        return _damage_of_archive(other, f"{path / METADATA}")

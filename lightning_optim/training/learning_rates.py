@@ -115,7 +115,7 @@ class LearningRates:
             group["lr"] = torch.full_like(group["lr"], lr) if isinstance(group["lr"], Tensor) else lr
 
 
-def held(optimizer: torch.optim.Optimizer, schedulers: Iterable[Any]) -> LearningRates:
+def learning_rates_of(optimizer: torch.optim.Optimizer, schedulers: Iterable[Any]) -> LearningRates:
     """The learning rates of an optimizer, with those of `schedulers` that are its own watched."""
     if optimizer not in _HELD:
         own = [scheduler for scheduler in schedulers if getattr(scheduler, "optimizer", None) is optimizer]

@@ -113,7 +113,7 @@ def test_an_edited_or_torn_file_is_refused_before_anything_changes(setting: Sett
     paths.append(tmp_path / "torn.ckpt")
     whole = (tmp_path / "saved.ckpt").read_bytes()
     paths[-1].write_bytes(whole[: len(whole) // 2])
-    said = [*EDITS.values(), "is cut off"]
+    said = [*EDITS.values(), "is truncated"]
     found = run_ranks(refusals, setting, paths, world_size=setting.ranks)
     for told in found:
         for path, words, (message, unchanged) in zip(paths, said, told, strict=True):

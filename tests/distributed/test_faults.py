@@ -254,7 +254,7 @@ def weights(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
-@pytest.mark.parametrize(("harm", "says"), [(cut, "is cut off"), (flip, "was changed after it was written")])
+@pytest.mark.parametrize(("harm", "says"), [(cut, "is truncated"), (flip, "was changed after it was written")])
 def test_a_damaged_file_is_refused_before_anything_is_loaded(
     harm: Callable[[Path], None], says: str, tmp_path: Path
 ) -> None:
@@ -311,9 +311,9 @@ def test_a_damaged_folder_is_refused_by_every_rank(kind: Kind, tmp_path: Path) -
     )
     intact = part.read_bytes()
     for harm, says in (
-        (cut, "missing or cut off"),
+        (cut, "missing or truncated"),
         (flip, "was changed after it was written"),
-        (Path.unlink, "missing or cut off"),
+        (Path.unlink, "missing or truncated"),
         (lambda _: (checkpoint / "meta.pt").unlink(), "its save was never finished"),
     ):
         part.write_bytes(intact)
