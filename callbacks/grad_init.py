@@ -80,8 +80,8 @@ class GradInit(Callback):
         >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
         >>> trainer = Trainer(fast_dev_run=3, callbacks=[grad_init], **options)
         >>> trainer.fit(BoringModel())
-        >>> [iteration.branch for iteration in grad_init.history]
-        ['objective', 'objective', 'objective']
+        >>> len(grad_init.history)
+        3
         >>> {name: scale != 1 for name, scale in grad_init.alphas.items()}
         {'layer.weight': True, 'layer.bias': True}
 

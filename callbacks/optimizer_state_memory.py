@@ -1,4 +1,4 @@
-"""How much memory the optimizer's state takes, and what it would take in 32 bits."""
+"""Report how much memory the optimizer state takes, and what it would take in 32 bits."""
 
 from __future__ import annotations
 
@@ -19,27 +19,62 @@ from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.distributed.ranks import gathered
 from lightning_optim.reports.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
-from lightning_optim.reports.memory_views import Census, can_draw, picture, scalars, size, state, tables, write_csv
+from lightning_optim.reports.memory_views import (
+    OptimizerMemory,
+    can_draw,
+    picture,
+    scalars,
+    size,
+    state,
+    tables,
+    write_csv,
+)
 
 PREFIX = "optimizer_state"
 
 
 class OptimizerStateMemory(Callback):
-    """Tables of the memory when the fit starts, and scalars, a picture and a file once the state exists.
+    """Print the predicted memory of the optimizer state before the first step, and log the actual memory after it.
 
-    The tables count the state by group and slot, with what the same values take in 32 bits; parameters, gradients,
-    state and averages; and the layers with the most state: on this rank, on all, and on the smallest and largest. They
-    are what the first step will make; after the first step that moved parameters, and at the end of every epoch, what
-    exists is logged as `optimizer_state/...` in bytes. An optimizer of another library that cannot be asked beforehand
-    gets its tables after the first step.
+    The tables list the bytes of the state by group and slot, with those of the same values in 32 bits; the bytes of
+    parameters, gradients, state and averages; and the layers with the most state. Under several ranks they list this
+    rank, all ranks, the smallest and the largest. For an optimizer of another library whose state cannot be predicted
+    they are printed after the first step.
+
+    After the first step and at the end of every epoch the bytes of the existing state are logged, as
+    `optimizer_state/bytes`, `.../bytes_all_ranks`, `.../bytes_in_32_bits`, `.../slot/<slot>`, `.../layer/<layer>` and
+    more.
 
     Args:
-        table: Print the tables, and a line after the first step.
-        log: Send scalars to the Trainer's loggers, and to TensorBoard a picture where matplotlib is installed.
-        csv: A file for every slot of every parameter on every rank, predicted and actual; by default none.
+        table: Print the tables, and one line after the first step.
+        log: Log scalars, and with matplotlib a figure to TensorBoard.
+        csv: Path of a file for the bytes of every slot of every parameter on every rank, predicted and actual.
+            Default: none.
 
     Raises:
-        OptionError: where an option is of another type.
+        OptionError: If an option has the wrong type.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_optim import AdamW
+        >>> class Model(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return AdamW(self.parameters())
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> Trainer(fast_dev_run=1, callbacks=[OptimizerStateMemory()], **options).fit(Model())
+        Optimizer state of AdamW (1 rank)
+        ...
+        State of AdamW after the first step: 536 B (536 B predicted)
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.OptimizerStateMemory
+                  init_args: {csv: memory.csv}
     """
 
     def __init__(self, table: bool = True, log: bool = True, csv: str | Path | None = None) -> None:
@@ -47,29 +82,29 @@ class OptimizerStateMemory(Callback):
         for name, value in (("table", table), ("log", log)):
             check(name, value, isinstance(value, bool), "True or False")
         check("csv", csv, csv is None or isinstance(csv, str | Path), "the path of a file, or None")
-        self.table, self.scalars = table, log  # `log` is what Lightning calls its own method here
+        self.table, self.scalars = table, log  # `log` is a method of Lightning's callbacks
         self.csv = None if csv is None else Path(csv)
-        self._predicted: list[Census] = []
+        self._predicted: list[OptimizerMemory] = []
         self._printed = False
-        self._moved: set[int] = set()  # optimizers that have taken a real step in this fit
-        self._told: set[int] = set()  # and those of which that is reported
-        self._drawn: dict[int, int] = {}  # bytes on the last picture of each optimizer
+        self._moved: set[int] = set()  # indices of the optimizers that have taken a step in this fit
+        self._reported: set[int] = set()  # those whose first step is reported
+        self._drawn: dict[int, int] = {}  # bytes in the last figure of each optimizer
         self._undo: list[Callable[[], None]] = []
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._moved, self._told, self._drawn = set(), set(), {}
+        self._moved, self._reported, self._drawn = set(), set(), {}
         for i, optimizer in enumerate(trainer.optimizers):
             self._undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
-        self._predicted = _census(trainer, pl_module, predicted_memory, predicted=True)
-        self._printed = all(state(rank) for census in self._predicted for rank in census.ranks)
+        self._predicted = _measure(trainer, pl_module, predicted_memory, predicted=True)
+        self._printed = all(state(rank) for memory in self._predicted for rank in memory.ranks)
         if self._printed:
             self._show(trainer, self._predicted)
         else:
             self._predicted = []
 
     def _after_step(self, i: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # A step without a gradient makes no state. Not whether there is state: ranks must agree.
+        # A step without gradients creates no state. The state itself is not asked: ranks must agree, and may have none.
         if i not in self._moved and any(has_gradient(p) for group in optimizer.param_groups for p in group["params"]):
             self._moved.add(i)
 
@@ -77,7 +112,7 @@ class OptimizerStateMemory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._moved > self._told:
+        if self._moved > self._reported:
             self._report(trainer, pl_module)
 
     @override
@@ -90,78 +125,78 @@ class OptimizerStateMemory(Callback):
             self._undo.pop()()
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = _census(trainer, pl_module, state_memory)
+        actual = _measure(trainer, pl_module, state_memory)
         if not self._printed:
-            self._show(trainer, found)
+            self._show(trainer, actual)
         if self.table and trainer.is_global_zero:
-            for i in sorted(self._moved - self._told):
-                Console().print(self._line(trainer, i, found[i]))
-        self._printed, self._told = True, set(self._moved)
+            for i in sorted(self._moved - self._reported):
+                Console().print(self._line(trainer, i, actual[i]))
+        self._printed, self._reported = True, set(self._moved)
         if self.scalars:
-            self._log(trainer, found)
+            self._log(trainer, actual)
         if self.csv is not None and trainer.is_global_zero:
-            write_csv(self.csv, [("predicted", self._predicted), ("actual", found)])
+            write_csv(self.csv, [("predicted", self._predicted), ("actual", actual)])
 
-    def _show(self, trainer: Trainer, found: Sequence[Census]) -> None:
+    def _show(self, trainer: Trainer, memories: Sequence[OptimizerMemory]) -> None:
         if self.table and trainer.is_global_zero:
-            for table in (table for census in found for table in tables(census)):
+            for table in (table for memory in memories for table in tables(memory)):
                 Console().print(table)
 
-    def _line(self, trainer: Trainer, i: int, census: Census) -> str:
-        words = f"State of {census.title} after the first step: {human(size(census.first))}"
+    def _line(self, trainer: Trainer, i: int, memory: OptimizerMemory) -> str:
+        words = f"State of {memory.title} after the first step: {human(size(memory.first))}"
         if self._predicted:
             words += f" ({human(size(self._predicted[i].first))} predicted)"
         peak = _peak(trainer)
         return words if peak is None else f"{words}; peak of the device {human(peak)}"
 
-    def _log(self, trainer: Trainer, found: Sequence[Census]) -> None:
-        for i, census in enumerate(found):
-            prefix = PREFIX if len(found) == 1 else f"{PREFIX}/{i}"
-            values = scalars(census, trainer.global_rank)
+    def _log(self, trainer: Trainer, memories: Sequence[OptimizerMemory]) -> None:
+        for i, memory in enumerate(memories):
+            prefix = PREFIX if len(memories) == 1 else f"{PREFIX}/{i}"
+            values = scalars(memory, trainer.global_rank)
             if self._predicted:
                 values["bytes_predicted"] = float(size(state(self._predicted[i].ranks[trainer.global_rank])))
             if (peak := _peak(trainer)) is not None:
                 values["cuda_peak"] = float(peak)
             for logger in trainer.loggers:
                 logger.log_metrics({f"{prefix}/{key}": value for key, value in values.items()}, trainer.global_step)
-            self._draw(trainer, census, i, prefix)
+            self._draw(trainer, memory, i, prefix)
 
-    def _draw(self, trainer: Trainer, census: Census, i: int, prefix: str) -> None:
-        """A picture where the last one is not right any more."""
+    def _draw(self, trainer: Trainer, memory: OptimizerMemory, i: int, prefix: str) -> None:
+        """Log a figure, if the bytes have changed since the last one."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        now = size(census.first)
+        now = size(memory.first)
         if not (boards and trainer.is_global_zero and can_draw()) or self._drawn.get(i, 0) == now:
             return
         self._drawn[i] = now
         for logger in boards:
             board: Any = logger.experiment
-            board.add_figure(f"{prefix}/bars", picture(census), trainer.global_step)
+            board.add_figure(f"{prefix}/bars", picture(memory), trainer.global_step)
 
 
-def _census(
+def _measure(
     trainer: Trainer,
     pl_module: LightningModule,
     count: Callable[[torch.optim.Optimizer, dict[Tensor, str]], list[Entry]],
     predicted: bool = False,
-) -> list[Census]:
-    """What every optimizer has on every rank. Parameters that none has count with the first."""
+) -> list[OptimizerMemory]:
+    """The memory of every optimizer on every rank. Frozen parameters are counted with the first optimizer."""
     names: dict[Tensor, str] = {p: plain_name(name) for name, p in pl_module.named_parameters()}
     for i, p in enumerate(p for o in trainer.optimizers for group in o.param_groups for p in group["params"]):
-        names.setdefault(p, f"parameter {i}")  # of no module, or flat
-    found = []
+        names.setdefault(p, f"parameter {i}")  # not in the module, or flat
+    memories = []
     for i, optimizer in enumerate(trainer.optimizers):
         model = model_memory(optimizer, names, predicted)
-        if all(entry.kind == "parameter" for entry in model):  # let go before validation: those of the next step
+        if all(entry.kind == "parameter" for entry in model):  # freed already; those of the next step
             model = model_memory(optimizer, names, predicted=True)
         entries = [*model, *count(optimizer, names)]
         if i == 0:
             entries += frozen_memory(trainer.optimizers, names)
         groups = [str(group.get("name", j)) for j, group in enumerate(optimizer.param_groups)]
-        found.append(Census(type(optimizer).__name__, groups, gathered(entries)))
-    return found
+        memories.append(OptimizerMemory(type(optimizer).__name__, groups, gathered(entries)))
+    return memories
 
 
 def _peak(trainer: Trainer) -> int | None:
-    """The most bytes that tensors have taken on this rank's CUDA device since the process began, or None on others."""
+    """The peak of allocated bytes on this rank's CUDA device since the process started; None on other devices."""
     device = trainer.strategy.root_device
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

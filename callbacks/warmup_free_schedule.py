@@ -1,4 +1,4 @@
-"""Train without a tuned warm-up stage.
+"""Warm up without a length to tune.
 
 Liu et al. 2019, arXiv:1908.03265; Ma & Yarats 2019, arXiv:1910.04209; Xiong et al. 2020, arXiv:2002.04745.
 """
@@ -26,29 +26,63 @@ NAME = "WarmupFreeSchedule"
 
 
 class WarmupFreeSchedule(Callback):
-    """Multiplies learning rates by a warm-up that the optimizer's own beta2 determines, and by a decay.
+    """Multiply learning rates by a warm-up whose length follows from the optimizer's beta2, and by a decay.
 
-    The learning rate that each step applies is in `param_groups` before its batch starts, so LearningRateMonitor logs
-    what is applied; it is logged as `warmup_free_schedule/lr` as well, with the factor. Steps are counted when
-    parameters moved: one that a gradient scaler skipped, or a batch without a loss, does not count. Each optimizer has
-    its own counter and each parameter group its own beta2.
+    `param_groups` has the learning rate of a step before its batch starts, so LearningRateMonitor logs the rate that is
+    applied. It is also logged as `warmup_free_schedule/lr`, with the factor as `warmup_free_schedule/factor`. A step
+    counts if parameters moved: not if a gradient scaler skipped it or the batch had no loss. Each optimizer has its own
+    step counter, and each parameter group its own beta2.
+
+    Sources: Ma & Yarats 2019, arXiv:1910.04209, section 5 ("linear" and "exponential"); Liu et al. 2019,
+    arXiv:1908.03265, equation 4 ("rectified"); Xiong et al. 2020, arXiv:2002.04745 ("none").
 
     Args:
-        warmup: "linear" is min(1, t (1 - beta2) / 2), "exponential" 1 - exp(-(1 - beta2) t), "rectified" RAdam's r_t
-            from the first step at which it exists; "none" for RAdam itself and for Pre-LN transformers.
-        decay: "constant", "cosine", "linear", "inverse_sqrt" or "flat_linear" over all steps of the training. The
-            warm-up multiplies the rates of a scheduler that the module returns; a decay beside one is refused.
-        final: The last factor of a decay; 0 by default. For "inverse_sqrt" the least factor.
-        decay_fraction: For "flat_linear": the last part of training, in (0, 1], in which the rate falls; default 0.2.
-        timescale: For "inverse_sqrt": the steps after which the factor is 1 / sqrt(2); a number below 1 is a fraction
-            of training. 0.01 by default.
-        beta2: The decay of the second moment, in [0, 1), where it cannot be found in the optimizer's options.
-        total_steps: Steps of each optimizer in the whole training; by default what the Trainer says. In manual
-            optimization it cannot know.
+        warmup: The factor at step t = 1, 2, ...: "linear" is min(1, t (1 - beta2) / 2), "exponential" is
+            1 - exp(-(1 - beta2) t), "rectified" is RAdam's r_t from the first step at which it exists. "none" is for
+            RAdam itself and for Pre-LN transformers.
+        decay: "constant", "cosine", "linear", "inverse_sqrt" or "flat_linear" over all steps of training. The warm-up
+            also works with a scheduler that the module returns; another decay than "constant" is refused with one.
+        final: The last factor of a decay; the least factor of "inverse_sqrt". Default: 0.
+        decay_fraction: For "flat_linear": the fraction of training, in (0, 1], at whose end the rate decays. Default:
+            0.2.
+        timescale: For "inverse_sqrt": the number of steps after which the factor is 1 / sqrt(2), or below 1 a fraction
+            of training. Default: 0.01.
+        beta2: The decay of the second moment, in [0, 1). Default: that of the optimizer.
+        total_steps: Number of steps of each optimizer in the whole training. Default: the Trainer's estimate, which
+            does not exist in manual optimization.
 
     Raises:
-        OptionError: where an option is out of range or would do nothing; for an optimizer without a second moment, or
-            one for which the warm-up is not made; where a decay meets a scheduler, or needs a length that is unknown.
+        OptionError: If an option is out of range or has no effect. At the start of the fit: for an optimizer without a
+            known second moment, or one that the warm-up does not suit; for a decay together with a scheduler, or
+            without a known length of training. During training: if something else changes the learning rates.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_optim import AdamW
+        >>> class Model(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return AdamW(self.parameters(), lr=1.0, betas=(0.9, 0.5))
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         print(self.optimizers().param_groups[0]["lr"])
+        ...         return super().training_step(batch, batch_idx)
+        >>> options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        >>> Trainer(fast_dev_run=5, callbacks=[WarmupFreeSchedule("linear")], **options).fit(Model())
+        0.25
+        0.5
+        0.75
+        1.0
+        1.0
+
+        In a config:
+
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: lightning_optim.callbacks.WarmupFreeSchedule
+                  init_args: {warmup: linear, decay: cosine}
     """
 
     def __init__(
@@ -62,11 +96,11 @@ class WarmupFreeSchedule(Callback):
         total_steps: int | None = None,
     ) -> None:
         check = functools.partial(errors.check, NAME)
-        check("warmup", warmup, warmup in [*WARMUPS, "none"], f"one of {', '.join(WARMUPS)}, none")
-        check("decay", decay, decay in list(SCHEDULES), f"one of {', '.join(SCHEDULES)}")
+        errors.check_choice(NAME, "warmup", warmup, [*WARMUPS, "none"])
+        errors.check_choice(NAME, "decay", decay, list(SCHEDULES))
         check("final", final, final is None or (is_number(final) and 0 <= final < math.inf), "at least 0")
-        share = is_number(decay_fraction) and 0 < decay_fraction <= 1
-        check("decay_fraction", decay_fraction, decay_fraction is None or share, "in (0, 1]")
+        fraction = is_number(decay_fraction) and 0 < decay_fraction <= 1
+        check("decay_fraction", decay_fraction, decay_fraction is None or fraction, "in (0, 1]")
         steps = is_number(timescale) and 0 < timescale < math.inf and (timescale < 1 or float(timescale).is_integer())
         check(
             "timescale", timescale, timescale is None or steps, "a number of steps, or a fraction of training below 1"
@@ -80,19 +114,19 @@ class WarmupFreeSchedule(Callback):
         self.decay_fraction = 0.2 if decay_fraction is None else float(decay_fraction)
         self.timescale = 0.01 if timescale is None else timescale
         self._needs_total = decay != "constant" and not (decay == "inverse_sqrt" and self.timescale >= 1)
-        _only("final", final, decay != "constant", "decay='constant'")
-        _only("decay_fraction", decay_fraction, decay == "flat_linear", f"decay={decay!r}")
-        _only("timescale", timescale, decay == "inverse_sqrt", f"decay={decay!r}")
-        _only("beta2", beta2, warmup != "none", "warmup='none'")
-        _only("total_steps", total_steps, self._needs_total, f"decay={decay!r}, which needs no length,")
+        _refuse_unused("final", final, decay != "constant", "decay='constant'")
+        _refuse_unused("decay_fraction", decay_fraction, decay == "flat_linear", f"decay={decay!r}")
+        _refuse_unused("timescale", timescale, decay == "inverse_sqrt", f"decay={decay!r}")
+        _refuse_unused("beta2", beta2, warmup != "none", "warmup='none'")
+        _refuse_unused("total_steps", total_steps, self._needs_total, f"decay={decay!r}, which needs no length,")
         self._total = math.inf
-        self._betas: list[list[float]] = []  # of each optimizer's groups
+        self._betas: list[list[float]] = []  # the beta2 of each group of each optimizer
         self._rates: list[LearningRates] = []
-        self._steps: list[int] = []  # that each optimizer has taken
+        self._steps: list[int] = []  # number of steps of each optimizer
         self._undo: list[Callable[[], None]] = []
         self._loaded: list[int] | None = None
 
-    # ------------------------------------------------------------------ when
+    # ------------------------------------------------------------------ hooks
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,17 +144,17 @@ class WarmupFreeSchedule(Callback):
                     f"take, and decay={self.decay!r} needs that. Set total_steps."
                 )
             if trainer.max_epochs == -1 and trainer.max_steps == -1:
-                raise self._endless()
+                raise self._unknown_length()
         if self.warmup != "none":
             self._betas = [[self._beta(o, group) for group in o.param_groups] for o in trainer.optimizers]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not before: now the states of a checkpoint are in place, whatever the strategy, and the loader is made.
+        # In this hook, since now the loader exists and the states of a checkpoint are loaded under every strategy.
         if self._needs_total:
             self._total = total_steps(trainer) if self.total_steps is None else self.total_steps
             if not math.isfinite(self._total):
-                raise self._endless()
+                raise self._unknown_length()
         self._steps = self._loaded or [_steps_before(trainer, optimizer) for optimizer in trainer.optimizers]
         self._loaded = None
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
@@ -131,8 +165,8 @@ class WarmupFreeSchedule(Callback):
             self._undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
 
     def _after_step(self, i: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # Without a gradient nothing moved. A step at other rates is no step of the training: a strategy takes one at 0
-        # to have some state to save, and what else changed them is found before the next batch.
+        # Without a gradient nothing moved. A step at other rates is not one of training: some strategies take a step
+        # with rate 0 to create state, and other changes of a rate raise an error before the next batch.
         moved = any(has_gradient(p) for group in optimizer.param_groups for p in group["params"])
         if moved and self._rates[i].untouched():
             self._steps[i] += 1
@@ -147,14 +181,14 @@ class WarmupFreeSchedule(Callback):
                 pl_module.log(f"warmup_free_schedule/{name}", value, on_step=True, on_epoch=False)
 
     def _scalars(self, trainer: Trainer) -> dict[str, float]:
-        found = {}
+        values = {}
         for i, optimizer in enumerate(trainer.optimizers):
             groups = optimizer.param_groups
             for j, (group, multiplier) in enumerate(zip(groups, self._factors(i), strict=True)):
-                where = f"/{i}" if len(trainer.optimizers) > 1 else ""
-                where += f"/{group.get('name', j)}" if len(groups) > 1 else ""
-                found[f"lr{where}"], found[f"factor{where}"] = float(group["lr"]), multiplier
-        return found
+                suffix = f"/{i}" if len(trainer.optimizers) > 1 else ""
+                suffix += f"/{group.get('name', j)}" if len(groups) > 1 else ""
+                values[f"lr{suffix}"], values[f"factor{suffix}"] = float(group["lr"]), multiplier
+        return values
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -169,7 +203,7 @@ class WarmupFreeSchedule(Callback):
             self._undo.pop()()
         self._rates.clear()
 
-    # ------------------------------------------------------------------ what
+    # ------------------------------------------------------------------ factors
 
     def _factors(self, i: int) -> list[float]:
         """The factor of each group for the next step of optimizer `i`."""
@@ -199,7 +233,7 @@ class WarmupFreeSchedule(Callback):
         if beta2 is None or not 0 <= beta2 < 1:
             raise OptionError(
                 f"{NAME}: warmup={self.warmup!r} follows the decay of the second moment, and {name} has none that is "
-                "known. Set warmup='none', or say beta2=... if there is one."
+                "known. Set warmup='none', or beta2=... if it has one."
             )
         if self.warmup == "rectified":
             if group.get("amsgrad") or _names(optimizer) & {"AdaMax", "Adamax"}:
@@ -213,7 +247,7 @@ class WarmupFreeSchedule(Callback):
                 )
         return beta2
 
-    def _endless(self) -> OptionError:
+    def _unknown_length(self) -> OptionError:
         return OptionError(
             f"{NAME}: decay={self.decay!r} needs to know how long training is, and the Trainer cannot tell: it has "
             "neither max_epochs nor max_steps (max_time is no number of steps), or an epoch has no length. Set "
@@ -232,7 +266,7 @@ class WarmupFreeSchedule(Callback):
 
 
 def _steps_before(trainer: Trainer, optimizer: torch.optim.Optimizer) -> int:
-    """The steps that an optimizer took in a run that this callback joins when it resumes."""
+    """The number of earlier steps of an optimizer, in a run that did not have this callback and is resumed."""
     if trainer.ckpt_path is None:
         return 0
     counters = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
@@ -243,6 +277,6 @@ def _names(optimizer: torch.optim.Optimizer) -> set[str]:
     return {cls.__name__ for cls in type(optimizer).__mro__}
 
 
-def _only(name: str, value: Any, used: bool, where: str) -> None:
+def _refuse_unused(name: str, value: Any, used: bool, where: str) -> None:
     if value is not None and not used:
         raise OptionError(f"{NAME}: {name}={value!r} does nothing with {where}. Leave it out.")

@@ -1,4 +1,4 @@
-"""How many bytes an optimizer's state takes, slot by slot: what exists, or what a first step will make."""
+"""The bytes of an optimizer's state by slot: of the state that exists, or of what the first step will create."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lightning_optim.distributed.placement import gradient_of, local
 from lightning_optim.storage import Quantized
 
 Kind = Literal["state", "stage", "parameter", "gradient"]
-KINDS: tuple[Kind, ...] = ("parameter", "gradient", "state", "stage")
 Names = Mapping[Tensor, str]
 
 
@@ -25,14 +24,14 @@ class Entry:
     """The bytes of one slot of one parameter, on this rank.
 
     Attributes:
-        group: Number of the group; -1 for what is in none.
+        group: Index of the parameter group; -1 for a parameter that no optimizer has.
         slot: The key in the optimizer's state, or "parameter" or "gradient".
-        dtype: The type of its values, as a word.
+        dtype: The dtype or format of the values.
         elements: Number of values.
-        bytes: What they take.
-        kind: "state" of the optimizer itself, of a "stage" that a callback added (an average, slow weights),
-            "parameter" or "gradient".
-        name: Of the parameter; empty where a slot is one for the whole optimizer.
+        bytes: Bytes that they take.
+        kind: "state" of the optimizer, of a "stage" that a callback added (an average, slow weights), "parameter" or
+            "gradient".
+        name: Name of the parameter; empty for a slot of the whole optimizer.
     """
 
     group: int
@@ -45,24 +44,33 @@ class Entry:
 
     @property
     def bytes_32(self) -> int:
-        """What the same values take in 32 bits each."""
+        """The bytes that the values would take in 32 bits."""
         return 4 * self.elements
 
     @property
     def layer(self) -> str:
-        """The module that the parameter belongs to."""
+        """The name of the module that owns the parameter."""
         return self.name.rpartition(".")[0] or self.name
 
 
 def state_memory(optimizer: torch.optim.Optimizer, names: Names | None = None) -> list[Entry]:
-    """The state that exists now, counted from the memory behind its tensors.
+    """The state that exists now, counted by the memory behind its tensors.
 
-    What several slots share counts once, where it is met first. Tensors inside of containers and of tensor subclasses
-    count, numbers of Python do not.
+    Memory that several slots share is counted once, at the first of them. Tensors in containers and in tensor
+    subclasses count, Python numbers do not.
 
     Args:
-        optimizer: Any.
-        names: Names of its parameters; by default the group and the place in it.
+        optimizer: Any optimizer.
+        names: Names of its parameters. Default: the indices of the group and of the parameter in it, as "0.1".
+
+    Example:
+        >>> from lightning_optim import AdamW
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> weight.grad = torch.ones(2, 3)
+        >>> optimizer = AdamW([weight])
+        >>> optimizer.step()
+        >>> [(entry.slot, entry.dtype, entry.bytes) for entry in state_memory(optimizer)]
+        [('step', 'float32', 4), ('exp_avg', 'float32', 24), ('exp_avg_sq', 'float32', 24)]
     """
     names, count = _named(optimizer, names), _Count(stage_slots(optimizer))
     found = []
@@ -76,22 +84,26 @@ def state_memory(optimizer: torch.optim.Optimizer, names: Names | None = None) -
 
 
 def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = None) -> list[Entry]:
-    """The state that the first step will make, without running it.
+    """The state that will exist after the first step, which is not run.
 
-    For our optimizers it is read off the update. For others a copy takes one step on tensors without memory; where
-    such a step is not possible the list is empty.
+    For our optimizers it follows from the update. For others a copy of the optimizer takes a step on the meta device;
+    if it cannot, the list is empty.
+
+    Args:
+        optimizer: Any optimizer.
+        names: Names of its parameters, as for `state_memory`.
     """
     names, count = _named(optimizer, names), _Count(stage_slots(optimizer))
     found: list[Entry | None] = []
     if not isinstance(optimizer, Optimizer):
         found += [count.entry(i, slot, value, names[p]) for i, slot, value, p in _one_step_on_meta(optimizer)]
         return [entry for entry in found if entry is not None]
-    shared: set[str] = set()  # slots of the whole optimizer, once whatever the number of parameters
+    shared: set[str] = set()  # slots of the whole optimizer, which count once
     for i, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
             part = local(p)
             existing = optimizer.state.get(p, {})
-            moves = p.requires_grad or optimizer.stages  # a frozen one gets state only where a stage runs over it
+            moves = p.requires_grad or optimizer.stages  # a frozen one has state only if there is a stage
             slots = dict.fromkeys(("step", *optimizer.slots_of(i, p), *existing) if moves else existing)
             shared |= {slot for slot in slots if slot in optimizer.slots and optimizer.slots[slot].per == "optimizer"}
             for slot in slots:
@@ -103,7 +115,7 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
 
 
 def model_memory(optimizer: torch.optim.Optimizer, names: Names | None = None, predicted: bool = False) -> list[Entry]:
-    """The parameters of an optimizer and their gradients: those that there are, or those that a step will need."""
+    """The parameters of an optimizer and their gradients, or with `predicted` the gradients that a step needs."""
     names = _named(optimizer, names)
     found = []
     for i, group in enumerate(optimizer.param_groups):
@@ -116,13 +128,13 @@ def model_memory(optimizer: torch.optim.Optimizer, names: Names | None = None, p
 
 
 def frozen_memory(optimizers: Iterable[torch.optim.Optimizer], names: Names) -> list[Entry]:
-    """The named parameters that no optimizer has."""
+    """The named parameters that are in no optimizer."""
     moved = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     return [_plain(-1, "parameter", p, name) for p, name in names.items() if p not in moved]
 
 
 def summed(entries: Iterable[Entry], *keys: str) -> dict[tuple[Any, ...], Entry]:
-    """The entries added up by some of their attributes, in the order in which they come."""
+    """The sums of entries that agree in the given attributes, in the order of first occurrence."""
     sums: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         key = tuple(getattr(entry, name) for name in keys)
@@ -133,14 +145,14 @@ def summed(entries: Iterable[Entry], *keys: str) -> dict[tuple[Any, ...], Entry]
 
 
 class _Count:
-    """Counts memory once, whoever shows it."""
+    """Counts the bytes of tensors, and memory that they share once."""
 
     def __init__(self, of_stages: set[str]) -> None:
         self._of_stages = of_stages
         self._seen: set[tuple[torch.device, int]] = set()
 
     def entry(self, group: int, slot: str, value: Any, name: str = "") -> Entry | None:
-        """What a slot takes; None where it holds no tensor."""
+        """The entry of a slot; None if it has no tensor."""
         tensors = list(_tensors(value))
         if not tensors:
             return None
@@ -155,7 +167,7 @@ class _Count:
 
     def _bytes(self, tensor: Tensor) -> int:
         memory = tensor.untyped_storage()
-        own = not tensor.dim()  # our counters lie side by side in one memory, and each parameter has its own
+        own = not tensor.dim()  # step counters share one storage, and each counts for its parameter
         key = (tensor.device, 0 if tensor.is_meta else tensor.data_ptr() if own else memory.data_ptr())
         if key in self._seen:
             return 0
@@ -165,12 +177,12 @@ class _Count:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors with memory of their own in what an optimizer keeps."""
+    """The plain tensors in a value of an optimizer's state."""
     if isinstance(value, Quantized):
         yield from (value.codes, value.scales)
     elif isinstance(value, Tensor):
-        part = local(value)
-        if hasattr(part, "__tensor_flatten__"):  # a subclass that is made of others: quantised state of other libraries
+        part: Any = local(value)
+        if hasattr(part, "__tensor_flatten__"):  # a wrapper subclass, as of quantized state in other libraries
             for name in part.__tensor_flatten__()[0]:
                 yield from _tensors(getattr(part, name))
         else:
@@ -184,7 +196,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _plain(group: int, kind: Literal["parameter", "gradient"], tensor: Tensor, name: str) -> Entry:
-    """A parameter or a gradient, by its values: where FSDP1 lays several in one tensor, each is its part of it."""
+    """A parameter or a gradient, by its number of values: under FSDP1 it is a view of a flat tensor."""
     part = local(tensor)
     word = str(part.dtype).removeprefix("torch.")
     return Entry(group, kind, word, part.numel(), part.numel() * part.element_size(), kind, name)
@@ -197,7 +209,7 @@ def _named(optimizer: torch.optim.Optimizer, names: Names | None) -> Names:
 
 
 def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, existing: Any) -> Tensor | Quantized:
-    """Something without memory like the slot that a parameter will have."""
+    """The future slot of a parameter, on the meta device."""
     if name in existing:
         value: Tensor | Quantized = existing[name]
         return value if isinstance(value, Quantized) else local(value)
@@ -212,7 +224,7 @@ def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, 
 
 
 def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Tensor, Tensor]]:
-    """The state of a copy after a step, and what stages keep until the first one: group, slot, value, parameter."""
+    """The state of a copy after a step, with pending slots of stages, as (group, slot, value, parameter)."""
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         params = [torch.empty_like(local(p), device="meta").requires_grad_() for p in group["params"]]
@@ -222,7 +234,7 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
     try:
         twin = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
         twin.step()
-    except Exception:  # a peer's optimizer may want anything; then there is nothing to say before its first step
+    except Exception:  # optimizers of other libraries may raise anything
         return []
     found: list[tuple[int, str, Tensor, Tensor]] = []
     for i, (group, original) in enumerate(zip(twin.param_groups, optimizer.param_groups, strict=True)):
@@ -233,7 +245,7 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
 
 
 def human(size: float) -> str:
-    """Bytes in a readable unit.
+    """A number of bytes in a readable unit.
 
     Example:
         >>> human(2_500_000), human(900)

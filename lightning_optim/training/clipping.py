@@ -9,7 +9,10 @@ from lightning_optim.distributed.fsdp1 import is_flattened
 
 
 class GradientClipping:
-    """A mixin for a LightningModule, which must come after it in the list of base classes."""
+    """A mixin for a LightningModule: gradient clipping by norm that also works under FSDP1.
+
+    List it before `LightningModule` among the base classes.
+    """
 
     def configure_gradient_clipping(
         self,
@@ -17,7 +20,7 @@ class GradientClipping:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as `Trainer(gradient_clip_val=...)` says; by norm under FSDP1 as well, where Lightning refuses to."""
+        """Clip as `Trainer(gradient_clip_val=...)` says, also by norm under FSDP1, which Lightning does not support."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_algorithm in (None, "norm")
         if gradient_clip_val and by_norm and any(is_flattened(p) for p in params):

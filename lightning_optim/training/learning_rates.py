@@ -1,4 +1,4 @@
-"""Factors on the learning rates of an optimizer, beside whatever schedules them."""
+"""Factors on the learning rates of an optimizer that its schedulers do not see."""
 
 from __future__ import annotations
 
@@ -14,44 +14,54 @@ from lightning_optim.errors import OptionError
 
 
 class LearningRates:
-    """The learning rates that an optimizer's schedulers set, and those rates times the factors that callbacks hold.
+    """The scheduled learning rates of an optimizer, and the factors of callbacks on them.
 
-    While a factor is held, `group["lr"]` is the scheduled rate times all factors, at any time that anyone looks. Only
-    schedulers see their own rates when they step, since many compute the next rate from the last. State dicts hold
-    the scheduled rates too: no factor gets into a checkpoint, so none can be applied twice, and a run may resume
-    with other factors or without.
+    While callbacks have factors, `group["lr"]` is the scheduled rate times all factors. Only when a scheduler steps it
+    is the scheduled rate, since many schedulers compute the next rate from the last. State dicts have scheduled rates
+    too. So no factor gets into a checkpoint or is applied twice, and a run may resume with other factors.
 
-    Use `held` to get the one of an optimizer, and `release` when done.
+    Use `learning_rates_of` to get that of an optimizer, and `release` when done.
+
+    Args:
+        optimizer: The optimizer.
+        schedulers: Its schedulers.
+
+    Attributes:
+        scheduled: The rate of each parameter group without factors.
+        factors: The factors for the groups, by the name of the callback.
+
+    Raises:
+        OptionError: If the optimizer does not use its learning rates.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedulers: Iterable[Any]) -> None:
         self.optimizer = optimizer
         self.scheduled: list[float] = []
         self.factors: dict[str, Sequence[float]] = {}
-        self._written: list[Any] = []
-        self._aside = False
-        self._adopt()
+        self._written: list[Any] = []  # the rates that were set last
+        self._scheduler_steps = False
+        self._read()
         self._undo: list[Callable[[], None]] = [_watch(scheduler, self) for scheduler in schedulers]
-        self._undo.append(optimizer.register_state_dict_post_hook(self._hand_out).remove)
-        self._undo.append(optimizer.register_load_state_dict_post_hook(lambda _: self._adopt()).remove)
+        self._undo.append(optimizer.register_state_dict_post_hook(self._write_to_state_dict).remove)
+        self._undo.append(optimizer.register_load_state_dict_post_hook(lambda _: self._read()).remove)
 
     def scale(self, owner: str, factors: Sequence[float]) -> None:
-        """Hold a factor for each group, in the place of those that this owner held."""
+        """Set the factor of each group, replacing the factors of the same owner."""
         self.factors[owner] = factors
         self._write()
 
     def release(self, owner: str) -> None:
-        """Give up an owner's factors; with the last owner the optimizer is as it was."""
+        """Remove the factors of an owner. After the last one the optimizer is as it was before."""
         self.factors.pop(owner, None)
         if self.untouched():
             self._write()
         if not self.factors:
             while self._undo:
                 self._undo.pop()()
-            _HELD.pop(self.optimizer, None)
+            _ACTIVE.pop(self.optimizer, None)
 
     def untouched(self) -> bool:
-        """Whether the learning rates are those that were written here last."""
+        """Whether nothing else has changed the learning rates."""
         groups = self.optimizer.param_groups
         return len(groups) == len(self._written) and all(
             group["lr"] is lr or (not isinstance(lr, Tensor) and group["lr"] == lr)
@@ -59,10 +69,10 @@ class LearningRates:
         )
 
     def check(self) -> None:
-        """Refuse to go on where somebody else has set a learning rate, or added a group.
+        """Check that nothing else has changed a learning rate or added a group.
 
         Raises:
-            OptionError: Whether such a rate has the factors in it already cannot be known.
+            OptionError: If something has. There is no way to tell whether such a rate includes the factors.
         """
         if self.untouched():
             return
@@ -74,33 +84,33 @@ class LearningRates:
         )
 
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Show the scheduled rates, and take what they are afterwards as the scheduled rates."""
-        if self._aside:  # a scheduler within a scheduler
+    def scheduled_rates(self) -> Iterator[None]:
+        """Set the scheduled rates for the step of a scheduler, and read the new ones after it."""
+        if self._scheduler_steps:  # a scheduler that contains others
             yield
             return
         self.check()
         self._put(self.scheduled)
-        self._aside = True
+        self._scheduler_steps = True
         try:
             yield
         finally:
-            self._aside = False
-            self._adopt()
+            self._scheduler_steps = False
+            self._read()
 
-    def _adopt(self) -> None:
+    def _read(self) -> None:
         for i, group in enumerate(self.optimizer.param_groups):
             if group["lr"] is None or group.get("warmup_init"):  # Adafactor
                 raise OptionError(
                     f"{type(self.optimizer).__name__} does not use a learning rate in group {i} (lr={group['lr']}, "
-                    f"warmup_init={group.get('warmup_init')}): it makes its own steps, which no factor changes."
+                    f"warmup_init={group.get('warmup_init')}): it computes its own step size, which no factor changes."
                 )
         self.scheduled = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._write()
 
     def _write(self) -> None:
-        held = self.factors.values()
-        self._put([lr * math.prod(found[i] for found in held) for i, lr in enumerate(self.scheduled)])
+        factors = self.factors.values()
+        self._put([lr * math.prod(of_owner[i] for of_owner in factors) for i, lr in enumerate(self.scheduled)])
 
     def _put(self, rates: Sequence[float]) -> None:
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
@@ -110,29 +120,29 @@ class LearningRates:
                 group["lr"] = lr
         self._written = [group["lr"] for group in self.optimizer.param_groups]
 
-    def _hand_out(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    def _write_to_state_dict(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         for group, lr in zip(state_dict["param_groups"], self.scheduled, strict=True):
             group["lr"] = torch.full_like(group["lr"], lr) if isinstance(group["lr"], Tensor) else lr
 
 
 def learning_rates_of(optimizer: torch.optim.Optimizer, schedulers: Iterable[Any]) -> LearningRates:
-    """The learning rates of an optimizer, with those of `schedulers` that are its own watched."""
-    if optimizer not in _HELD:
-        own = [scheduler for scheduler in schedulers if getattr(scheduler, "optimizer", None) is optimizer]
-        _HELD[optimizer] = LearningRates(optimizer, own)
-    return _HELD[optimizer]
+    """The `LearningRates` of an optimizer, one for all callbacks. Schedulers of other optimizers are ignored."""
+    if optimizer not in _ACTIVE:
+        its = [scheduler for scheduler in schedulers if getattr(scheduler, "optimizer", None) is optimizer]
+        _ACTIVE[optimizer] = LearningRates(optimizer, its)
+    return _ACTIVE[optimizer]
 
 
 def _watch(scheduler: Any, rates: LearningRates) -> Callable[[], None]:
-    """Let a scheduler step among its own rates. Its class is exchanged, since its state is all of its attributes."""
+    """Let a scheduler step on scheduled rates. Its class is replaced, since all its attributes are its state."""
     cls = type(scheduler)
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with rates.set_aside():
+        with rates.scheduled_rates():
             return cls.step(self, *args, **kwargs)
 
     scheduler.__class__ = type(cls.__name__, (cls,), {"step": step, "__module__": cls.__module__})
     return lambda: setattr(scheduler, "__class__", cls)
 
 
-_HELD: dict[torch.optim.Optimizer, LearningRates] = {}
+_ACTIVE: dict[torch.optim.Optimizer, LearningRates] = {}

@@ -10,6 +10,7 @@ Schedule = Callable[[float, float], float]
 
 
 def constant(progress: float, final: float) -> float:
+    """1 at all times."""
     return 1.0
 
 
@@ -24,15 +25,18 @@ def cosine(progress: float, final: float) -> float:
 
 
 def inverse_sqrt(progress: float, final: float, timescale: float = 0.01) -> float:
-    """1 / sqrt(1 + progress / timescale), but not below `final`: finite at 0, so it needs no warm-up.
+    """1 / sqrt(1 + progress / timescale), but at least `final`. It is finite at 0, so it needs no warm-up.
 
-    Progress may be counted in steps, if `timescale` is.
+    Args:
+        progress: A fraction of training, or a number of steps.
+        final: The least factor.
+        timescale: The progress at which the factor is 1 / sqrt(2), in the same units.
     """
     return max(final, math.sqrt(timescale / (progress + timescale)))
 
 
 def flat_linear(progress: float, final: float, fraction: float = 0.2) -> float:
-    """1, and over the last `fraction` of training to `final` in a straight line."""
+    """1, and then from 1 to `final` in a straight line over the last `fraction` of training."""
     return linear(max(0.0, (progress - (1 - fraction)) / fraction), final)
 
 
@@ -46,7 +50,14 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def factor(schedule: Schedule, step: int, total: float, warmup: int, final: float) -> float:
-    """The factor for the step that follows `step` steps: linear warmup, then the schedule over what is left.
+    """The factor after `step` steps: a linear warm-up, then the schedule over the remaining steps.
+
+    Args:
+        schedule: One of `SCHEDULES`.
+        step: Number of steps so far.
+        total: Number of steps in the whole training; may be infinite.
+        warmup: Number of warm-up steps.
+        final: The last factor.
 
     Example:
         >>> [round(factor(linear, t, 4, 0, 0.0), 2) for t in range(5)]
@@ -60,10 +71,10 @@ def factor(schedule: Schedule, step: int, total: float, warmup: int, final: floa
 
 
 def total_steps(trainer: Any) -> float:
-    """How many steps the whole fit of a Trainer takes, those before a resume among them; infinite where unknown.
+    """The number of steps in the whole fit, with those before a resume; infinite if it is unknown.
 
-    The Trainer's own estimate is the base. It is -1 for a loader without a length that only `max_epochs` bounds,
-    and it takes accumulation as it is now for the whole run, also where a callback changes it between epochs.
+    The Trainer has an estimate. It is -1 if the loader has no length and only `max_epochs` is set, and it assumes that
+    accumulation stays the same, even if a callback changes it between epochs.
     """
     steps = float(trainer.estimated_stepping_batches)
     if steps < 0:
@@ -71,8 +82,8 @@ def total_steps(trainer: Any) -> float:
     batches = trainer.num_training_batches
     changing = [c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")]
     if changing and trainer.max_epochs != -1 and math.isfinite(batches):
-        parts = [changing[0].get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
-        steps = float(sum(math.ceil(batches / part) for part in parts))
+        accumulated = [changing[0].get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
+        steps = float(sum(math.ceil(batches / count) for count in accumulated))
         return min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
     return steps
 

@@ -1,7 +1,7 @@
 """Warm-ups that need no tuning: factors on the learning rate of step t = 1, 2, ... from the optimizer's own beta2.
 
-RAdam's rectification (Liu et al. 2019, arXiv:1908.03265) and the two rules of Ma & Yarats 2019 (arXiv:1910.04209),
-which do the same with less. All three reach 1 after a few times 1 / (1 - beta2) steps.
+RAdam's rectification (Liu et al. 2019, arXiv:1908.03265, equation 4) and the two simpler rules of Ma & Yarats 2019
+(arXiv:1910.04209, section 5). All three reach 1 after a few times 1 / (1 - beta2) steps.
 """
 
 from __future__ import annotations
@@ -26,21 +26,26 @@ def untuned_linear(t: int, beta2: float) -> float:
 
 
 def untuned_exponential(t: int, beta2: float) -> float:
-    """1 - exp(-(1 - beta2) t)."""
+    """1 - exp(-(1 - beta2) t).
+
+    Example:
+        >>> round(untuned_exponential(100, 0.99), 2)
+        0.63
+    """
     return -math.expm1(-(1 - beta2) * t)
 
 
 def rectified(t: int, beta2: float) -> float:
-    """RAdam's r_t, from the first step at which it exists.
+    """RAdam's r_t, shifted in time so that step 1 is the first at which it exists.
 
-    RAdam takes steps of another kind before that. A factor cannot, and must not be 0, so time is shifted: the first
-    factor is that of step 5 of RAdam, for usual values of beta2.
+    For usual values of beta2 that is step 5 of RAdam. RAdam's steps before that are not rectified, which a factor
+    cannot express.
     """
     return rectification(beta2, t + _first_rectified(beta2) - 1, THRESHOLD)[1]
 
 
 def can_rectify(beta2: float) -> bool:
-    """Whether the moving average ever gets longer than the threshold: for beta2 above 0.6."""
+    """Whether r_t exists at some step: the moving average must get longer than the threshold, so beta2 > 0.6."""
     return 2 / (1 - beta2) - 1 > THRESHOLD
 
 

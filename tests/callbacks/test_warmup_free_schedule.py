@@ -557,7 +557,7 @@ def test_three_betas_of_an_unknown_class_are_not_guessed_at() -> None:
             for group in self.param_groups:
                 group["betas"] = (0.9, 0.8, 0.7)
 
-    with pytest.raises(OptionError, match=r"Mine has none that is known. Set warmup='none', or say beta2=..."):
+    with pytest.raises(OptionError, match=r"Mine has none that is known. Set warmup='none', or beta2=..."):
         Run(Mine, WarmupFreeSchedule("linear"))
     applied = Applied()
     Run(Mine, WarmupFreeSchedule("linear", beta2=0.7), applied)
@@ -603,8 +603,8 @@ def test_an_optimizer_without_a_learning_rate() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"warmup": "rectify"}, "warmup='rectify' must be one of linear, exponential, rectified, none"),
-        ({"decay": "exp"}, "decay='exp' must be one of constant, linear, cosine, inverse_sqrt, flat_linear"),
+        ({"warmup": "rectify"}, "warmup='rectify' must be 'linear', 'exponential', 'rectified' or 'none'"),
+        ({"decay": "exp"}, "decay='exp' must be 'constant', 'linear', 'cosine', 'inverse_sqrt' or 'flat_linear'"),
         ({"warmup": "none"}, "warmup='none' with decay='constant' does nothing"),
         ({"decay": "linear", "final": -0.1}, "final=-0.1 must be at least 0"),
         ({"final": 0.1}, "final=0.1 does nothing with decay='constant'"),

@@ -117,6 +117,6 @@ def test_an_edited_or_torn_file_is_refused_before_anything_changes(setting: Sett
     found = run_ranks(refusals, setting, paths, world_size=setting.ranks)
     for told in found:
         for path, words, (message, unchanged) in zip(paths, said, told, strict=True):
-            assert words in message or "process that read it" in message, (path.name, message)
+            assert words in message or "see the error of local rank 0" in message, (path.name, message)
             assert message != "loaded", path.name
             assert unchanged, (path.name, message)
