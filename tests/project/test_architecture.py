@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "optimizers": {"language", "core"},
     "checkpoints": {"errors"},
     "training": {"errors", "distributed", "language", "core"},
-    "reports": {"errors", "distributed", "storage", "core"},
+    "reports": {"errors", "distributed", "storage", "core", "training"},
     "nn": set(),
     "callbacks": {"errors", "distributed", "stages", "core", "training", "checkpoints", "reports"},
     "config": {
