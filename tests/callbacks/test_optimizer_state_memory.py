@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -21,10 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, list_optimizers
+from lightning_optim import OptimizerStrategy, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput, OptimizerStateMemory
 from lightning_optim.reports.memory import predicted_memory, state_memory
 from tests.harness.data import seeded_samples
+from tests.harness.memory import by_hand, by_walk, ours
 from tests.harness.modules import Configured, Made, Make, Toy
 from tests.harness.nets import seeded_net
 from tests.harness.ranks import run_ranks
@@ -46,39 +46,6 @@ class Before(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.actual = state_memory(trainer.optimizers[0])
-
-
-def ours(spec: Any) -> Make:
-    return lambda params: create_optimizer(spec, params)
-
-
-def by_hand(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor that the optimizer keeps, whatever it is called."""
-    kept = [value for state in optimizer.state.values() for value in state.values()]
-    kept += [value for group in optimizer.param_groups for key, value in group.items() if key != "params"]
-    tensors = [value for value in kept if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def storages(thing: Any) -> Iterator[torch.UntypedStorage]:
-    """All memory behind an object, whatever it is made of. Shares nothing with the report."""
-    if isinstance(thing, torch.Tensor):
-        yield (thing.to_local() if hasattr(thing, "to_local") else thing).untyped_storage()
-    elif isinstance(thing, Mapping):
-        for item in thing.values():
-            yield from storages(item)
-    elif isinstance(thing, list | tuple):
-        for item in thing:
-            yield from storages(item)
-    elif hasattr(thing, "__dict__"):
-        yield from storages(vars(thing))
-
-
-def by_walk(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the memory behind the optimizer's state, each piece once."""
-    kept = [dict(optimizer.state), *({k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups)]
-    found = {storage.data_ptr(): storage.nbytes() for thing in kept for storage in storages(thing)}
-    return sum(size for place, size in found.items() if place)
 
 
 def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -202,114 +169,6 @@ def test_two_processes_report_their_sum(torchs: bool, tmp_path: Path) -> None:
     assert table.count("Optimizer state of AdamW (2 ranks)") == 1
     assert f"{size} B" in table
     assert f"{2 * size} B" in table
-
-
-# ---------------------------------------------------------------- exactly the bytes that exist
-
-
-def one_step(optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
-    for i in range(steps):
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = torch.full_like(p, 0.1 + i)
-        optimizer.step(lambda: 1.0)
-
-
-def tensors() -> list[nn.Parameter]:
-    """Small and large, of a length that fills no block, and without an element."""
-    return [nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,), (70, 71), (4096,), (0, 3))]
-
-
-@pytest.mark.parametrize("bits", [32, 16, 8])
-@pytest.mark.parametrize("name", list_optimizers())
-def test_it_counts_the_memory_that_is_there(name: str, bits: int) -> None:
-    try:
-        optimizer: Any = create_optimizer({"name": name, "state_bits": bits}, tensors())
-    except OptionError:
-        pytest.skip("nothing to keep in fewer bits")
-    predicted = sum(entry.bytes for entry in predicted_memory(optimizer))
-    one_step(optimizer)
-    found = state_memory(optimizer)
-    assert sum(entry.bytes for entry in found) == by_walk(optimizer) == predicted
-    if bits == 8:
-        assert any(entry.dtype.startswith("8 bits") for entry in found)
-
-
-@pytest.mark.parametrize(
-    "name", ["Adam", "AdamW", "Adafactor", "SGD", "RMSprop", "NAdam", "RAdam", "Rprop", "ASGD", "Adagrad"]
-)
-def test_it_counts_the_memory_of_torchs(name: str) -> None:
-    optimizer = getattr(torch.optim, name)(tensors()[:4])
-    one_step(optimizer)
-    assert sum(entry.bytes for entry in state_memory(optimizer)) == by_walk(optimizer)
-
-
-class Nested(torch.optim.SGD):
-    """Keeps containers, a table that all parameters share, a part of a larger tensor and numbers of Python."""
-
-    table = torch.zeros(256)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        for p in self.param_groups[0]["params"]:
-            if not self.state[p]:
-                half = torch.zeros(2 * p.numel())[: p.numel()]
-                self.state[p] = {"code": self.table, "step": 0, "parts": [half, {"more": torch.zeros(3)}]}
-
-
-def test_shared_and_nested_memory_counts_once() -> None:
-    optimizer = Nested(tensors()[:4], lr=0.1)
-    one_step(optimizer)
-    sizes = [12, 5, 4970, 4096]
-    expected = 256 * 4 + sum(2 * 4 * n + 3 * 4 for n in sizes)
-    assert sum(entry.bytes for entry in state_memory(optimizer)) == by_walk(optimizer) == expected
-
-
-@pytest.mark.parametrize("make", [ours("adan"), lambda params: torch.optim.AdamW(params)])
-def test_a_frozen_parameter_of_an_optimizer_gets_no_state(make: Make) -> None:
-    params = tensors()[:4]
-    params[2].requires_grad_(False)
-    optimizer = make(params)
-    predicted = predicted_memory(optimizer)
-    for p in (params[0], params[1], params[3]):
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    assert predicted == state_memory(optimizer)
-    assert {entry.name for entry in predicted} == {"0.0", "0.1", "0.3"}
-
-
-def transformer(width: int, layers: int, words: int) -> nn.Module:
-    """Embeddings and blocks, as in a small language model."""
-    block = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
-    blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
-    return nn.ModuleDict({"embedding": nn.Embedding(words, width), "blocks": blocks, "norm": nn.LayerNorm(width)})
-
-
-LIMITS = [("adamw", 32, 8.0), ("adamw", 8, 2.1), ("adan", 32, 16.0), ("adan", 8, 7.2)]  # bytes for each parameter
-
-
-@pytest.mark.parametrize(
-    ("width", "layers", "words", "at_least"),
-    [(256, 10, 10_000, 10_000_000), pytest.param(768, 9, 50_000, 100_000_000, marks=pytest.mark.full)],
-)
-def test_bytes_for_each_parameter_of_a_transformer(width: int, layers: int, words: int, at_least: int) -> None:
-    """With the embedding in 8 bits too. The model is made once and each optimizer let go before the next."""
-    model = transformer(width, layers, words)
-    count = sum(p.numel() for p in model.parameters())
-    assert at_least <= count < 1.1 * at_least
-    generator = torch.Generator().manual_seed(0)
-    for p in model.parameters():
-        p.grad = torch.randn(p.shape, generator=generator)
-    for name, bits, limit in LIMITS:
-        spec = {"name": name, "lr": 1e-4, "state_bits": bits, "full_precision": ["bias", "norm"]}
-        optimizer = create_optimizer(spec, model)
-        predicted = sum(entry.bytes for entry in predicted_memory(optimizer))
-        optimizer.step()
-        size = sum(entry.bytes for entry in state_memory(optimizer))
-        assert size == by_walk(optimizer) == predicted
-        per_parameter = (size - 4 * len(optimizer.state)) / count  # without the step counters
-        assert per_parameter <= limit if bits == 8 else per_parameter == limit
-        del optimizer
 
 
 # ---------------------------------------------------------------- layers, picture and file

@@ -41,3 +41,11 @@ def test_no_test_is_imported() -> None:
 
 def test_nothing_outside_of_tests_imports_them() -> None:
     assert not [(str(f), name) for f, name in imports() if f.parts[0] != "tests" and name.split(".")[0] == "tests"]
+
+
+def test_tests_lie_in_rooms() -> None:
+    """At the top there is none; every room of the package has one here. Stages are tested where callbacks are."""
+    assert not list((ROOT / "tests").glob("test_*.py"))
+    rooms = {path.parent.name for path in (ROOT / "lightning_optim").glob("*/__init__.py")}
+    assert "engines" in rooms
+    assert rooms - {"stages"} <= {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
