@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
+# Workers of the tests: as many as there are cores. ARGS='-n 0' runs them in one process, for a debugger.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+# What `make quick` covers: the language and its trace, pages, oracles and worked numbers, laws on the reference engine,
+# state in few bits, what a word or a mapping means, and that tests stand by themselves.
+QUICK := tests/language tests/optimizers tests/oracles tests/laws tests/storage tests/training \
+	tests/config/test_strategy.py tests/config/test_recipes.py tests/project/test_tests.py
 
-.PHONY: help demo test test-full coverage check docs bench bench-quality build clean
+.PHONY: help demo quick test test-full coverage check docs bench bench-quality build clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a classifier of handwritten digits with Adan, on one CPU"
-	@echo "make test    run the tests (ARGS='-k adan' passes options to pytest)"
+	@echo "make quick   an answer in a minute: pages, oracles, laws on the reference engine, words and mappings"
+	@echo "make test    run the tests, some ten minutes on two cores (ARGS='-k adan' passes options to pytest)"
 	@echo "make test-full   the tests with every case of the long cross products"
 	@echo "make coverage    the tests with what they cover: a table, htmlcov/ and coverage.xml"
 	@echo "make check   lint, format and types"
@@ -31,11 +38,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/lightning-optim fit --config examples/digits/adan.yaml
 
+quick: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not full and not engines" $(QUICK) $(ARGS)
+
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "" $(ARGS)
 
 coverage: $(STAMP)
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html --cov-report=xml $(ARGS)

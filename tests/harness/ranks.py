@@ -34,6 +34,8 @@ _CONTEXT.set_forkserver_preload(
     [
         "lightning.pytorch",
         "lightning_optim.callbacks",
+        "pytest",
+        "tests.harness.runs",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.fsdp",
         "torch.distributed.tensor",

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.language.formula import formula
-from tests.optimizers.test_against_oracles import SETS
+from tests.optimizers.settings import SETS
 
 SHAPE, STEPS = (5, 3), 7
 LETTER = r"(?:∇f|(?:[A-Za-z]{2,}(?:_[a-z0-9]+)*|[A-Za-z\u0391-\u03c9])[\u0302-\u0304]?[₀-₉∞]*[ʷᵛ⁺⁻′]*)(?:ₜ₋₁|ₜ(?!₋))?"

@@ -9,7 +9,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from tests.harness.driver import History, run
 from tests.optimizers.goldens import ADAN_RESTART, ADAN_RESTART_AFTER, GOLDENS, Golden, Tensors
 
-ENGINES = ("reference", "auto")
+ENGINES = ("reference", pytest.param("auto", marks=pytest.mark.engines))
 
 
 def assert_printed(history: History, expected: tuple[Tensors, ...]) -> None:
