@@ -2,7 +2,8 @@
 
 from lightning_optim import optimizers
 from lightning_optim.config.mixin import ConfiguredOptimizer
-from lightning_optim.config.strategy import OptimizerSpec, OptimizerStrategy, create_optimizer, list_optimizers
+from lightning_optim.config.recipes import list_optimizers
+from lightning_optim.config.strategy import OptimizerSpec, OptimizerStrategy, create_optimizer
 from lightning_optim.config.weight_decay import from_paper, normalized_weight_decay
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError

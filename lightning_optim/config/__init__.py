@@ -1,1 +1,1 @@
-"""From a word in a config to an optimizer in a LightningModule."""
+"""From a name in a config to an optimizer in a LightningModule."""

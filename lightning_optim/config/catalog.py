@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_optim import storage
-from lightning_optim.config.recipes import RECIPES
-from lightning_optim.config.strategy import OptimizerStrategy, find
+from lightning_optim.config.recipes import RECIPES, find
+from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.errors import OptionError
 from lightning_optim.language.docstrings import arguments, sections

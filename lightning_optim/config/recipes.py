@@ -1,10 +1,14 @@
-"""Names that mean an optimizer with settings and companion callbacks."""
+"""Names in a config: of optimizers, and of recipes, which are optimizers with options and companion callbacks."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim.errors import OptionError, nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -12,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer by name, with options and callbacks that belong to it.
+    """An optimizer with options and companion callbacks.
 
     Attributes:
-        name: The word in a config.
-        base: The optimizer.
-        options: Options in which it differs from the optimizer's defaults.
-        callbacks: What makes each companion callback.
-        about: One sentence: what it is, and the paper.
+        name: The name in a config.
+        base: The name of the optimizer.
+        options: Options that differ from the optimizer's defaults.
+        callbacks: Functions that create the companion callbacks.
+        about: What it is, and the paper.
     """
 
     name: str
@@ -65,3 +69,30 @@ RECIPES = {
         ),
     )
 }
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a name; for an optimizer, one without options and callbacks.
+
+    Raises:
+        OptionError: For an unknown name.
+    """
+    word = str(name)
+    if word in RECIPES:
+        return RECIPES[word]
+    if word in OPTIMIZERS:
+        return Recipe(name=word, base=word)
+    by_class = {cls.__name__: known for known, cls in OPTIMIZERS.items()}
+    hint = f" Did you mean {by_class[word]}?" if word in by_class else nearest(word, list_optimizers())
+    raise OptionError(f"There is no optimizer named {name!r}.{hint} There are {', '.join(list_optimizers())}.")
+
+
+def list_optimizers(pattern: str | None = None) -> list[str]:
+    """The names of optimizers and recipes for a config, sorted; with a pattern, those that match it.
+
+    Example:
+        >>> list_optimizers("adam*")
+        ['adam', 'adamax', 'adamw']
+    """
+    names = sorted({*OPTIMIZERS, *RECIPES})
+    return names if pattern is None else fnmatch.filter(names, pattern)

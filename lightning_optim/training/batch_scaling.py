@@ -7,14 +7,14 @@ neural network training", JMLR 23(173), arXiv:2006.09092.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from lightning_optim.core.optimizer import Optimizer
 
 Rule = Literal["sqrt", "linear"]
-RULES: tuple[Rule, ...] = ("sqrt", "linear")
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 # The rule of torch's optimizers, by class name. SGD's largest stable step is 2 over the top curvature of the batch,
 # which falls like 1 / B as long as noise dominates it. Adaptive methods divide by the root of the curvature, so the

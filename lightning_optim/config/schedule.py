@@ -1,0 +1,92 @@
+"""The schedule of a config: how it is written, and the scheduler that it becomes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from lightning_optim.errors import OptionError, nearest
+from lightning_optim.training.schedules import SCHEDULES, factor, total_steps
+
+
+class Schedule(NamedTuple):
+    """A schedule of the learning rate.
+
+    Attributes:
+        name: One of `SCHEDULES`.
+        warmup_steps: Number of steps of a linear warm-up.
+        final: The last factor on the learning rate.
+    """
+
+    name: str
+    warmup_steps: int = 0
+    final: float = 0.0
+
+
+def read(spec: Any) -> Schedule | None:
+    """Read a word, a mapping with `name`, `warmup_steps` and `final`, or None.
+
+    Raises:
+        OptionError: For an unknown schedule or option, or a value out of range.
+
+    Example:
+        >>> read({"name": "cosine", "warmup_steps": 100})
+        Schedule(name='cosine', warmup_steps=100, final=0.0)
+    """
+    if spec is None:
+        return None
+    options = Schedule._fields
+    if not isinstance(spec, str | Mapping):
+        raise OptionError(
+            f"schedule={spec!r} must be one of {', '.join(SCHEDULES)}, or a mapping with {', '.join(options)}."
+        )
+    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    for key in given:
+        if key not in options:
+            hint = nearest(key, options)
+            raise OptionError(f"schedule has no option {key!r}.{hint} Its options are {', '.join(options)}.")
+    name = given.get("name")
+    if name not in SCHEDULES:
+        raise OptionError(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}.{nearest(str(name), SCHEDULES)}")
+    schedule = Schedule(**given)
+    if type(schedule.warmup_steps) is not int or schedule.warmup_steps < 0:
+        raise OptionError(f"schedule: warmup_steps={schedule.warmup_steps!r} must be an integer of at least 0.")
+    if type(schedule.final) not in (int, float) or not 0 <= schedule.final < math.inf:
+        raise OptionError(f"schedule: final={schedule.final!r} must be a number of at least 0.")
+    return schedule._replace(final=float(schedule.final))
+
+
+def scheduler_for(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, trainer: Any
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """A scheduler over all steps of a fit.
+
+    Raises:
+        OptionError: If the schedule needs the length of training, and the Trainer does not know it.
+    """
+    shape, warmup, final = schedule
+    unbounded = shape != "constant" and trainer.max_epochs == -1 and trainer.max_steps == -1
+
+    @functools.cache
+    def total() -> float:
+        steps = math.inf if unbounded else total_steps(trainer)
+        if not math.isfinite(steps):
+            raise OptionError(
+                f"schedule {shape!r} needs to know how long training is: the trainer has neither max_epochs nor "
+                "max_steps, or an epoch has no length. Set max_steps."
+            )
+        return steps
+
+    def current(step: int) -> float:
+        # The number of steps is read as late as possible. To know it the Trainer sets up the training loader, and
+        # before a checkpoint is loaded that loader would start an epoch of which the run is in the middle.
+        steps = total() if step > warmup and shape != "constant" else math.inf
+        return factor(SCHEDULES[shape], step, steps, warmup, final)
+
+    if unbounded:
+        total()
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, current)
