@@ -118,7 +118,7 @@ class GradInit(Callback):
         if second_order and follow == "optimizer":
             raise OptionError(f"GradInit: second_order=True needs a step that can be differentiated. {ADVICE}")
         self.gamma, self.iterations, self.follow, self.eta, self.lr = gamma, iterations, follow, eta, lr
-        self.norm: Norm | None = norm
+        self.norm: Norm | None = norm  # pyright: ignore[reportAttributeAccessIssue]  # `is_whole` widens it to int
         self.second_order, self.table = second_order, table
         self.alphas: dict[str, float] | None = None
         self.history: list[Iteration] = []

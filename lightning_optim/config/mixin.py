@@ -1,4 +1,4 @@
-"""The mixin that makes `self.hparams.optimizer` the optimizer of a LightningModule."""
+"""A mixin that configures the optimizer of a LightningModule from `self.hparams.optimizer`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class ConfiguredOptimizer(GradientClipping):
-    """Turns `hparams.optimizer` into `configure_optimizers` and `configure_callbacks`.
+    """Implements `configure_optimizers` and `configure_callbacks` from `hparams.optimizer`.
 
-    Put it before LightningModule, annotate the argument with `OptimizerSpec`, and save the hyper-parameters:
+    List it before `LightningModule`, annotate the argument with `OptimizerSpec`, and save the hyper-parameters:
 
         class Classifier(ConfiguredOptimizer, LightningModule):
             def __init__(self, optimizer: OptimizerSpec = "adan"):
                 super().__init__()
                 self.save_hyperparameters()
 
-    A companion callback is left out where the Trainer has one of its type already: what the user configured wins.
+    A companion callback is not added if the Trainer has one of its type already, so that of the user is kept.
 
     Attributes:
-        checkpoint_integrity: Whether `CheckpointIntegrity` comes along, which makes saves atomic and refuses damaged
-            checkpoints before anything is loaded. Set it to False in the class to do without.
+        checkpoint_integrity: Whether to add `CheckpointIntegrity`, which writes checkpoints atomically and refuses
+            damaged ones before anything is loaded. Set it to False in the class to leave it out.
     """
 
     checkpoint_integrity: bool = True
@@ -35,10 +35,10 @@ class ConfiguredOptimizer(GradientClipping):
     trainer: Any
 
     def optimizer_strategy(self) -> OptimizerStrategy:
-        """The strategy that `hparams.optimizer` describes.
+        """The strategy for `hparams.optimizer`.
 
         Raises:
-            OptionError: where there is no `hparams.optimizer`, or where it is wrong.
+            OptionError: If `hparams.optimizer` is missing or invalid.
         """
         if "optimizer" not in self.hparams:
             raise OptionError(
@@ -48,7 +48,7 @@ class ConfiguredOptimizer(GradientClipping):
         return OptimizerStrategy.parse(self.hparams["optimizer"])
 
     def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
-        """Lightning's, with the optimizer as a word or a mapping: a checkpoint holds nothing that needs pickle."""
+        """As Lightning's, with the optimizer as a name or a mapping, so that no checkpoint needs pickle."""
         frame = frame or inspect.currentframe().f_back  # type: ignore[union-attr]
         super().save_hyperparameters(*args, frame=frame, **kwargs)  # type: ignore[misc]
         if isinstance(self.hparams.get("optimizer"), OptimizerStrategy):
@@ -60,8 +60,8 @@ class ConfiguredOptimizer(GradientClipping):
     def configure_callbacks(self) -> list[Callback]:
         from lightning_optim.callbacks import CheckpointIntegrity
 
-        found = self.optimizer_strategy().callbacks()
+        companions = self.optimizer_strategy().callbacks()
         if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
-            found.append(CheckpointIntegrity())
+            companions.append(CheckpointIntegrity())
         present = self.trainer.callbacks
-        return [callback for callback in found if not any(isinstance(other, type(callback)) for other in present)]
+        return [callback for callback in companions if not any(isinstance(other, type(callback)) for other in present)]

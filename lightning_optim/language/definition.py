@@ -9,6 +9,8 @@ import torch
 from lightning_optim.language.options import Declared, shared
 from lightning_optim.language.values import Operand, Options, Slots, Value
 
+BatchScaling = Literal["sqrt", "linear"]
+
 
 class Definition(Declared):
     """The mathematics of one optimizer: options as annotated attributes, slots, scalars of a step and one update.
@@ -37,7 +39,7 @@ class Definition(Declared):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     advice: ClassVar[str] = ""
-    batch_scaling: ClassVar[Literal["sqrt", "linear"] | None] = None
+    batch_scaling: ClassVar[BatchScaling | None] = None
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {}
     letters: ClassVar[dict[str, str]] = {}

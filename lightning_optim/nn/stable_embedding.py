@@ -1,8 +1,8 @@
-"""An embedding that trains with state in 8 bits.  Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861.
+"""An embedding that trains stably with 8-bit optimizer state.  Dettmers et al. 2021, arXiv:2110.02861.
 
-Rows of an embedding see gradients of very different sizes, and most see none in most steps, so its updates are the
-extreme ones. Three measures keep them in bounds: first weights that are uniform, without the rare large values of a
-normal distribution; layer normalisation after the lookup; and state in 32 bits.
+The gradients of the rows of an embedding differ widely in size, and most are zero in most steps. So its updates are the
+most extreme ones of a model. Three measures reduce them (section 2.3): uniform initial weights, without the outliers of
+a normal distribution; layer normalization after the lookup; and optimizer state in 32 bits.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ from torch import Tensor, nn
 
 
 class StableEmbedding(nn.Embedding):
-    """`torch.nn.Embedding` with Xavier-uniform first weights and layer normalisation after the lookup (section 2.3).
+    """`torch.nn.Embedding` with Xavier-uniform initial weights and layer normalization after the lookup.
 
-    The normalisation stands before positions are added. Do not scale the result by the root of its width as well. A
-    padding row is zero and gets no gradient; what comes out for it is the bias of the normalisation.
+    Source: Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861, section 2.3.
 
-    State in 32 bits is not a matter of this module: like every embedding it has the role "embedding", which
-    `full_precision` of an optimizer's config keeps at 32 bits by default. An optimizer that is given bare parameters
-    knows no roles.
+    The input is a tensor of indices of any shape (*), the output has the shape (*, embedding_dim). Add positions after
+    the normalization, and do not multiply the output by sqrt(embedding_dim). A padding row is zero and gets no
+    gradient; the output for it is the bias of the normalization.
+
+    The optimizer keeps the state in 32 bits, by the role "embedding" in `full_precision` of its config. An optimizer
+    that is constructed from bare parameters does not know roles.
 
     Args:
         num_embeddings: Number of rows.
         embedding_dim: Width of a row.
-        padding_idx: The row that stays zero, if any.
-        max_norm: Rows with a larger norm are scaled down to it when they are looked up; off by default.
-        norm_type: The p of that norm, 2 by default.
-        scale_grad_by_freq: Divide a row's gradient by how often it occurs in the batch.
-        sparse: Make sparse gradients, which the optimizers here refuse.
-        device: Where the weights are made.
-        dtype: Their type. Statistics of the normalisation are taken in float32 whatever it is.
+        padding_idx: Index of a row that stays zero. Default: none.
+        max_norm: Rows with a larger norm are scaled down to it at the lookup. Default: no limit.
+        norm_type: The p of that norm.
+        scale_grad_by_freq: Divide the gradient of a row by its number of occurrences in the batch.
+        sparse: Create sparse gradients, which the optimizers of this package refuse.
+        device: Device of the weights.
+        dtype: Dtype of the weights. The statistics of the normalization are computed in float32.
 
     Example:
         >>> embed = StableEmbedding(100, 16, padding_idx=0)
@@ -68,11 +70,11 @@ class StableEmbedding(nn.Embedding):
         self.norm = nn.LayerNorm(embedding_dim, device=self.weight.device, dtype=self.weight.dtype)
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew, uniform in ±sqrt(6 / (rows + width)); the padding row is zero."""
+        """Initialize rows uniformly in ±sqrt(6 / (num_embeddings + embedding_dim)), the padding row with 0."""
         nn.init.xavier_uniform_(self.weight)
         self._fill_padding_idx_with_zero()
 
     def forward(self, input: Tensor) -> Tensor:
-        """The normalised rows of these indices."""
+        """The normalized rows for a tensor of indices."""
         rows: Tensor = self.norm(super().forward(input))
         return rows

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of averaged weights, from a pass over training batches.  Izmailov et al. 2018, section 3.2."""
+"""Recompute batch-norm statistics for averaged weights.  Izmailov et al. 2018, arXiv:1803.05407, section 3.2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def batch_norm_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of all batch normalisations of a module, by name."""
+    """The running statistics of all batch normalizations of a module, by name."""
     return {
         f"{prefix}.{name}": buffer
         for prefix, part in module.named_modules()
@@ -42,14 +42,18 @@ def copy_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def recompute(trainer: Trainer, module: LightningModule, batches: int | None = None) -> None:
-    """Replace the running statistics by those of the current weights over training batches.
+    """Replace the running statistics by the mean over training batches under the current weights.
 
-    A batch of b samples after n earlier ones enters with weight b / (n + b), and so do the samples of the ranks at the
-    end. The run's random state, the mode of every submodule and the iterator of training are left as they were. Where
-    parameters are gathered for a forward pass (FSDP), ranks need equally many batches, as in training.
+    Batches and ranks are weighted by their number of samples. Random states, the mode of every submodule and the
+    iterator of the training loader are restored. Under FSDP all ranks need the same number of batches, as in training.
+
+    Args:
+        trainer: The Trainer, during a fit.
+        module: The module with batch normalizations.
+        batches: Number of batches. Default: all of an epoch.
 
     Raises:
-        OptionError: where the training loader gives nothing, or batches that `forward` cannot take.
+        OptionError: If the training loader has no batch, or batches that `inputs_of` does not support.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
     momenta = [part.momentum for part in norms]
@@ -87,9 +91,9 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
 
 
 def _gathering(outermost: Any, module: LightningModule) -> Any:
-    """What to call for a forward pass: the module, or around it what gathers its parameters.
+    """The module to call for a forward pass: under FSDP1 the wrapper that gathers parameters, else the module.
 
-    DDP's wrapper is left out: it would give all ranks the statistics of the first one.
+    DDP's wrapper is not used, since it broadcasts the statistics of rank 0.
     """
     fully_sharded = sys.modules.get("torch.distributed.fsdp")
     wrapped = fully_sharded is not None and isinstance(outermost, fully_sharded.FullyShardedDataParallel)
@@ -98,9 +102,9 @@ def _gathering(outermost: Any, module: LightningModule) -> Any:
 
 @contextmanager
 def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
-    """The batches of an epoch, from a loader of its own: training may stand in the middle of the other one."""
+    """The batches of an epoch from a new iterator. That of training may be in the middle of an epoch."""
     loader: Any = trainer.train_dataloader
-    if hasattr(loader, "state_dict"):  # it knows its place in the epoch, so ask for one that begins
+    if hasattr(loader, "state_dict"):  # it remembers its position in the epoch; so make another one
         loader = trainer.fit_loop._data_source.dataloader()
         if loader is trainer.train_dataloader:
             raise OptionError(
@@ -112,11 +116,10 @@ def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
         yield iter(loader)
         return
     loader = copy.copy(loader)
-    vars(loader)["_iterator"] = None  # where workers persist, the iterator is training's
+    vars(loader)["_iterator"] = None  # with persistent workers this is the iterator of training
     samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
     generators = {getattr(part, "generator", None) for part in (loader, *samplers)}
-    drawn = [generator for generator in generators if generator is not None]
-    states = [(generator, generator.get_state()) for generator in drawn]
+    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
     try:
         yield iter(loader)
     finally:
@@ -125,10 +128,10 @@ def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
 
 
 def inputs_of(batch: Any) -> Tensor:
-    """What the module's `forward` takes: the batch itself, or its first item where it is a sequence.
+    """The input of the module's `forward`: the batch if it is a tensor, or the first item of a list or tuple.
 
     Raises:
-        OptionError: for a batch of another kind.
+        OptionError: For other batches.
     """
     first = batch[0] if isinstance(batch, list | tuple) else batch
     if isinstance(first, Tensor):

@@ -7,13 +7,14 @@ neural network training", JMLR 23(173), arXiv:2006.09092.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.language.definition import BatchScaling
 
-Rule = Literal["sqrt", "linear"]
+Rule = BatchScaling
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 # The rule of torch's optimizers, by class name. SGD's largest stable step is 2 over the top curvature of the batch,

@@ -1,4 +1,4 @@
-"""The loss, the data and the optimizer of a fit that has not begun, looked at without leaving a trace."""
+"""Use the loss, the data and the optimizers of a fit before it starts, without side effects."""
 
 from __future__ import annotations
 
@@ -28,39 +28,42 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class NoLoss(OptionError):
-    """A batch for which training_step returned no loss; the Trainer would go on with the next one."""
+    """`training_step` returned None for a batch; the Trainer would skip it."""
 
 
 class TrainingStep(nn.Module):
-    """The module's training_step as a function of parameters and batches, on a copy that nobody else uses.
+    """The module's training_step as a function of parameters and batches, on a copy of the module.
 
-    The copy computes in float32 where the module is in half precision, and in float64 where the Trainer does; without
-    dropout, and with batch statistics where the module normalises by those. What it logs with `self.log` goes nowhere.
+    The copy computes in float64 if the Trainer does, and otherwise in float32 if the module is in half precision. It
+    has no dropout, and normalizes by batch statistics where the module does. `self.log` does nothing.
 
     Args:
-        trainer: Says on which device.
-        pl_module: The module, whole.
+        trainer: The Trainer, for device and precision.
+        pl_module: The module, before it is sharded.
+
+    Raises:
+        OptionError: When called, if training_step returns no loss.
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().__init__()
-        twin: Any = copy.deepcopy(pl_module)
-        if getattr(twin, "_compiler_ctx", None) is not None:  # then these are bound to the original
+        clone: Any = copy.deepcopy(pl_module)
+        if getattr(clone, "_compiler_ctx", None) is not None:  # compiled methods are bound to the original
             for name in ("forward", "training_step"):
-                vars(twin).pop(name, None)
-        twin.to(trainer.strategy.root_device)
-        twin._apply(lambda x: x.float() if x.dtype in HALF else x)
+                vars(clone).pop(name, None)
+        clone.to(trainer.strategy.root_device)
+        clone._apply(lambda x: x.float() if x.dtype in HALF else x)
         self._context: Any = contextlib.nullcontext
         if isinstance(trainer.precision_plugin, DoublePrecision):
-            twin.double()
+            clone.double()
             self._context = trainer.precision_plugin.forward_context
-        twin.trainer = trainer
-        vars(twin)["log"] = lambda *args, **kwargs: None
-        for part in twin.modules():
+        clone.trainer = trainer
+        vars(clone)["log"] = lambda *args, **kwargs: None
+        for part in clone.modules():
             part.training = part.training and isinstance(part, _NormBase)
-            if isinstance(part, nn.SyncBatchNorm):  # the other ranks are not there to talk to
+            if isinstance(part, nn.SyncBatchNorm):  # only this rank runs it
                 vars(part)["forward"] = functools.partial(_BatchNorm.forward, part)
-        self.module: LightningModule = twin
+        self.module: LightningModule = clone
         self._takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
         self._calls = 0
 
@@ -70,19 +73,19 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         with self._context():
-            found: Any = self.module.training_step(*((batch, self._calls) if self._takes_index else (batch,)))
+            output: Any = self.module.training_step(*((batch, self._calls) if self._takes_index else (batch,)))
         self._calls += 1
-        loss = found.get("loss") if isinstance(found, Mapping) else found
+        loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor) or not loss.requires_grad:
-            kind = NoLoss if found is None else OptionError
-            raise kind(
+            error = NoLoss if output is None else OptionError
+            raise error(
                 "training_step must return the loss, as a tensor with a gradient or under 'loss' in a dict; it "
-                f"returned {type(found).__name__}."
+                f"returned {type(output).__name__}."
             )
         return loss
 
     def loss(self, theta: Mapping[str, Tensor], parts: Sequence[Any]) -> Tensor:
-        """The loss under given parameters: of one batch where the parts go together, else the mean over them."""
+        """The loss of batches under given parameters: of all as one batch if possible, else the mean over samples."""
         named = {f"module.{name}": p for name, p in theta.items()}
         whole = joined(parts)
         if whole is not None:
@@ -95,7 +98,7 @@ class TrainingStep(nn.Module):
 
 @contextlib.contextmanager
 def differentiable(module: nn.Module) -> Iterator[None]:
-    """Use what can be differentiated twice and in evaluation mode: fused attention and cuDNN's recurrences cannot."""
+    """Avoid fused attention and cuDNN's recurrent layers, which have no second derivative or no evaluation mode."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), contextlib.ExitStack() as stack:
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -103,10 +106,10 @@ def differentiable(module: nn.Module) -> Iterator[None]:
 
 
 def half_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
-    """Halves of the batches of the training loader without end, from a copy that shares only the data set with it.
+    """Endless halves of training batches, from a copy of the training loader that shares the dataset only.
 
     Raises:
-        OptionError: where the loader is an iterator, whose batches would be gone, or gives none.
+        OptionError: If the loader is an iterator, which would lose these batches, or has no batch.
     """
     batches = _copies(trainer.fit_loop._data_source.dataloader())
     while True:
@@ -120,7 +123,7 @@ def half_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
 
 
 def _in_precision(trainer: Trainer, batch: Any) -> Any:
-    """A batch in the type in which `TrainingStep` computes, where that is another than the run's."""
+    """A batch in the dtype in which `TrainingStep` computes."""
     if isinstance(trainer.precision_plugin, DoublePrecision):
         return trainer.precision_plugin.convert_input(batch)
     return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype in HALF else x, batch)
@@ -129,26 +132,26 @@ def _in_precision(trainer: Trainer, batch: Any) -> Any:
 def _copies(loaders: Any) -> CombinedLoader:
     combined = isinstance(loaders, CombinedLoader)
     copies = tree_map(_copy, loaders.iterables if combined else loaders)
-    return CombinedLoader(copies, loaders._mode if combined else "max_size_cycle")
+    return CombinedLoader(copies, loaders._mode if combined else "max_size_cycle")  # pyright: ignore[reportArgumentType]
 
 
 def _copy(loader: Any) -> Any:
     if isinstance(loader, DataLoader):
         bare = copy.copy(loader)
-        vars(bare)["_iterator"] = None  # where workers persist, it is training's
+        vars(bare)["_iterator"] = None  # with persistent workers this is the iterator of training
         return copy.deepcopy(bare, {id(loader.dataset): loader.dataset})
     if isinstance(loader, Iterator):
         raise OptionError(
-            "The training loader is an iterator, which gives each batch once, so looking at batches before training "
-            "would take them away. Give the Trainer a DataLoader, or something that can be iterated again."
+            "The training loader is an iterator, which gives each batch once, so batches used before training "
+            "would be missing in it. Give the Trainer a DataLoader, or something that can be iterated again."
         )
     return loader
 
 
 def optimizers_of(trainer: Trainer, pl_module: LightningModule) -> list[torch.optim.Optimizer]:
-    """What configure_optimizers makes, asked for once more than the Trainer does. Every rank must ask.
+    """The optimizers from an extra call of configure_optimizers. All ranks must call this.
 
-    Where it wants to know the number of steps, the Trainer sets up copies of the training loader.
+    If configure_optimizers reads the number of steps, the Trainer sets up copies of the training loader for it.
     """
     loop: Any = trainer.fit_loop
     source, loader = loop._data_source, loop._combined_loader
@@ -160,7 +163,7 @@ def optimizers_of(trainer: Trainer, pl_module: LightningModule) -> list[torch.op
 
 
 class _Source:
-    """Where the Trainer's loaders come from, with copies in their place."""
+    """The Trainer's data source with copies of the loaders."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -183,7 +186,7 @@ def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
 
 
 def halves_of(batch: Any) -> list[Any]:
-    """A batch cut in two along the first axis; itself where it is no collection of tensors of one length of 2 or more.
+    """A batch split in two along the first axis. Without 2 samples or more in tensors of equal length it is not split.
 
     Example:
         >>> [tuple(x.shape) for x, y in halves_of([torch.zeros(5, 3), torch.zeros(5)])]
@@ -200,14 +203,14 @@ def halves_of(batch: Any) -> list[Any]:
 
 
 def size_of(batch: Any) -> int:
-    """The number of samples, where every part of a batch is a tensor with one entry for each; else 0."""
+    """The number of samples of a batch of tensors with equal first axes; 0 for other batches."""
     leaves, _ = tree_flatten(batch)
     sizes = {len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else 0 for leaf in leaves}
     return sizes.pop() if len(sizes) == 1 else 0
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Batches one after the other in one, or None where their shapes do not go together."""
+    """The concatenation of batches along the first axis, or None if their structures or shapes differ."""
     leaves = [tree_flatten(part) for part in parts]
     fits = all(size_of(part) for part in parts) and all(spec == leaves[0][1] for _, spec in leaves)
     rows = list(zip(*(found for found, _ in leaves), strict=True)) if fits else []

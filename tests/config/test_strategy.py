@@ -73,7 +73,7 @@ def sparse() -> nn.Module:
         (
             plain_net,
             {"name": "adan", "groups": [{"params": "head.*", "lr": 0.1}]},
-            r"groups: no trainable parameter is meant by 'head.\*'; names are like net.0.weight, net.0.bias",
+            r"groups: no trainable parameter matches 'head.\*'; names are like net.0.weight, net.0.bias",
         ),
     ],
 )
@@ -235,7 +235,7 @@ def test_roles_and_patterns_change_what_decays(no_decay: list[str], without: set
 @pytest.mark.parametrize("key", ["no_decay", "full_precision"])
 def test_a_word_that_means_no_parameter_is_refused(key: str) -> None:
     """A mistyped role would let norms decay, or put their state in 8 bits, without a word."""
-    words = rf"{key}: no parameter is meant by 'nrom'\. Roles are bias, norm, embedding; names are like .*mean norm\?"
+    words = rf"{key}: no parameter matches 'nrom'\. Roles are bias, norm, embedding; names are like .*mean norm\?"
     with pytest.raises(OptionError, match=words):
         create_optimizer({"name": "adamw", "state_bits": 8, key: ["bias", "nrom"]}, Zoo())
     module = plain_net()
