@@ -114,13 +114,14 @@ def reshard(model: Any) -> None:
     After a forward pass without a backward pass FSDP keeps the gathered parameters of the root unit, and would use
     them once more.
     """
-    fully_sharded = sys.modules.get("torch.distributed.fsdp")
-    if fully_sharded is None or not isinstance(model, torch.nn.Module):
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(model, torch.nn.Module):
         return
+    module: Any
     for module in model.modules():
-        if isinstance(module, fully_sharded.FSDPModule):
+        if isinstance(module, fsdp.FSDPModule):
             module.reshard()
-        elif isinstance(module, fully_sharded.FullyShardedDataParallel):
+        elif isinstance(module, fsdp.FullyShardedDataParallel):
             handle = module._handle
             if handle is not None and handle.uses_sharded_strategy:
                 handle.reshard(True)
