@@ -17,15 +17,15 @@ from lightning_optim import engines
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core import torch_files
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
+from lightning_optim.core.constructor import constructor
 from lightning_optim.core.guards import refuse_nothing_to_quantize, refuse_stale_parameters, refuse_uncapturable
+from lightning_optim.core.loss import Loss
 from lightning_optim.core.runner import Runner
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.distributed.placement import has_gradient, is_sharded
-from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 from lightning_optim.language.definition import Definition
-from lightning_optim.language.docstrings import arguments, constructor_doc
-from lightning_optim.language.options import check_options, read_options, signature
+from lightning_optim.language.options import check_options, read_options
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
@@ -66,7 +66,7 @@ class Optimizer(StateLayout):
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Definition)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
-        cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
+        cls.__init__ = constructor(cls, Optimizer.__doc__)  # type: ignore[method-assign]
         OPTIMIZERS[cls.name] = cls
 
     # ------------------------------------------------------------------ construction
@@ -96,7 +96,7 @@ class Optimizer(StateLayout):
 
     def _prepare(self) -> None:
         """Create what is never saved: caches, and the inputs of the next step."""
-        self._inputs: dict[str, Any] = {}
+        self._loss = Loss()
         self._prepare_layout()
         self._runner = Runner(self)
         self._counters_agree = True
@@ -192,11 +192,11 @@ class Optimizer(StateLayout):
             second_moment: Mean of the squared losses of the samples. By default the square of the mean loss, which is
                 a lower bound.
         """
-        self._inputs.update(loss=loss, loss_second_moment=second_moment)
+        self._loss.set(loss, second_moment)
 
     def has_second_moment(self) -> bool:
         """Whether `set_loss` was given the second moment for the next step."""
-        return self._inputs.get("loss_second_moment") is not None
+        return self._loss.second_moment is not None
 
     # ------------------------------------------------------------------ the step
 
@@ -230,7 +230,7 @@ class Optimizer(StateLayout):
                 loss = closure()
         with_gradient = self._with_gradient()
         if with_gradient:  # else no parameter moves, and stages do not count the step
-            inputs = self._take_inputs(loss)
+            inputs = self._loss.take(type(self).__name__, loss) if self.inputs else {}
             acting = {stage.name: stage.advance() for stage in self.stages}
             after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
             idle = self._without_gradient() if after else []
@@ -257,23 +257,6 @@ class Optimizer(StateLayout):
 
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
         return [(i, p) for i, p in self.every_parameter() if not has_gradient(p)]
-
-    def _take_inputs(self, loss: Any) -> dict[str, Any]:
-        if not self.inputs:
-            return {}
-        given, closed = dict(self._inputs), loss
-        self._inputs.clear()
-        loss = given.get("loss") if given.get("loss") is not None else closed
-        if loss is None:
-            raise RuntimeError(
-                f"{type(self).__name__} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a "
-                "closure that returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
-            )
-        square = given.get("loss_second_moment")
-        mean = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
-        squares = torch.as_tensor(0.0 if square is None else square, dtype=torch.float64, device=mean.device)
-        loss, mean_square = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
-        return {"loss": loss, "loss_second_moment": loss * loss if square is None else mean_square}
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -354,20 +337,3 @@ class Optimizer(StateLayout):
         for name, slot in self.slots.items():
             if slot.per == "optimizer":
                 self.param_groups[0].pop(name, None)
-
-
-def _constructor(cls: type[Optimizer]) -> Callable[..., None]:
-    """A constructor with the page's options as its signature, so that help, checkers and parsers see them."""
-    form = signature(cls.options)
-
-    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-        known = {name: value for name, value in kwargs.items() if name in form.parameters}
-        check_options({k: v for k, v in kwargs.items() if k not in known}, cls.options, cls.__name__)
-        bound = form.bind(self, *args, **known)
-        bound.apply_defaults()
-        self._begin(bound.arguments["params"], {name: bound.arguments[name] for name in cls.options})
-
-    __init__.__signature__ = form  # type: ignore[attr-defined]
-    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
-    __init__.__doc__ = constructor_doc(cls.__doc__, arguments(Optimizer.__doc__))
-    return __init__

@@ -1,0 +1,44 @@
+"""The loss of a step, for updates that read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_optim.distributed.ranks import mean_over_ranks
+
+
+class Loss:
+    """The mean loss of a batch, and the mean of its samples' squared losses, until a step takes them."""
+
+    def __init__(self) -> None:
+        self.mean: Any = None
+        self.second_moment: Any = None
+
+    def set(self, mean: Any, second_moment: Any) -> None:
+        """Set the loss of the next step."""
+        self.mean, self.second_moment = mean, second_moment
+
+    def take(self, owner: str, returned: Any) -> dict[str, float]:
+        """The inputs of an update, averaged over ranks.
+
+        Args:
+            owner: The optimizer, for the message.
+            returned: What the closure returned; it counts where no loss was set.
+
+        Raises:
+            RuntimeError: where there is no loss.
+        """
+        loss = returned if self.mean is None else self.mean
+        square = self.second_moment
+        self.set(None, None)
+        if loss is None:
+            raise RuntimeError(
+                f"{owner} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a closure that "
+                "returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
+            )
+        mean = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
+        squares = torch.as_tensor(0.0 if square is None else square, dtype=torch.float64, device=mean.device)
+        first, second = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
+        return {"loss": first, "loss_second_moment": first * first if square is None else second}
