@@ -1,4 +1,4 @@
-"""Callbacks for the Trainer: they decide when; stages and pure functions compute."""
+"""Callbacks for the Trainer. They decide when something happens; stages and pure functions do the arithmetic."""
 
 from lightning_optim.callbacks.batch_size_scaling import BatchSizeScaling
 from lightning_optim.callbacks.checkpoint_integrity import CheckpointIntegrity

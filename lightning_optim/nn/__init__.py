@@ -1,4 +1,4 @@
-"""Modules that make training easier on optimizers."""
+"""Modules whose training is easier on the optimizer."""
 
 from lightning_optim.nn.stable_embedding import StableEmbedding
 

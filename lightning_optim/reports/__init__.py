@@ -1,1 +1,1 @@
-"""What state costs in memory, for programs and for people."""
+"""Reports on the memory of optimizers and on GradInit, as values for programs and tables for people."""

@@ -232,14 +232,14 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
             p.grad = torch.empty_like(p) if own.requires_grad else None
         groups.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
     try:
-        twin = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
-        twin.step()
+        clone = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
+        clone.step()
     except Exception:  # optimizers of other libraries may raise anything
         return []
     found: list[tuple[int, str, Tensor, Tensor]] = []
-    for i, (group, original) in enumerate(zip(twin.param_groups, optimizer.param_groups, strict=True)):
+    for i, (group, original) in enumerate(zip(clone.param_groups, optimizer.param_groups, strict=True)):
         for p, q in zip(group["params"], original["params"], strict=True):
-            slots = {**twin.state.get(p, {}), **pending_slots(optimizer, q)}
+            slots = {**clone.state.get(p, {}), **pending_slots(optimizer, q)}
             found += [(i, slot, value, q) for slot, value in slots.items()]
     return found
 

@@ -1,1 +1,1 @@
-"""What callbacks know about training: schedules, warm-ups, batch sizes, batch norm, GradInit."""
+"""Helpers of callbacks that know training: schedules, warm-ups, batch sizes, batch norm, GradInit."""
