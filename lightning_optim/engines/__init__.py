@@ -42,12 +42,12 @@ def known(name: str) -> str:
     return name
 
 
-def choose(name: str, programs: Sequence[Program], rows: Sequence[LocalParameter]) -> Engine:
+def choose(name: str, programs: Sequence[Program], params: Sequence[LocalParameter]) -> Engine:
     """The engine for a step; raises `OptionError` where the one that was asked for cannot serve it."""
-    params = [row.param for row in rows]
+    tensors = [param.param for param in params]
     if name == "auto":
-        return ENGINES[_fastest(programs, params)[0]]
-    refusal = ENGINES[name].refusal(programs, params)
+        return ENGINES[_fastest(programs, tensors)[0]]
+    refusal = ENGINES[name].refusal(programs, tensors)
     if refusal:
         raise OptionError(f"engine={name!r} cannot serve here: {refusal} Use engine='auto' or 'reference'.")
     return ENGINES[name]

@@ -36,8 +36,8 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 def run(step: Step) -> None:
     """Run a step on whole tensors."""
-    calls = [_Call(batch, row, step) for batch in step.batches for row in batch.params]
-    everything = sum(call.row.numel for call in calls)
+    calls = [_Call(batch, param, step) for batch in step.batches for param in batch.params]
+    everything = sum(call.param.numel for call in calls)
     for call in calls:
         call.everything = everything
     shared: dict[str, Number] = {}
@@ -77,8 +77,8 @@ class _NotYet(Exception):
 class _Call:
     """One call of an update on one tensor, repeated until all its reductions are known."""
 
-    def __init__(self, batch: Batch, row: LocalParameter, step: Step) -> None:
-        self.batch, self.row, self.step = batch, row, step
+    def __init__(self, batch: Batch, param: LocalParameter, step: Step) -> None:
+        self.batch, self.param, self.step = batch, param, step
         self.answers: list[Any] = []
         self.position = 0
         self.everything = 0
@@ -89,16 +89,16 @@ class _Call:
     def finished(self, shared: dict[str, Number]) -> bool:
         """Call the update; write what it returns, or report that it waits for a reduction."""
         self.position = 0
-        row, dtype = self.row, self.row.compute_dtype
+        param, dtype = self.param, self.param.compute_dtype
         s = State(self._read)
         try:
             with evaluating(self):
-                grad = None if row.grad is None else row.grad.to(dtype)
-                new = self.batch.program.formula(row.param.to(dtype), grad, s, namespace(self.batch.h))
+                grad = None if param.grad is None else param.grad.to(dtype)
+                new = self.batch.program.formula(param.param.to(dtype), grad, s, namespace(self.batch.h))
         except _NotYet:
             return False
-        tensors = [value for value in row.state.values() if isinstance(value, Tensor)]
-        live = {tensor.data_ptr() for tensor in (row.param, *tensors) if tensor.numel()}
+        tensors = [value for value in param.state.values() if isinstance(value, Tensor)]
+        live = {tensor.data_ptr() for tensor in (param.param, *tensors) if tensor.numel()}
         results = {"p": new, **s.written}
         for slot, value in results.items():
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
@@ -107,26 +107,26 @@ class _Call:
         for slot, value in results.items():
             if slot in self.step.shared:
                 shared[slot] = value
-            elif slot != "p" and isinstance(row.state[slot], storage.Quantized):
+            elif slot != "p" and isinstance(param.state[slot], storage.Quantized):
                 quantized[slot] = value.reshape(-1)
             else:
-                target = row.param if slot == "p" else row.state[slot]
+                target = param.param if slot == "p" else param.state[slot]
                 target.copy_(torch.as_tensor(value))
-        storage.write(row.state, quantized, self.batch.t)
+        storage.write(param.state, quantized, self.batch.t)
         return True
 
     def _read(self, slot: str) -> Any:
         if slot in self.step.shared:
             return self.step.shared[slot]
-        value = self.row.state[slot]
+        value = self.param.state[slot]
         if isinstance(value, storage.Quantized):
-            return storage.read(self.row.state, [slot])[slot].view(self.row.param.shape)
-        return value.to(self.row.compute_dtype) if value.dim() else value
+            return storage.read(self.param.state, [slot])[slot].view(self.param.param.shape)
+        return value.to(self.param.compute_dtype) if value.dim() else value
 
     def total(self, x: Number, over: Over, by: By) -> Any:
         if self.position == len(self.answers):
             self.partial = _partial(x, by)
-            self.groups = self.row.process_groups if isinstance(x, Tensor) and x.dim() > 0 else ()
+            self.groups = self.param.process_groups if isinstance(x, Tensor) and x.dim() > 0 else ()
             if over == "tensor" and not self.groups:
                 self.answers.append(self.partial)
             else:
@@ -136,27 +136,27 @@ class _Call:
         return self.answers[self.position - 1]
 
     def count(self, over: Over) -> float:
-        return float(self.row.numel if over == "tensor" else self.everything)
+        return float(self.param.numel if over == "tensor" else self.everything)
 
     def mean(self, x: Tensor, axis: int) -> Tensor:
-        groups = () if self.row.shard is None else self.row.shard.process_groups_along(axis)
+        groups = () if self.param.shard is None else self.param.shard.process_groups_along(axis)
         if not groups:
             return x.mean(axis, keepdim=True)
-        assert self.row.shard is not None
+        assert self.param.shard is not None
         if self.position == len(self.answers):
             self.partial, self.groups = x.sum(axis, keepdim=True, dtype=torch.float64), groups
             self.asked = ("axis", "sum")
             raise _NotYet
         self.position += 1
         total: Tensor = self.answers[self.position - 1]
-        return (total / self.row.shard.shape[axis]).to(x.dtype)
+        return (total / self.param.shard.shape[axis]).to(x.dtype)
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
-        row = self.row
-        assert row.global_index is not None
-        part = (row.global_index, 0, row.param.numel())
-        flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [part], row.param.device, row.compute_dtype)
-        return flat.view(row.param.shape)
+        param = self.param
+        assert param.global_index is not None
+        part = (param.global_index, 0, param.param.numel())
+        flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [part], param.param.device, param.compute_dtype)
+        return flat.view(param.param.shape)
 
 
 def _partial(x: Any, by: By) -> Any:

@@ -46,20 +46,8 @@ READ = {torch.float32: "{}"}
 WRITE = {torch.float32: "{}", torch.bfloat16: "to_bfloat16({})", torch.float16: "{}.to(tl.float16)"}
 # Words of the kernels themselves, which no option can have.
 RESERVED = (
-    "at",
-    "block",
-    "count",
-    "index",
-    "inside",
-    "partials",
-    "row",
-    "start",
-    "t",
-    "table",
-    "there",
-    "tile",
-    "tiles",
-    "values",
+    *("table", "tiles", "values", "t", "partials"),
+    *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
 )
 INLINE = 60  # a longer expression gets a line of its own
 
