@@ -13,7 +13,7 @@ from lightning_optim.errors import OptionError
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run `lightning-optim fit | validate | test | predict ...`, or `lightning-optim optimizers [name [option=value ...]]`.
+    """Run `lightning-optim fit | validate | test | predict ...`, or `lightning-optim optimizers [name] [option=value]`.
 
     Args:
         args: The command line, without the command's name; by default that of the process.
