@@ -37,8 +37,8 @@ MORE: tuple[tuple[World, int], ...] = (
     ("tensor fsdp2", 4),
 )
 REFUSED = {
-    "fsdp1": {"adafactor": "row and column means, and FSDP1 cuts"},
-    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 cuts"},
+    "fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
+    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
     "fsdp1 fused": dict.fromkeys(
         ("adafactor", "koala_m", "koala_v", "lamb", "lamb, clipped, accumulated", "lars", "lars, with decay"),
         "use_orig_params=False shows flat parameters",
