@@ -31,8 +31,6 @@ class ConfiguredOptimizer(GradientClipping):
     """
 
     checkpoint_integrity: bool = True
-    hparams: Any
-    trainer: Any
 
     def optimizer_strategy(self) -> OptimizerStrategy:
         """The strategy for `hparams.optimizer`.
@@ -50,12 +48,12 @@ class ConfiguredOptimizer(GradientClipping):
     def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
         """As Lightning's, with the optimizer as a name or a mapping, so that no checkpoint needs pickle."""
         frame = frame or inspect.currentframe().f_back  # type: ignore[union-attr]
-        super().save_hyperparameters(*args, frame=frame, **kwargs)  # type: ignore[misc]
+        super().save_hyperparameters(*args, frame=frame, **kwargs)
         if isinstance(self.hparams.get("optimizer"), OptimizerStrategy):
             self.hparams["optimizer"] = self.hparams["optimizer"].as_config()
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer_strategy().configure(self)  # type: ignore[arg-type]
+        return self.optimizer_strategy().configure(self)
 
     def configure_callbacks(self) -> list[Callback]:
         from lightning_optim.callbacks import CheckpointIntegrity
@@ -63,5 +61,5 @@ class ConfiguredOptimizer(GradientClipping):
         companions = self.optimizer_strategy().callbacks()
         if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
             companions.append(CheckpointIntegrity())
-        present = self.trainer.callbacks
+        present: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         return [callback for callback in companions if not any(isinstance(other, type(callback)) for other in present)]

@@ -80,10 +80,7 @@ def test_mypy_refuses_each_marked_line_and_no_other(mypy: Findings) -> None:
 
 
 @pytest.mark.parametrize("file", [file.name for file in ACCEPTED])
-def test_pyright_accepts_what_is_right(pyright: Findings, file: str, request: pytest.FixtureRequest) -> None:
-    if file == "accepted_module.py":
-        reason = "ConfiguredOptimizer declares hparams and trainer as attributes, and they are properties of Lightning"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+def test_pyright_accepts_what_is_right(pyright: Findings, file: str) -> None:
     assert file not in pyright, pyright[file]
 
 
