@@ -173,7 +173,7 @@ def reference() -> str:
             "```math\n\\begin{aligned}\n" + formula(cls, "latex") + "\n\\end{aligned}\n```",
             legend + ".",
             "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows]),
-            " ".join(about["Note"].split()),
+            *([" ".join(about["Note"].split())] if "Note" in about else []),
         ]
     return "\n\n".join(parts) + "\n"
 
