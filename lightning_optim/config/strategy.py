@@ -71,7 +71,7 @@ class OptimizerStrategy:
         self.options = {**self.recipe.options, **self.given}
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
         self.optimizer_class.check(complete)
-        engines.known(complete["engine"])
+        engines.check_name(complete["engine"])
         self.no_decay = _patterns("no_decay", no_decay)
         self.full_precision = _patterns("full_precision", full_precision)
         if isinstance(groups, str | Mapping) or not isinstance(groups, Iterable):

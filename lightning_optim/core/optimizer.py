@@ -84,7 +84,7 @@ class Optimizer(StateLayout):
         options = check_options(options, self.options, owner)
         self.check(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
-        engine = engines.known(options.pop("engine"))
+        engine = engines.check_name(options.pop("engine"))
         capturable = options.pop("capturable")
         self._prepare()
         if capturable:

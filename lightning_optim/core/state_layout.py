@@ -94,9 +94,9 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def program(self, what: str, h: Mapping[str, Any]) -> Program:
         """The program of "update" (with all stages), "stages" (alone) or "predict" under options and scalars."""
         if what not in self._programs:
-            formula = {"update": self._update, "stages": self._only_stages, "predict": self._predict}[what]
+            update = {"update": self._update, "stages": self._only_stages, "predict": self._predict}[what]
             scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
-            self._programs[what] = Programs(formula, scalar)
+            self._programs[what] = Programs(update, scalar)
         return self._programs[what](h)
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:

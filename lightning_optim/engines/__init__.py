@@ -1,6 +1,7 @@
-"""Who runs an update, decided in one place.
+"""The engines, and the choice of one of them for a step.
 
-`auto` takes the fastest engine that can serve; asking for an engine that cannot is an error that says why.
+`engine="auto"` chooses the fastest engine that can serve a step. An engine that was chosen by name and cannot serve is
+an error that gives the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lightning_optim.language.program import Program
 
 
 class Engine(Protocol):
-    """What runs a step. A module with these three names is an engine."""
+    """A module with these three names is an engine."""
 
     name: str
 
@@ -25,16 +26,22 @@ class Engine(Protocol):
         """Why it cannot serve, in one sentence; empty where it can."""
         ...
 
-    def run(self, step: Step) -> None: ...
+    def run(self, step: Step) -> None:
+        """Run a step: write parameters and slots in place."""
+        ...
 
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine for engine in (triton, compiled, blocked, reference)
-}  # the fastest first
+}  # in descending order of speed
 
 
-def known(name: str) -> str:
-    """The name itself; raises `OptionError` for an engine that does not exist."""
+def check_name(name: str) -> str:
+    """The name of an engine, or "auto", as it was given.
+
+    Raises:
+        OptionError: where no engine has this name.
+    """
     if name not in ("auto", *ENGINES):
         raise OptionError(
             f"engine={name!r} is not known; it must be one of auto, {', '.join(ENGINES)}.{nearest(name, ENGINES)}"
@@ -43,7 +50,16 @@ def known(name: str) -> str:
 
 
 def choose(name: str, programs: Sequence[Program], params: Sequence[LocalParameter]) -> Engine:
-    """The engine for a step; raises `OptionError` where the one that was asked for cannot serve it."""
+    """The engine that runs a step.
+
+    Args:
+        name: "auto", or the name of an engine.
+        programs: The programs of the step.
+        params: Its local parameters.
+
+    Raises:
+        OptionError: where the engine of that name cannot serve the step.
+    """
     tensors = [param.param for param in params]
     if name == "auto":
         return ENGINES[_fastest(programs, tensors)[0]]
@@ -54,7 +70,7 @@ def choose(name: str, programs: Sequence[Program], params: Sequence[LocalParamet
 
 
 def describe(name: str, programs: Sequence[Program], params: Sequence[Tensor]) -> str:
-    """The engine that serves such programs and parameters, with the reason where it is not the fastest."""
+    """The name of the engine that would run a step, with the reason where it is not the fastest."""
     if name != "auto":
         return name
     fastest, refusal = _fastest(programs, params)
@@ -62,7 +78,7 @@ def describe(name: str, programs: Sequence[Program], params: Sequence[Tensor]) -
 
 
 def _fastest(programs: Sequence[Program], params: Sequence[Tensor]) -> tuple[str, str]:
-    """The first engine that can serve parameters where they are, and why faster ones for that place cannot."""
+    """The fastest engine that can serve on the device of the parameters, and why faster ones cannot."""
     on_gpu = any(p.device.type == "cuda" for p in params)
     refusals: list[str] = []
     for engine in (triton,) if on_gpu else (compiled, blocked):

@@ -1,4 +1,4 @@
-"""What the engines with kernels share: printed kernels, kept by program and signature, and their launches."""
+"""What the compiled and the Triton engine share: printed kernels, cached by program and signature, and launches."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Kernel:
     """The printed code of one pass.
 
     Attributes:
-        name: The name of the function to be launched.
-        text: The code.
-        arguments: Names of the arguments after the table, with their types.
-        numbers: The symbols behind arguments that are numbers, by name.
-        integers: The symbols behind arguments that are whole numbers, by name.
-        values: The symbols that are one number per tensor, in the order of the columns of `values`.
-        sums: How many results it stores per tile; 0 for a pass that writes.
-        by: Whether these are sums or maxima.
+        name: The name of the function that is launched.
+        text: The source code.
+        arguments: The types of the arguments that follow the address table, by name.
+        numbers: The symbols whose values are passed as float arguments, by name of the argument.
+        integers: The symbols whose values are passed as integer arguments, by name of the argument.
+        values: The symbols with one number per tensor, in the order of the columns of the argument `values`.
+        sums: The number of results that it stores per tile; 0 for a pass that writes.
+        by: "sum" or "max" for a reduction; empty for a pass that writes.
         formats: The formats whose functions it calls.
     """
 
@@ -48,7 +48,7 @@ class Kernel:
     formats: tuple[Format, ...] = field(default=())
 
 
-# A program knows its optimizer and so the model: it must not outlive them here.
+# Weak keys: a program refers to its optimizer, and so to the model. A cache must not keep these alive.
 _kernels: WeakKeyDictionary[Program, dict[Any, tuple[Kernel, Any]]] = WeakKeyDictionary()
 
 
@@ -58,8 +58,8 @@ class KernelBackend(abc.ABC):
     Attributes:
         name: The name of the engine.
         served: The dtypes that kernels read and write.
-        by_alignment: Whether local parameters at odd addresses are launched apart.
-        tile: How many elements an instance of a kernel serves.
+        by_alignment: Whether local parameters whose addresses are not multiples of 16 get a launch of their own.
+        tile: The number of elements that one instance of a kernel serves.
     """
 
     name: str
@@ -69,15 +69,15 @@ class KernelBackend(abc.ABC):
 
     @abc.abstractmethod
     def print(self, program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
-        """The pass that computes and stores the parameter and slots named in `outputs`."""
+        """Print the pass that computes and stores the parameter and slots named in `outputs`."""
 
     @abc.abstractmethod
     def print_reduction(self, program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
-        """A pass that stores, for each tile, the sum or the maximum of each of some symbols."""
+        """Print a pass that stores, for each tile, the sum or the maximum of each of the symbols `of`."""
 
     @abc.abstractmethod
     def build(self, kernel: Kernel) -> Any:
-        """What can be launched."""
+        """Compile a kernel into what `call` runs."""
 
     @abc.abstractmethod
     def call(self, kernel: Kernel, built: Any, launch: Launch, given: dict[str, Any]) -> None:
@@ -85,15 +85,25 @@ class KernelBackend(abc.ABC):
 
         Args:
             kernel: The kernel.
-            built: What `build` made of it.
+            built: What `build` returned for it.
             launch: The local parameters.
-            given: Its arguments by name: numbers, and where it takes them `values`, (params, len(kernel.values))
-                float64, `t`, and `partials`, (tiles, sums) float64.
+            given: Its arguments by name: numbers, and where it takes them `values` of shape
+                (params, len(kernel.values)) in float64, the step counter `t`, and `partials` of shape (tiles, sums) in
+                float64, into which it stores results.
         """
 
     @abc.abstractmethod
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
-        """The results of each tensor, (params, sums), from those of its tiles, always in the same order."""
+        """Combine the results of the tiles of each tensor, always in the same order.
+
+        Args:
+            kernel: The kernel.
+            partials: Its results, (tiles, sums) float64.
+            launch: The local parameters.
+
+        Returns:
+            The results of each tensor, (params, sums) float64.
+        """
 
     # ------------------------------------------------------------------ as a backend of plans
 
@@ -103,16 +113,16 @@ class KernelBackend(abc.ABC):
         return launches_of(batch, names, self.served, self.by_alignment, self.tile)
 
     def reduce(self, plan: Plan[Launch], of: tuple[Symbol, ...], by: By) -> Tensor:
-        parts = [self._reduce(plan, launch, of, by) for launch in plan.launches]
-        if len(parts) == 1:
-            return parts[0]
-        found = torch.empty(len(plan.batch.params), len(of), dtype=torch.float64, device=plan.device)
-        for launch, part in zip(plan.launches, parts, strict=True):
-            found.index_copy_(0, launch.where, part)
-        return found
+        results = [self._reduce(plan, launch, of, by) for launch in plan.launches]
+        if len(results) == 1:
+            return results[0]
+        of_batch = torch.empty(len(plan.batch.params), len(of), dtype=torch.float64, device=plan.device)
+        for launch, result in zip(plan.launches, results, strict=True):
+            of_batch.index_copy_(0, launch.positions_on_device, result)
+        return of_batch
 
     def _reduce(self, plan: Plan[Launch], launch: Launch, of: tuple[Symbol, ...], by: By) -> Tensor:
-        """The sums of the tensors of one launch, (params, len(of)) float64."""
+        """The sums or maxima of the tensors of one launch, (params, len(of)) float64."""
         kernel, built = self.reduction(plan.program, launch.signature, of, by)
         partials = torch.empty(launch.count, len(of), dtype=torch.float64, device=plan.device)
         if launch.count:
@@ -129,44 +139,44 @@ class KernelBackend(abc.ABC):
     # ------------------------------------------------------------------ kernels
 
     def kernel(self, program: Program, signature: Signature, outputs: tuple[str, ...]) -> tuple[Kernel, Any]:
-        """The last pass, printed and built when it is asked for the first time."""
-        known = _kernels.setdefault(program, {})
+        """The kernel of the last pass, printed and built at its first use."""
+        cache = _kernels.setdefault(program, {})
         key = (self.name, outputs, signature)
-        if key not in known:
+        if key not in cache:
             printed = self.print(program, signature, outputs)
-            known[key] = printed, self.build(printed)
-        return known[key]
+            cache[key] = printed, self.build(printed)
+        return cache[key]
 
     def reduction(self, program: Program, signature: Signature, of: tuple[Symbol, ...], by: By) -> tuple[Kernel, Any]:
-        """A pass of sums or maxima, printed and built when it is asked for the first time."""
-        known = _kernels.setdefault(program, {})
+        """The kernel of a pass of sums or maxima, printed and built at its first use."""
+        cache = _kernels.setdefault(program, {})
         key = (self.name, of, by, signature)
-        if key not in known:
+        if key not in cache:
             printed = self.print_reduction(program, signature, of, by)
-            known[key] = printed, self.build(printed)
-        return known[key]
+            cache[key] = printed, self.build(printed)
+        return cache[key]
 
     def kernels(self, program: Program, params: Sequence[LocalParameter]) -> list[Kernel]:
         """The kernels that serve a program on local parameters like these, in the order of their launches."""
-        found = []
+        kernels = []
         launches = self.launches(Batch.of(program, {}, params=params))
         for signature in dict.fromkeys(launch.signature for launch in launches):
             for level in range(1, program.levels + 1):
                 sums = [(of, by) for by in REDUCTIONS if (of := program.summands(level, by))]
-                found += [self.reduction(program, signature, of, by)[0] for of, by in sums]
+                kernels += [self.reduction(program, signature, of, by)[0] for of, by in sums]
             if program.moving:
-                found.append(self.kernel(program, signature, program.moving)[0])
-        return found
+                kernels.append(self.kernel(program, signature, program.moving)[0])
+        return kernels
 
 
 def _given(kernel: Kernel, plan: Plan[Launch], launch: Launch) -> dict[str, Any]:
-    """The arguments of a kernel that are numbers."""
+    """The arguments of a kernel that hold numbers, by name."""
     given: dict[str, Any] = {word: plan.numbers[symbol] for word, symbol in kernel.numbers.items()}
     for word, symbol in kernel.integers.items():
         given[word] = int(plan.numbers[symbol])
     if kernel.values:
         values = torch.stack([plan.vector(symbol) for symbol in kernel.values], 1)
-        given["values"] = values if len(plan.launches) == 1 else values[launch.where]
+        given["values"] = values if len(plan.launches) == 1 else values[launch.positions_on_device]
     if "t" in kernel.arguments:
         given["t"] = plan.batch.t
     return given

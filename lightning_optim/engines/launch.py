@@ -1,9 +1,11 @@
 """The local parameters that one kernel call serves, with the table of their addresses on the device.
 
-A kernel serves any number of local parameters. `Launch.tiles` says to which of them a tile of elements belongs, and
-its row in `Launch.table` holds its first tile, its number of elements and the address of each of its operands.
+A kernel serves any number of local parameters, tile by tile. `Launch.tiles` holds for each tile the row of its local
+parameter in `Launch.table`. A row holds the first tile of the local parameter, its number of elements and the addresses
+of its operands.
 
-All of it is kept with the batch from step to step. Only gradients move in between, and then one column is rewritten.
+Launches are cached with the batch from step to step. Only gradients move in between, and then one column of the table
+is rewritten.
 """
 
 from __future__ import annotations
@@ -26,19 +28,20 @@ class Launch:
     """Local parameters of one signature.
 
     Attributes:
-        signature: What they have in common.
-        tile: How many elements of one of them an instance of the kernel serves.
+        signature: The names and formats of their operands.
+        tile: The number of elements that one instance of the kernel serves.
         params: The local parameters.
-        positions: Where each of them stands in its batch.
-        addresses: For one after another, the addresses of its operands.
-        copies: Operands that no kernel can read as they are: name, tensor and the copy that is served in its place.
-        table: The table of this step, (params + 1, width) int64: the first tile, the number of elements, the addresses;
-            the last row closes the last local parameter.
-        kept: The table that later steps start from; another than `table` while a CUDA graph is captured.
-        tiles: (count,) int32: the row of each tile.
-        count: How many tiles there are.
-        host: `kept` on the host; pinned for a GPU, since the copy may still be under way, or be captured in a graph.
-        grads: The addresses of the gradients in `kept`.
+        positions: The index of each of them in the batch.
+        addresses: The addresses of the operands, of one local parameter after another.
+        copies: Operands that a kernel cannot read as they are: name, tensor, and the copy that the kernel gets instead.
+        table: The table of this step, (params + 1, width) int64. Columns are the first tile, the number of elements and
+            the addresses. The last row holds only the total number of tiles.
+        cached_table: The table that later steps start from. It differs from `table` while a CUDA graph is captured.
+        tiles: The row of each tile, (count,) int32.
+        count: The number of tiles.
+        host: `cached_table` on the host. It is pinned for a GPU, since the copy may still be running, or be captured in
+            a graph.
+        grads: The addresses of the gradients in `cached_table`.
     """
 
     signature: Signature
@@ -48,14 +51,14 @@ class Launch:
     addresses: list[int] = field(default_factory=list)
     copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     table: Tensor = field(init=False)
-    kept: Tensor = field(init=False)
+    cached_table: Tensor = field(init=False)
     tiles: Tensor = field(init=False)
     count: int = field(init=False)
     host: Tensor = field(init=False)
     grads: list[int] = field(init=False)
 
     def build_table(self) -> None:
-        """Write down where the local parameters are."""
+        """Fill the table with the addresses of all operands."""
         device = self.params[0].param.device
         numel = torch.tensor([param.param.numel() for param in self.params], dtype=torch.int64)
         tiles = (numel + self.tile - 1) // self.tile
@@ -66,27 +69,27 @@ class Launch:
         row_of = torch.repeat_interleave(torch.arange(len(numel), dtype=torch.int32), tiles)
         self.host = pinned(table, device)
         self.tiles, self.count = to_device(row_of, device), len(row_of)
-        self.table = self.kept = moved(self.host, device)
+        self.table = self.cached_table = copied_to(self.host, device)
         self.grads = self._grads()
 
     def follow_gradients(self) -> None:
-        """Set the table of this step: gradients may have moved since the last one."""
+        """Prepare the table of this step: gradients may have moved since the last one."""
         grads = self._grads()
-        self.table = self.kept
+        self.table = self.cached_table
         if grads != self.grads:
             self.rewrite_gradients(grads)
 
     def rewrite_gradients(self, grads: list[int]) -> None:
-        """Set the table of this step to one with other addresses of gradients."""
+        """Prepare the table of this step with new addresses of gradients."""
         column = self.signature.offsets["g"]
         if capturing():
-            # A copy from the host would be repeated with the graph, when the host's memory holds something else. What
-            # a graph fills is there once it is replayed, and not before: no step outside it can go by this table.
-            self.table = _filled_on_device(self.kept, column, grads)
+            # A replay would repeat a copy from the host, whose memory holds something else by then. A tensor that a
+            # graph fills has its values only once the graph is replayed, so steps outside it cannot use this table.
+            self.table = _filled_on_device(self.cached_table, column, grads)
             return
-        self.host = pinned(self.host.clone(), self.kept.device)
+        self.host = pinned(self.host.clone(), self.cached_table.device)
         self.host[:-1, column] = torch.tensor(grads, dtype=torch.int64)
-        self.table = self.kept = moved(self.host, self.kept.device)
+        self.table = self.cached_table = copied_to(self.host, self.cached_table.device)
         self.grads = grads
 
     def _grads(self) -> list[int]:
@@ -94,12 +97,12 @@ class Launch:
         return [param.grad.data_ptr() for param in self.params] if has_gradient else []  # type: ignore[union-attr]
 
     @functools.cached_property
-    def where(self) -> Tensor:
-        """`positions` on the device, (params,) int64."""
+    def positions_on_device(self) -> Tensor:
+        """`positions` as a tensor on the device, (params,) int64."""
         return to_device(torch.tensor(self.positions, dtype=torch.int64), self.table.device)
 
     def copy_back(self, names: Sequence[str]) -> None:
-        """Bring what was written to copies of these operands back to their tensors."""
+        """Copy what a kernel wrote to the copies of these operands back to their tensors."""
         for name, tensor, copy in self.copies:
             if name in names:
                 tensor.copy_(copy)
@@ -108,25 +111,25 @@ class Launch:
 def launches_of(
     batch: Batch, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, tile: int
 ) -> list[Launch]:
-    """The launches that serve a batch; those of the step before, as long as they hold.
+    """The launches that serve a batch: those of the step before, if they are still valid.
 
     Args:
         batch: The batch.
-        names: The operands: `"p"`, `"g"` and slots; also `"index"`, as the last, where normal numbers are needed.
-        served: The dtypes that kernels read and write; others are copied.
-        by_alignment: Whether local parameters with odd addresses go apart.
-        tile: How many elements an instance of the kernel serves.
+        names: The operands: `"p"`, `"g"` and slots, and last `"index"` where normal numbers are needed.
+        served: The dtypes that kernels read and write. Operands of other dtypes are copied.
+        by_alignment: Whether local parameters whose addresses are not multiples of 16 get a launch of their own.
+        tile: The number of elements that one instance of the kernel serves.
     """
-    grads = _kinds_of_gradients(batch.params, by_alignment) if "g" in names else []
+    grads = _properties_of_gradients(batch.params, by_alignment) if "g" in names else []
     key = (*names, by_alignment, tile)
     launches: list[Launch]
-    known, launches = batch.cache.get(key, (None, []))
-    if known != grads:
+    grads_of_cached, launches = batch.cache.get(key, (None, []))
+    if grads_of_cached != grads:
         launches = _launches(batch.params, names, served, by_alignment, tile)
         for launch in launches:
             launch.build_table()
         batch.cache[key] = grads, launches
-        if any(launch.copies for launch in launches):  # they hold the values of this step
+        if any(launch.copies for launch in launches):  # the copies hold the values of this step
             del batch.cache[key]
     else:
         for launch in launches:
@@ -135,41 +138,41 @@ def launches_of(
 
 
 def capturing() -> bool:
-    """Whether what reaches the device is written down for a CUDA graph, and not run."""
+    """Whether operations are being captured in a CUDA graph instead of run."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
-    """Host memory from which a GPU can read by itself."""
+    """The values in pinned memory where the device is a GPU, so that it can copy them while the host goes on."""
     return values.pin_memory() if device.type == "cuda" else values
 
 
-def moved(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, made in the order of its stream: the host does not wait."""
+def copied_to(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, made in the order of its stream. The host does not wait for it."""
     return values.to(device, non_blocking=True)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the host on the device, without waiting for it."""
-    return moved(pinned(values, device), device)
+    """Copy values from the host to the device without waiting for it."""
+    return copied_to(pinned(values, device), device)
 
 
 def _filled_on_device(table: Tensor, column: int, values: Sequence[int]) -> Tensor:
-    """A copy of a table with another column, for which the host copies nothing."""
+    """A copy of a table with another column, made without a copy from the host."""
     table = table.clone()
     for row, value in enumerate(values):
         table[row, column].fill_(value)
     return table
 
 
-def _kinds_of_gradients(params: list[LocalParameter], by_alignment: bool) -> list[Any]:
-    """What launches take for granted of gradients.
+def _properties_of_gradients(params: list[LocalParameter], by_alignment: bool) -> list[Any]:
+    """The properties of gradients on which launches depend.
 
-    Lists of plain values: this is done in every step, and many small objects would wake the garbage collector.
+    They are lists of plain values: every step makes them, and many small objects would wake the garbage collector.
     """
     grads = [param.grad for param in params]
-    kinds: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, grads))]  # type: ignore
-    return [*kinds, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else kinds  # type: ignore
+    found: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, grads))]  # type: ignore
+    return [*found, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else found  # type: ignore
 
 
 def _launches(
@@ -207,7 +210,7 @@ def _launches(
 
 
 def _with_partners(params: list[LocalParameter], names: Sequence[str]) -> Sequence[str]:
-    """The operands, and the partners of quantized ones among them: a stage may touch one without the other."""
+    """The operands with the partners of the quantized ones: a stage may use a slot without its partner."""
     formats = (
         value.format for param in params for name in names if isinstance(value := param.state.get(name), Quantized)
     )

@@ -1,7 +1,8 @@
-"""How a step runs in passes over the elements, and between them the numbers that follow from sums.
+"""A step as passes over the elements, and between them the numbers that follow from sums.
 
-A reduction cuts the update into passes: a pass computes again what its sums need and contributes to them, and these
-are combined over tensors and ranks; the last pass writes.
+Reductions cut the program into passes. Each pass but the last computes again what its sums need, and returns the sums
+over the local elements. These partial sums are added up over tensors and ranks. The last pass writes parameters and
+slots.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lightning_optim.language.symbols import Symbol
 
 
 def run(step: Step, backend: Backend[Any]) -> None:
-    """Run a step with one pass, and one or two more for each level of reductions."""
+    """Run a step: one or two passes for each level of reductions, and the last pass."""
     counted = any(batch.program.counts for batch in step.batches)
     elements = float(sum(param.numel for param in step.params)) if counted else 0.0
     plans = [Plan(batch, step, elements, backend) for batch in step.batches]
@@ -35,7 +36,7 @@ def run(step: Step, backend: Backend[Any]) -> None:
 def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
     """Compute all reductions of one level, for all tensors, and combine them.
 
-    Reductions with the same key belong together, whatever the program; each key takes one call, of all tensors.
+    Reductions with the same key are combined over all batches, whatever their programs, in one call for each key.
     """
     found: dict[tuple[Any, ...], list[tuple[Plan[Any], Symbol, Tensor]]] = {}
     for plan in plans:
@@ -44,8 +45,8 @@ def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
             found.setdefault(key, []).append((plan, symbol, partial))
     for (over, by, _), entries in found.items():
         partials = [partial for _, _, partial in entries]
-        groups = [own for plan, symbol, _ in entries for own in plan.process_groups(symbol)]
+        groups = [of_tensor for plan, symbol, _ in entries for of_tensor in plan.process_groups(symbol)]
         totals = step.reductions.reduce_vector(torch.cat(partials), groups, over, by)
-        parts = torch.split(totals, [len(partial) for partial in partials])
-        for (plan, symbol, _), part in zip(entries, parts, strict=True):
-            plan.numbers[symbol] = part[0] if over == "all" else part
+        of_plans = torch.split(totals, [len(partial) for partial in partials])
+        for (plan, symbol, _), total in zip(entries, of_plans, strict=True):
+            plan.numbers[symbol] = total[0] if over == "all" else total

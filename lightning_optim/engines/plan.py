@@ -1,7 +1,6 @@
-"""How an engine runs one batch in one step: its launches, and the numbers between its passes.
+"""The plan of a batch for one step: its launches, and the numbers that its passes need.
 
-What is one number per tensor is kept as a float64 vector where the tensors are, so that on a GPU the host waits for
-nothing.
+Numbers of tensors are stored as a float64 vector on the device of the tensors, so that the host never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -19,48 +18,48 @@ from lightning_optim.language.program import look_up
 from lightning_optim.language.symbols import Symbol, is_element
 from lightning_optim.language.values import By
 
-L = TypeVar("L")  # what is served together
+L = TypeVar("L")  # a launch: the local parameters that are served together
 REDUCTIONS: tuple[By, ...] = ("sum", "max")
 
 
 class Backend(Protocol[L]):
-    """What walks over the elements of a batch."""
+    """The part of an engine that walks over the elements of a batch."""
 
     def launches(self, batch: Batch) -> list[L]:
-        """The local parameters of a batch, by what is served together."""
+        """The launches that serve a batch."""
         ...
 
     def reduce(self, plan: Plan[L], of: tuple[Symbol, ...], by: By) -> Tensor:
-        """What this process contributes to the sums or maxima over the elements of each tensor.
+        """Sums or maxima over the local elements of each tensor.
 
         Args:
-            plan: The plan, whose numbers below the level of these reductions are known.
+            plan: The plan. Its numbers below the level of these reductions are filled in.
             of: The symbols to sum, or to take the maximum of.
-            by: Sum or maximum.
+            by: "sum" or "max".
 
         Returns:
-            (params, len(of)) float64, where the tensors are.
+            A float64 tensor of shape (params, len(of)) on the device of the local parameters.
         """
         ...
 
     def write(self, plan: Plan[L], outputs: tuple[str, ...]) -> None:
-        """Compute and write the parameter and slots named in `outputs`. All numbers of the plan are known."""
+        """Compute and write the parameter and slots named in `outputs`. All numbers of the plan are filled in."""
         ...
 
 
 class Plan(Generic[L]):
-    """One batch in one step.
+    """The plan of one batch for one step.
 
     Args:
         batch: The batch.
         step: The step that it belongs to.
         elements: The number of elements of all tensors of the step.
-        backend: What walks over the elements.
+        backend: The part of the engine that walks over the elements.
 
     Attributes:
-        launches: What is served together.
-        numbers: The values of symbols that are no elements: a float; a float64 tensor of shape () for what is one
-            number for all tensors; or one of shape (params,), in the order of `batch.params`.
+        launches: The launches that serve the batch.
+        numbers: The values of the symbols that are not per element: a float, a float64 tensor of shape () for a number
+            of all tensors, or one of shape (params,), in the order of `batch.params`, for a number of each tensor.
     """
 
     def __init__(self, batch: Batch, step: Step, elements: float, backend: Backend[L]) -> None:
@@ -70,25 +69,25 @@ class Plan(Generic[L]):
         self.numbers: dict[Symbol, Any] = batch.program.numbers(batch.h)
 
     def value(self, x: Any) -> Any:
-        """The number behind an argument: a symbol's, or the argument itself."""
+        """The number of a symbol, or the argument itself where it is not a symbol."""
         return self.numbers[x] if isinstance(x, Symbol) else x
 
     def vector(self, x: Any) -> Tensor:
-        """A number as a (params,) float64 vector where the tensors are."""
+        """A number as a float64 vector of shape (params,) on the device of the tensors."""
         value, count = self.value(x), len(self.batch.params)
         if isinstance(value, Tensor):
             return value.double().expand(count)
         return torch.full((count,), value, dtype=torch.float64, device=self.device)
 
     def fill(self, level: int | None = None) -> None:
-        """Evaluate the numbers that follow from reductions up to a level, or from all."""
+        """Evaluate the numbers that follow from reductions up to `level`, or from all of them."""
         for symbol in self.program.scalars:
             if symbol not in self.numbers and (level is None or symbol.level <= level):
                 self.numbers[symbol] = self._evaluate(symbol)
 
     def _evaluate(self, symbol: Symbol) -> Any:
-        """The value of a symbol whose arguments are known."""
-        if symbol.name == "host":  # a tensor: the program knows those that are none
+        """The value of a symbol whose arguments have values."""
+        if symbol.name == "host":  # a tensor; `Program.numbers` has evaluated those that are not
             return look_up(self.batch.h, symbol.args[0])
         if symbol.name == "scalar":
             return self._stored(symbol.args[0])
@@ -99,7 +98,7 @@ class Plan(Generic[L]):
             return FUNCTIONS[symbol.name].number(*args)
         if symbol.name == "where" and not isinstance(args[0], Tensor):
             return args[1] if args[0] else args[2]
-        if symbol.name in ("maximum", "minimum", "where", "lerp"):  # torch wants tensors
+        if symbol.name in ("maximum", "minimum", "where", "lerp"):  # torch takes only tensors
             args = [arg if isinstance(arg, Tensor) else self._filled(arg) for arg in args]
         return FUNCTIONS[symbol.name].tensor(*args)
 
@@ -107,7 +106,7 @@ class Plan(Generic[L]):
         return torch.full((), value, dtype=torch.float64, device=self.device)
 
     def _stored(self, slot: str) -> Any:
-        """The value of a slot that is one number, of the optimizer or of each tensor."""
+        """The value of a slot with one number, of the optimizer or of each tensor."""
         if slot in self.step.shared:
             return float(self.step.shared[slot])
         return to_device(torch.stack([param.state[slot] for param in self.batch.params]).double(), self.device)
@@ -120,7 +119,7 @@ class Plan(Generic[L]):
         return self.batch.cache["numel"]  # type: ignore[no-any-return]
 
     def partials(self, wanted: Sequence[Symbol]) -> list[Tensor]:
-        """What this process contributes of each tensor to some reductions of one level, each (params,) float64."""
+        """Some reductions of one level over the local elements of each tensor, each (params,) float64."""
         if not wanted:
             return []
         self.fill(wanted[0].level - 1)
@@ -132,15 +131,15 @@ class Plan(Generic[L]):
         return [found[key] if key in found else self.vector(key[0]) for key in keys]
 
     def process_groups(self, reduction: Symbol) -> list[tuple[Any, ...]]:
-        """For each tensor the process groups whose ranks have their parts in a reduction."""
+        """For each tensor the process groups over whose ranks a reduction runs."""
         of_elements = is_element(reduction.args[0])
         return [param.process_groups if of_elements else () for param in self.batch.params]
 
     def write(self, shared: dict[str, Any]) -> None:
-        """The last pass: compute and write the parameter and the slots.
+        """Run the last pass, which computes and writes the parameter and the slots.
 
         Args:
-            shared: Takes the new values of the slots of the optimizer, which other plans may still read.
+            shared: Receives the new values of the slots of the optimizer. Other plans may still read the old ones.
         """
         self.fill()
         if self.program.moving:
@@ -152,5 +151,5 @@ class Plan(Generic[L]):
                 number = self.value(result)
                 shared[slot] = number[-1] if isinstance(number, Tensor) and number.dim() else number
                 continue
-            for param, own in zip(self.batch.params, self.vector(result).tolist(), strict=True):
-                (param.param if slot == "p" else param.state[slot]).fill_(own)
+            for param, number in zip(self.batch.params, self.vector(result).tolist(), strict=True):
+                (param.param if slot == "p" else param.state[slot]).fill_(number)

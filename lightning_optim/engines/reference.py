@@ -1,8 +1,8 @@
-"""The definition of right: the update, called on tensors, one tensor after another.
+"""The engine that defines what is correct: it calls the update on one tensor after another.
 
-A reduction over more than the tensor at hand cannot be answered until every tensor has contributed, so the call
-stops there, the contributions are combined, and the call starts again with the answer known. An update computes
-new values and leaves the old ones alone, so starting again is safe.
+A reduction over all tensors, or over a sharded one, has no result before every tensor has contributed. So the call
+stops there, the contributions are combined, and the call is repeated with the result. An update computes new values and
+does not change old ones, so it can be called again.
 """
 
 from __future__ import annotations
@@ -26,85 +26,85 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 name = "reference"
-PIECE = 1 << 16  # elements
+CHUNK = 1 << 16  # elements that are summed at once
 
 
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
-    """It serves everything."""
+    """Empty: this engine can run every program."""
     return ""
 
 
 def run(step: Step) -> None:
     """Run a step on whole tensors."""
     calls = [_Call(batch, param, step) for batch in step.batches for param in batch.params]
-    everything = sum(call.param.numel for call in calls)
+    elements = sum(call.param.numel for call in calls)
     for call in calls:
-        call.everything = everything
+        call.elements = elements
     shared: dict[str, Number] = {}
     waiting = calls
     while waiting:
         waiting = [call for call in waiting if not call.finished(shared)]
-        _answer(waiting, step.reductions)
+        _reduce(waiting, step.reductions)
     for slot, value in shared.items():
         step.shared[slot].copy_(torch.as_tensor(value))
 
 
-def _answer(waiting: list[_Call], reductions: Reductions) -> None:
-    """Answer what calls wait for, all calls with the same question in one message.
+def _reduce(waiting: list[_Call], reductions: Reductions) -> None:
+    """Compute the reductions for which calls wait: one all-reduce for all calls that wait for the same kind.
 
-    Which questions there are, and in what order, is the same on every rank, since the calls are.
+    Every rank makes the same calls, so all ranks meet the same reductions in the same order.
     """
-    questions = dict.fromkeys(call.asked for call in waiting)
-    some_are_behind = any(over != "all" for over, _ in questions)
-    for asked in questions:
-        over, by = asked
+    kinds = dict.fromkeys(call.wanted for call in waiting)
+    some_are_behind = any(over != "all" for over, _ in kinds)
+    for wanted in kinds:
+        over, by = wanted
         if over == "all" and some_are_behind:
-            continue  # until those have come to the question as well
-        asking = [call for call in waiting if call.asked == asked]
-        groups = [call.groups for call in asking]
+            continue  # it needs all calls, and some have not come to it yet
+        calls = [call for call in waiting if call.wanted == wanted]
+        groups = [call.groups for call in calls]
         if over == "axis":
-            answers = reductions.reduce_tensors([call.partial for call in asking], groups)
+            results = reductions.reduce_tensors([call.partial for call in calls], groups)
         else:
-            answers = reductions.reduce([call.partial for call in asking], groups, over, by)
-        for call, answer in zip(asking, answers, strict=True):
-            call.answers.append(answer)
+            results = reductions.reduce([call.partial for call in calls], groups, over, by)
+        for call, result in zip(calls, results, strict=True):
+            call.results.append(result)
 
 
 class _NotYet(Exception):
-    """The update asked for a reduction that needs other tensors first."""
+    """The update has come to a reduction that needs the contributions of other tensors first."""
 
 
 class _Call:
-    """One call of an update on one tensor, repeated until all its reductions are known."""
+    """One call of an update on one tensor, repeated until all its reductions have results."""
 
     def __init__(self, batch: Batch, param: LocalParameter, step: Step) -> None:
         self.batch, self.param, self.step = batch, param, step
-        self.answers: list[Any] = []
+        self.results: list[Any] = []  # of the reductions of the update, in the order in which it comes to them
         self.position = 0
-        self.everything = 0
-        self.asked: tuple[Over | Literal["axis"], By] = ("tensor", "sum")
+        self.elements = 0
+        self.wanted: tuple[Over | Literal["axis"], By] = ("tensor", "sum")
         self.partial: Any = 0.0
         self.groups: tuple[ProcessGroup, ...] = ()
 
     def finished(self, shared: dict[str, Number]) -> bool:
-        """Call the update; write what it returns, or report that it waits for a reduction."""
+        """Call the update and write its results; False where it waits for a reduction."""
         self.position = 0
         param, dtype = self.param, self.param.compute_dtype
         s = State(self._read)
         try:
             with evaluating(self):
                 grad = None if param.grad is None else param.grad.to(dtype)
-                new = self.batch.program.formula(param.param.to(dtype), grad, s, namespace(self.batch.h))
+                new = self.batch.program.update(param.param.to(dtype), grad, s, namespace(self.batch.h))
         except _NotYet:
             return False
         tensors = [value for value in param.state.values() if isinstance(value, Tensor)]
         live = {tensor.data_ptr() for tensor in (param.param, *tensors) if tensor.numel()}
-        results = {"p": new, **s.written}
-        for slot, value in results.items():
+        outputs = {"p": new, **s.written}
+        for slot, value in outputs.items():
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
-                results[slot] = value.clone()  # two slots may trade places
+                outputs[slot] = value.clone()  # two slots may exchange their values
         quantized: dict[str, Tensor] = {}
-        for slot, value in results.items():
+        for slot, value in outputs.items():
             if slot in self.step.shared:
                 shared[slot] = value
             elif slot != "p" and isinstance(param.state[slot], storage.Quantized):
@@ -124,47 +124,47 @@ class _Call:
         return value.to(self.param.compute_dtype) if value.dim() else value
 
     def total(self, x: Number, over: Over, by: By) -> Any:
-        if self.position == len(self.answers):
+        if self.position == len(self.results):
             self.partial = _partial(x, by)
             self.groups = self.param.process_groups if isinstance(x, Tensor) and x.dim() > 0 else ()
             if over == "tensor" and not self.groups:
-                self.answers.append(self.partial)
+                self.results.append(self.partial)
             else:
-                self.asked = (over, by)
+                self.wanted = (over, by)
                 raise _NotYet
         self.position += 1
-        return self.answers[self.position - 1]
+        return self.results[self.position - 1]
 
     def count(self, over: Over) -> float:
-        return float(self.param.numel if over == "tensor" else self.everything)
+        return float(self.param.numel if over == "tensor" else self.elements)
 
     def mean(self, x: Tensor, axis: int) -> Tensor:
         groups = () if self.param.shard is None else self.param.shard.process_groups_along(axis)
         if not groups:
             return x.mean(axis, keepdim=True)
         assert self.param.shard is not None
-        if self.position == len(self.answers):
+        if self.position == len(self.results):
             self.partial, self.groups = x.sum(axis, keepdim=True, dtype=torch.float64), groups
-            self.asked = ("axis", "sum")
+            self.wanted = ("axis", "sum")
             raise _NotYet
         self.position += 1
-        total: Tensor = self.answers[self.position - 1]
+        total: Tensor = self.results[self.position - 1]
         return (total / self.param.shard.shape[axis]).to(x.dtype)
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
         param = self.param
         assert param.global_index is not None
-        part = (param.global_index, 0, param.param.numel())
-        flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [part], param.param.device, param.compute_dtype)
+        every = (param.global_index, 0, param.param.numel())
+        flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [every], param.param.device, param.compute_dtype)
         return flat.view(param.param.shape)
 
 
 def _partial(x: Any, by: By) -> Any:
-    """The sum, in float64, or the maximum of what this process holds of a tensor."""
+    """The sum in float64, or the maximum, of the local elements of a tensor."""
     if not isinstance(x, Tensor) or x.dim() == 0:
         return x
-    if by == "sum" and x.numel() <= PIECE:
+    if by == "sum" and x.numel() <= CHUNK:
         return x.sum(dtype=torch.float64)
-    if by == "sum":  # piece by piece: torch makes a float64 copy of all that it sums
-        return torch.stack([part.sum(dtype=torch.float64) for part in torch.split(x.reshape(-1), PIECE)]).sum()
+    if by == "sum":  # in chunks: torch makes a float64 copy of everything that it sums
+        return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(x.reshape(-1), CHUNK)]).sum()
     return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64)

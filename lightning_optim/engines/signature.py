@@ -1,4 +1,4 @@
-"""What the local parameters of a launch have in common, and what selects its kernel."""
+"""The signature of a launch: what its local parameters have in common. It selects the kernel."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from lightning_optim.storage.format import Format
 
-FIXED = 2  # numbers in a row of the address table before the addresses
-INDEX = ("tensor", "first", "run", "stride")  # the fields of `GlobalIndex`, the last numbers in a row
+FIXED = 2  # columns of the address table before the addresses: the first tile and the number of elements
+INDEX = ("tensor", "first", "run", "stride")  # the fields of `GlobalIndex`, in the last columns of the address table
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Signature:
         operands: `"p"`, `"g"` and slots in the order of the address table, each with the dtype or the format in which
             it is stored.
         aligned: Whether every address is a multiple of 16.
-        indexed: Whether the global index of each local parameter is known, as normal numbers need.
+        indexed: Whether the table holds the global index of each local parameter, as normal numbers need it.
     """
 
     operands: tuple[tuple[str, torch.dtype | Format], ...]
@@ -36,34 +36,34 @@ class Signature:
 
     @functools.cached_property
     def formats(self) -> dict[str, Format]:
-        """The formats of the quantized operands; one that others have as their partner comes before them."""
-        found = [(name, stored) for name, stored in self.operands if isinstance(stored, Format)]
-        return dict(sorted(found, key=lambda item: item[1].partner is not None))
+        """The formats of the quantized operands. A partner precedes the operands that need it."""
+        quantized = [(name, stored) for name, stored in self.operands if isinstance(stored, Format)]
+        return dict(sorted(quantized, key=lambda item: item[1].partner is not None))
 
     @functools.cached_property
     def offsets(self) -> dict[str, int]:
-        """Where in a row of the address table the addresses of each operand begin; `"index"` for the global index.
+        """The first column of each operand in the address table, and of the global index under `"index"`.
 
-        A quantized operand has two: of its codes and of its scales.
+        A quantized operand has two columns: the address of its codes and that of its scales.
         """
-        found, offset = {}, FIXED
+        offsets, offset = {}, FIXED
         for name, stored in self.operands:
-            found[name] = offset
+            offsets[name] = offset
             offset += 2 if isinstance(stored, Format) else 1
-        found["index"] = offset
-        return found
+        offsets["index"] = offset
+        return offsets
 
     @property
     def width(self) -> int:
-        """Numbers in a row of the address table."""
+        """The number of columns of the address table."""
         return self.offsets["index"] + (len(INDEX) if self.indexed else 0)
 
     def partner(self, name: str) -> str | None:
-        """The operand from whose values a quantized one has its meaning."""
+        """The operand relative to whose values `name` is quantized, or None."""
         return self.formats[name].partner if name in self.formats else None
 
     def partners_first(self, names: Iterable[str]) -> list[str]:
-        """Names of operands, those that others have as their partner before them."""
+        """Names of operands in an order in which a partner precedes the operands that need it."""
         return sorted(names, key=lambda name: self.partner(name) is not None)
 
     def with_partners(self, reads: Iterable[str], writes: Iterable[str]) -> set[str]:
@@ -71,8 +71,8 @@ class Signature:
 
         Args:
             reads: The operands that the program reads.
-            writes: The operands that the kernel stores. A partner among them is at hand with its new values.
+            writes: The operands that the kernel stores. The new values of a partner among them need not be loaded.
         """
-        found, writes = set(reads), set(writes)
-        found |= {partner for name in found if (partner := self.partner(name))}
-        return found | {partner for name in writes if (partner := self.partner(name)) and partner not in writes}
+        loaded, writes = set(reads), set(writes)
+        loaded |= {partner for name in loaded if (partner := self.partner(name))}
+        return loaded | {partner for name in writes if (partner := self.partner(name)) and partner not in writes}

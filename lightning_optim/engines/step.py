@@ -25,16 +25,17 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(slots=True, eq=False)
 class LocalParameter:
-    """A parameter as engines see it: what this process holds of it, of its gradient and of its slots.
+    """What this process holds of a parameter, of its gradient and of its slots, as engines see it.
 
     Attributes:
         source: The parameter itself.
-        param: Its local tensor with at least one axis; a complex one as its real view with a last axis of 2.
-        grad: The gradient in the same form. None where only stages run.
-        state: The slots by name: tensors like `param`, of an axis-reduced shape or of shape (); or quantized.
-        numel: Number of real elements of the whole tensor, of which this process may hold a shard.
-        shard: The shard of it that this process holds; None where it is not sharded.
-        global_index: The global indices of its elements; None where no normal numbers are needed.
+        param: Its local tensor, with at least one axis. A complex tensor is its real view, with a last axis of size 2.
+        grad: The gradient in the shape of `param`. None where only stages run.
+        state: The slots by name: tensors of the shape of `param`, of its shape with one axis of size 1, or of shape ();
+            or quantized.
+        numel: The number of real elements of the whole tensor, of which this process may hold a shard.
+        shard: The shard that this process holds; None where the parameter is not sharded.
+        global_index: The global indices of the elements; None where no normal numbers are needed.
     """
 
     source: Tensor
@@ -51,8 +52,8 @@ class LocalParameter:
 
         Args:
             p: The parameter.
-            state: Its slots, quantized or not.
-            slots: The declarations of these slots.
+            state: Its slots by name, quantized or not.
+            slots: The declarations of these slots, by name.
 
         Raises:
             RuntimeError: where a slot is on another device or has another shape than the parameter.
@@ -73,12 +74,12 @@ class LocalParameter:
 
     @property
     def process_groups(self) -> tuple[ProcessGroup, ...]:
-        """The process groups that hold the other shards."""
+        """The process groups over which the parameter is sharded."""
         return () if self.shard is None else self.shard.process_groups
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The type in which the update computes: float32 for half precision, else the parameter's own."""
+        """The dtype in which the update computes: float32 for half precision, else the dtype of the parameter."""
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
 
@@ -86,17 +87,16 @@ class LocalParameter:
 class Batch:
     """Local parameters that run one program with the same options, scalars and step counter.
 
-    A batch is kept from step to step while its parameters stay where they are; `program`, `h` and `t` are set in each
-    step.
+    A batch is kept from step to step until one of its tensors is replaced. `program`, `h` and `t` are set in each step.
 
     Attributes:
         params: The local parameters.
-        group: The index of their parameter group; None for those without a gradient, which only stages serve.
-        traits: What their shape and dtype decide.
-        program: What to run.
+        group: The index of their parameter group; None for parameters without a gradient, on which only stages run.
+        traits: Their traits, by name.
+        program: The program that runs on them.
         h: The options of the group and the scalars of the step, by name.
         t: Their step counter, on which stochastic rounding depends.
-        cache: What an engine keeps for these parameters from step to step.
+        cache: Whatever an engine keeps for these parameters from step to step.
     """
 
     params: list[LocalParameter] = field(default_factory=list)
@@ -122,12 +122,12 @@ class Batch:
 
 @dataclass(slots=True)
 class Step:
-    """All that runs in one step of an optimizer.
+    """All that an engine runs in one step of an optimizer.
 
     Attributes:
-        batches: What runs on which parameters.
-        shared: The slots that belong to the optimizer, shape (), float64; engines write them in place.
-        reductions: Combines partial sums over the processes that share a tensor.
+        batches: The batches.
+        shared: The slots of the whole optimizer by name, each of shape () in float64. Engines write them in place.
+        reductions: Combines partial sums over the ranks that hold shards of a tensor.
     """
 
     batches: list[Batch]
@@ -141,7 +141,7 @@ class Step:
 
 
 def _refuse_other_device(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
-    """Refuse state on another device: engines that go by addresses would read foreign memory."""
+    """Refuse state on another device: engines that use addresses would read memory of something else."""
     for name, value in state.items():
         device = (value.codes if isinstance(value, Quantized) else value).device
         if device != param.device and slots[name].per == "element":
@@ -152,7 +152,7 @@ def _refuse_other_device(param: Tensor, state: dict[str, Any], slots: Mapping[st
 
 
 def _refuse_other_shape(param: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> None:
-    """Refuse state of another size: engines that go by addresses would read and write beyond its end."""
+    """Refuse state of another size: engines that use addresses would read and write beyond its end."""
     for name, slot in slots.items():
         if slot.per != "element" or slot.without is not None or name not in state:
             continue

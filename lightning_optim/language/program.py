@@ -31,7 +31,7 @@ class Program:
     """An update as data, for one choice of flags.
 
     Attributes:
-        formula: The update itself, to be called on tensors as `formula(p, g, s, h)`.
+        update: The update itself, to be called on tensors as `update(p, g, s, h)`.
         symbols: Every symbol, in an order in which each stands after its arguments.
         outputs: The new value of the parameter (under `"p"`) and of every slot that is written.
         reads: Names of the per-element inputs that are read: `"p"`, `"g"` and slots.
@@ -41,7 +41,7 @@ class Program:
         reductions: The sums and maxima, in order.
     """
 
-    formula: Update
+    update: Update
     symbols: tuple[Symbol, ...]
     outputs: dict[str, Any]
     reads: frozenset[str]
@@ -156,14 +156,14 @@ def _need(symbol: Symbol) -> str | None:
 
 
 def trace(
-    formula: Update,
+    update: Update,
     h: Mapping[str, Any],
     scalar_slots: Iterable[str] = (),
 ) -> Program:
-    """Call `formula` once on symbols and return what it did.
+    """Call `update` once on symbols and return what it did.
 
     Args:
-        formula: Takes the parameter, the gradient, the slots and the options; returns the new parameter.
+        update: Takes the parameter, the gradient, the slots and the options; returns the new parameter.
         h: Options and scalars of a step: floats become symbols, everything else selects the program.
         scalar_slots: Names of the slots that hold one number per tensor or per optimizer.
     """
@@ -177,13 +177,13 @@ def trace(
         return tracer.symbol("scalar" if scalar else "element", (name,), Kind.SCALAR if scalar else Kind.ELEMENT, 0)
 
     s = State(read)
-    new = formula(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
+    new = update(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
     outputs = {"p": new, **{name: value for name, value in s.written.items() if value is not s.seen.get(name)}}
     step_counter = tracer.symbols.get(("host", "t"))
     step_counter = step_counter if step_counter is not None and step_counter.kind == Kind.SCALAR else None
     symbols = _reachable([*outputs.values(), *([] if step_counter is None else [step_counter])])
     return Program(
-        formula=formula,
+        update=update,
         symbols=symbols,
         outputs=outputs,
         reads=frozenset(symbol.args[0] for symbol in symbols if symbol.name == "element"),
@@ -210,10 +210,10 @@ def _reachable(outputs: Iterable[Any]) -> tuple[Symbol, ...]:
 
 
 class Programs:
-    """The programs of one formula, by flags and guards."""
+    """The programs of one update, by flags and guards."""
 
-    def __init__(self, formula: Update, scalar_slots: Iterable[str]) -> None:
-        self.formula, self.scalar_slots = formula, frozenset(scalar_slots)
+    def __init__(self, update: Update, scalar_slots: Iterable[str]) -> None:
+        self.update, self.scalar_slots = update, frozenset(scalar_slots)
         self.guarded: set[str] = set()
         self.programs: dict[tuple[Any, ...], Program] = {}
 
@@ -221,7 +221,7 @@ class Programs:
         """The program for these options, traced where it is the first of its kind."""
         key = self._key(h)
         if key not in self.programs:
-            program = trace(self.formula, h, self.scalar_slots)
+            program = trace(self.update, h, self.scalar_slots)
             self.guarded |= set(program.guards)
             key = self._key(h)  # the new guards belong to it
             self.programs[key] = program

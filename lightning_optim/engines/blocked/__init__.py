@@ -1,9 +1,9 @@
-"""The fast engine for CPUs without a compiler: the update as a straight line of in-place torch calls, block by block.
+"""The fast engine for CPUs without a C++ compiler: the update as a sequence of in-place torch calls on blocks.
 
-Plain torch walks over memory once per operation. Here a program is printed as Python text (`printer.py`), and that text
+Plain torch walks over memory once per operation. Here a program is printed as Python code (`printer.py`), and that code
 runs on blocks small enough to stay in the cache, so main memory is read and written once (`blocks.py`). Small tensors
-are packed into one block, which makes many of them as cheap as one. Nothing is compiled, and a change of any float
-changes nothing.
+are packed into one block, which makes many of them as cheap as one. Floats are arguments of the code, so none of them
+causes it to be printed again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 
 def run(step: Step) -> None:
-    """Run a step block by block."""
+    """Run a step, block by block."""
     passes.run(step, _Backend())
 
 
 class _Backend:
-    """Printed torch calls on blocks, as plans see them."""
+    """The backend of plans that runs printed torch calls on blocks."""
 
     def launches(self, batch: Batch) -> list[Pack]:
         alone = bool(batch.program.scalars)
@@ -51,28 +51,28 @@ class _Backend:
 
     def reduce(self, plan: Plan[Pack], of: tuple[Symbol, ...], by: By) -> Tensor:
         code = code_of(plan.program, of)
-        found = []
-        for pack, known in zip(plan.launches, _numbers(plan, code), strict=True):
+        results = []
+        for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
             sums = [0.0 if by == "sum" else -torch.inf] * len(of)
-            for views in walk(pack, code, write=False, counters=_counters(code, known)):
-                values = code.run(views, [known[symbol] for symbol in code.numbers])
+            for views in walk(pack, code, write=False, counters=_counters(code, values_of)):
+                values = code.run(views, [values_of[symbol] for symbol in code.numbers])
                 if by == "sum":
                     sums = [x + float(value.sum(dtype=torch.float64)) for x, value in zip(sums, values, strict=True)]
                 else:
                     sums = [max(x, float(value.max())) for x, value in zip(sums, values, strict=True)]
-            found.append(sums)
-        return torch.tensor(found, dtype=torch.float64)
+            results.append(sums)
+        return torch.tensor(results, dtype=torch.float64)
 
     def write(self, plan: Plan[Pack], outputs: tuple[str, ...]) -> None:
         code = code_of(plan.program, tuple(plan.program.outputs[name] for name in outputs), outputs)
-        for pack, known in zip(plan.launches, _numbers(plan, code), strict=True):
-            numbers = [known[symbol] for symbol in code.numbers]
-            for views in walk(pack, code, True, plan.batch.t, _counters(code, known)):
+        for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
+            numbers = [values_of[symbol] for symbol in code.numbers]
+            for views in walk(pack, code, True, plan.batch.t, _counters(code, values_of)):
                 code.run(views, numbers)
 
 
 def _numbers(plan: Plan[Pack], code: Code) -> list[dict[Symbol, float]]:
-    """The numbers that a code takes, for each pack."""
+    """For each pack, the numbers that the code takes."""
     counters = [arg for symbol in code.normals.values() for arg in symbol.args if isinstance(arg, Symbol)]
     values: dict[Symbol, Any] = {symbol: plan.numbers[symbol] for symbol in (*code.numbers, *counters)}
     vectors = {symbol: value.tolist() for symbol, value in values.items() if isinstance(value, Tensor) and value.dim()}
@@ -85,10 +85,10 @@ def _numbers(plan: Plan[Pack], code: Code) -> list[dict[Symbol, float]]:
     ]
 
 
-def _counters(code: Code, known: dict[Symbol, float]) -> dict[str, tuple[int, int]]:
-    """The seed and the step of each input that is normal numbers."""
-    found = {}
+def _counters(code: Code, values_of: dict[Symbol, float]) -> dict[str, tuple[int, int]]:
+    """The seed and the step of each input that holds normal numbers, by name."""
+    counters = {}
     for word, symbol in code.normals.items():
-        low, high, t = (int(known[arg]) if isinstance(arg, Symbol) else int(arg) for arg in symbol.args)
-        found[word] = (high << 32 | low, t)
-    return found
+        low, high, t = (int(values_of[arg]) if isinstance(arg, Symbol) else int(arg) for arg in symbol.args)
+        counters[word] = (high << 32 | low, t)
+    return counters

@@ -1,4 +1,4 @@
-"""Walks over the elements of local parameters in blocks that fit in the cache."""
+"""Walks over the elements of local parameters in blocks that fit into the cache."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lightning_optim.engines.blocked.printer import Code
 from lightning_optim.engines.step import LocalParameter
 from lightning_optim.storage import Quantized
 
-CACHED = 32768  # elements per thread and block: a block of each of four float32 buffers fits a cache of 1 MiB
-PACKED = 2048  # tensors up to this size share a block: copying them there costs less than calls of their own
+CACHED = 32768  # elements per thread and block: blocks of four float32 buffers fit into a cache of 1 MiB
+PACKED = 2048  # tensors of up to so many elements share a block: copying them there costs less than separate calls
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Local parameters whose elements are served side by side: one of any size, or small ones that fill a block.
+    """The launch of this engine: one local parameter of any size, or several small ones that share a block.
 
     Attributes:
         params: The local parameters, all of one compute dtype.
-        positions: Where each of them stands in its batch.
+        positions: The index of each of them in the batch.
     """
 
     params: list[LocalParameter]
@@ -34,44 +34,44 @@ class Pack:
 
 
 def packs(params: Sequence[LocalParameter], alone: bool) -> list[Pack]:
-    """Local parameters in packs.
+    """Sort local parameters into packs.
 
     Args:
         params: The local parameters of a batch.
-        alone: Whether each has numbers of its own, and so a pack.
+        alone: Whether each of them gets a pack of its own, as it must where a number differs between tensors.
     """
-    found: list[Pack] = []
-    room: dict[torch.dtype, tuple[Pack, int]] = {}  # the pack that is being filled, and how many elements still fit
+    sorted_packs: list[Pack] = []
+    room: dict[torch.dtype, tuple[Pack, int]] = {}  # the pack to fill, and how many elements fit into it
     for position, param in enumerate(params):
         numel, dtype = param.param.numel(), param.compute_dtype
-        quantized = any(isinstance(value, Quantized) for value in param.state.values())  # also a small shard
+        quantized = any(isinstance(value, Quantized) for value in param.state.values())  # also where a shard is small
         if alone or quantized or numel > PACKED:
-            found.append(Pack([param], [position]))
+            sorted_packs.append(Pack([param], [position]))
             continue
         pack, left = room.get(dtype, (None, 0))
         if pack is None or numel > left:
             pack, left = Pack([], []), CACHED
-            found.append(pack)
+            sorted_packs.append(pack)
         pack.params.append(param)
         pack.positions.append(position)
         room[dtype] = pack, left - numel
-    return found
+    return sorted_packs
 
 
 def walk(
     pack: Pack, code: Code, write: bool, t: int = 0, counters: Mapping[str, tuple[int, int]] | None = None
 ) -> Iterator[list[Tensor]]:
-    """The views of one block after another; what was staged is written back when the next block is asked for.
+    """Yield the views of one block after another. Copies are written back when the next block is requested.
 
-    A buffer is staged where an operand cannot be a one-dimensional view of the compute dtype: several small tensors in
-    one block, half precision, codes, or a tensor that is not contiguous.
+    A view is a copy where an operand has no one-dimensional view in the compute dtype: several small tensors in one
+    block, half precision, a quantized slot, or a tensor that is not contiguous.
 
     Args:
         pack: The local parameters.
         code: The code that runs on the views: its inputs, then its scratch buffers.
-        write: Whether it writes.
+        write: Whether the code writes its outputs into the views.
         t: The step counter, on which stochastic rounding depends.
-        counters: The seed and the step of each input that is normal numbers.
+        counters: The seed and the step of each input that holds normal numbers, by name.
     """
     total = sum(param.param.numel() for param in pack.params)
     if total == 0:
@@ -104,8 +104,8 @@ def _one_by_one(
         high = min(low + size, total)
         values = storage.read(param.state, quantized, low, high)
         for name, whole in flat.items():
-            part = whole[low:high]
-            values[name] = staged[name][: high - low].copy_(part) if name in staged else part
+            block = whole[low:high]
+            values[name] = staged[name][: high - low].copy_(block) if name in staged else block
         for name, counter in counters.items():
             values[name] = _normals(counter, [(param, low, high)], dtype)
         yield [*(values[name] for name in code.inputs), *(buffer[: high - low] for buffer in scratch)]
@@ -138,25 +138,25 @@ def _side_by_side(
         values[name] = _normals(counter, [(param, 0, n) for param, n in zip(params, sizes, strict=True)], dtype)
     yield [*(values[name] for name in code.inputs), *(buffer[:total] for buffer in scratch)]
     for name in code.written if write else ():
-        parts = torch.split(values[name], sizes)
-        shaped = [part.view(tensor.shape) for part, tensor in zip(parts, tensors[name], strict=True)]
+        flat = torch.split(values[name], sizes)
+        shaped = [new.view(tensor.shape) for new, tensor in zip(flat, tensors[name], strict=True)]
         torch._foreach_copy_(tensors[name], shaped)
 
 
 def _operand(param: LocalParameter, name: str) -> Any:
-    """What holds an operand of the update: a tensor, or codes."""
+    """An operand of the update: a tensor, or a quantized slot."""
     return param.param if name == "p" else param.grad if name == "g" else param.state[name]
 
 
-def _normals(counter: tuple[int, int], parts: Sequence[tuple[LocalParameter, int, int]], dtype: torch.dtype) -> Tensor:
-    """The normal numbers of some ranges of local parameters, one after another."""
-    ranges = [(param.global_index, low, high) for param, low, high in parts if param.global_index is not None]
+def _normals(counter: tuple[int, int], spans: Sequence[tuple[LocalParameter, int, int]], dtype: torch.dtype) -> Tensor:
+    """The normal numbers of some elements, given as local parameter, first element and end, one after another."""
+    ranges = [(param.global_index, low, high) for param, low, high in spans if param.global_index is not None]
     return normals(*counter, ranges, "cpu", dtype)
 
 
 @functools.lru_cache(maxsize=8)
 def _scratch(dtype: torch.dtype, counts: tuple[int, int], size: int) -> tuple[Tensor, ...]:
-    """Buffers that are overwritten in every block: of the compute dtype, and of bools."""
+    """Buffers that every block overwrites: `counts[0]` of the compute dtype and `counts[1]` of bools."""
     return (
         *(torch.empty(size, dtype=dtype) for _ in range(counts[0])),
         *(torch.empty(size, dtype=torch.bool) for _ in range(counts[1])),

@@ -1,7 +1,7 @@
-"""Prints the passes of a program as a straight line of in-place torch calls.
+"""Prints the passes of a program as a sequence of in-place torch calls.
 
-Every line writes into a buffer that exists already (`lerp(m, g, c0, out=m)`): an operand's own, or a scratch buffer
-that is used again as soon as its last reader is done.
+Every call writes into a buffer that exists already (`lerp(m, g, c0, out=m)`): the buffer of an operand, or a scratch
+buffer, which is free again after its last reader.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol, is_element
 
-# How many of the first arguments torch wants as tensors.
+# How many of the first arguments must be tensors.
 TENSORS = {"add": 1, "mul": 1, "sub": 1, "div": 1, "lerp": 2, "gt": 1, "ge": 1, "where": 3}
 
 
 @dataclass(frozen=True)
 class Code:
-    """A pass as Python text.
+    """A pass as Python code.
 
     Attributes:
-        run: Takes the views (inputs, then scratch) and the numbers; returns the values that were asked for, if nothing
-            is to be written.
+        run: A function of the views (inputs, then scratch buffers) and the numbers. It returns the values that the code
+            computes, or nothing if it writes them into buffers.
         inputs: Names of the buffers that it reads or writes, in the order of the views.
         written: Names of the buffers that it writes.
-        scratch: How many buffers of the compute dtype it needs besides, and how many of bools.
+        scratch: The number of scratch buffers of the compute dtype, and of bools.
         numbers: The symbols whose values it takes, in order.
-        normals: The inputs that are normal numbers, by name.
-        text: The text.
+        normals: The inputs that hold normal numbers, by name.
+        text: The source code.
     """
 
     run: Callable[[Sequence[Tensor], Sequence[float]], Sequence[Tensor]]
@@ -46,17 +46,17 @@ class Code:
     text: str
 
 
-# A program knows its optimizer and so the model: it must not outlive them here.
+# Weak keys: a program refers to its optimizer, and so to the model. A cache must not keep these alive.
 _codes: WeakKeyDictionary[Program, dict[tuple[tuple[Any, ...], tuple[str, ...]], Code]] = WeakKeyDictionary()
 
 
 def code_of(program: Program, values: tuple[Any, ...], outputs: tuple[str, ...] = ()) -> Code:
-    """The code that computes some values, printed when it is asked for the first time.
+    """The code that computes some values, printed at its first use.
 
     Args:
         program: The program.
         values: Symbols with one number per element.
-        outputs: The operands in which they are stored; none to return them.
+        outputs: The operands into which the values are written. Without any, the code returns the values.
     """
     codes = _codes.setdefault(program, {})
     if (values, outputs) not in codes:  # symbols compare by identity
@@ -67,7 +67,7 @@ def code_of(program: Program, values: tuple[Any, ...], outputs: tuple[str, ...] 
 class _Printer:
     """Prints the symbols that some values depend on.
 
-    A slot's new value is computed in the slot's own buffer where nobody reads the old one later.
+    The new value of a slot is computed in the buffer of the slot unless a later line reads the old value.
     """
 
     def __init__(self, program: Program, values: tuple[Any, ...], outputs: tuple[str, ...]) -> None:
@@ -103,46 +103,46 @@ class _Printer:
         head += [f"    {_tuple(self.numbers.values())} = numbers"] if self.numbers else []
         text = "\n".join([*head, *(f"    {line}" for line in self.lines), f"    return {result}", ""])
         scope: dict[str, Any] = {"torch": torch, **{name: f.tensor for name, f in FUNCTIONS.items()}}
-        exec(text, scope)  # the text is made from our own symbols only
+        exec(text, scope)  # the code consists of our own symbols only
         counts = (len(self.scratch["t"]), len(self.scratch["b"]))
         written = tuple(dict.fromkeys(self.outputs))
         return Code(scope["run"], tuple(self.inputs), written, counts, tuple(self.numbers), self.normals, text)
 
     def _homes(self) -> dict[Symbol, str]:
-        """For each output that may be computed in its own buffer, that buffer."""
+        """For each value that may be computed in the buffer of its output, that buffer."""
         homes: dict[Symbol, str] = {}
         old = {word: symbol for symbol, word in self.words.items()}
         for out, value in zip(self.outputs, self.values, strict=False):
             if value in self.words or value in homes:
-                continue  # an input moved elsewhere, or a value that two slots share
+                continue  # an input that moves to another slot, or a value that two slots share
             before = old.get(out)
             if before is None or self.last.get(before, -1) <= self.order.index(value):
                 homes[value] = out
         return homes
 
     def _buffer(self, kind: str) -> str:
-        """A scratch buffer that holds nothing any more."""
+        """A free scratch buffer, "t" of the compute dtype or "b" of bools."""
         if self.free[kind]:
             return self.free[kind].pop()
         self.scratch[kind].append(f"{kind}{len(self.scratch[kind])}")
         return self.scratch[kind][-1]
 
     def _free_read(self, symbol: Symbol, position: int) -> None:
-        """Free the scratch buffers that this symbol is the last to read."""
+        """Free the scratch buffers whose last reader is this symbol."""
         for arg in dict.fromkeys(arg for arg in symbol.args if is_element(arg)):
             for kind, buffers in self.scratch.items():
                 if self.last[arg] == position and self.words[arg] in buffers:
                     self.free[kind].append(self.words[arg])
 
     def _move(self) -> None:
-        """Move values that were not computed where they belong."""
+        """Copy values that were not computed in the buffer of their output into it."""
         pairs = ((out, self.words[value]) for out, value in zip(self.outputs, self.values, strict=False))
         moves = [(target, source) for target, source in pairs if target != source]
-        # A buffer that is both moved from and moved to: keep its value first.
+        # Save the value of a buffer that is both source and target.
         for source in dict.fromkeys(source for _, source in moves if any(source == target for target, _ in moves)):
             keep = self._buffer("t")
             self.lines.append(f"{keep}.copy_({source})")
-            moves = [(target, keep if known == source else known) for target, known in moves]
+            moves = [(target, keep if other == source else other) for target, other in moves]
         self.lines += [f"{target}.copy_({source})" for target, source in moves]
 
     def _argument(self, arg: Any) -> str:
@@ -153,7 +153,7 @@ class _Printer:
         return repr(float(arg)) if isinstance(arg, int | float) else repr(arg)
 
     def _print(self, name: str, symbols: Sequence[Any], args: list[str], target: str) -> None:
-        """One line: the torch call that computes a symbol into `target`."""
+        """Print the torch call that computes a symbol into `target`."""
         is_tensor = [is_element(symbol) for symbol in symbols]
         like = next(arg for arg, tensor in zip(args, is_tensor, strict=True) if tensor)
         if name in ("add", "mul") and not is_tensor[0]:

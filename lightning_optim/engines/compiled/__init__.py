@@ -1,8 +1,8 @@
-"""The fastest engine for CPUs, where there is a C++ compiler: the update as one loop, compiled once for a machine.
+"""The fastest engine for CPUs with a C++ compiler: the update as one loop, compiled once for a machine.
 
-The kernel is printed from the program (`printer.py`), compiled in a few tenths of a second (`compiler.py`), and kept in
-the user's cache folder, so later processes only load it. It depends on the optimizer's flags and on dtypes alone: no
-shape, no learning rate and no number of tensors compiles anything. Without a compiler the blocked engine serves.
+The kernel is printed from the program (`printer.py`), compiled in a few tenths of a second (`compiler.py`), and stored
+in the user's cache folder, so later processes only load it. It depends on the flags of the optimizer and on dtypes, but
+not on shapes, learning rates or the number of tensors. Without a compiler the blocked engine runs the step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lightning_optim.language.program import Program
 
 name = "compiled"
 
-THREADED = 32  # tiles from which on threads are worth their start
+THREADED = 32  # the least number of tiles for which starting threads pays
 
 
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
@@ -40,12 +40,12 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 
 def run(step: Step) -> None:
-    """Run a step with one call per launch, and one or two more for each level of reductions."""
+    """Run a step: for each launch one or two calls for each level of reductions, and one for the last pass."""
     passes.run(step, BACKEND)
 
 
 class _Backend(KernelBackend):
-    """A C++ compiler, as plans see it."""
+    """The backend of plans that runs compiled C++."""
 
     name = name
     served = tuple(printer.TYPES)
@@ -55,9 +55,9 @@ class _Backend(KernelBackend):
     print_reduction = staticmethod(printer.print_reduction)
 
     def build(self, kernel: Kernel) -> Callable[..., None]:
-        """The compiled function, with the codebooks of its formats filled in."""
-        books = {form.codebook.name: form.codebook.searchable() for form in kernel.formats if form.codebook}
-        addresses = [books[word].data_ptr() for word in kernel.arguments if word in books]
+        """The compiled function, with the codebooks of its formats as its first argument."""
+        codebooks = {form.codebook.name: form.codebook.searchable() for form in kernel.formats if form.codebook}
+        addresses = [codebooks[word].data_ptr() for word in kernel.arguments if word in codebooks]
         pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         return functools.partial(compiler.load(source(kernel)), pointers)
 
@@ -74,14 +74,14 @@ class _Backend(KernelBackend):
             built(table, tiles, 0, launch.count, numbers, of_tensors, t, sums)
             return
 
-        def part(first: int, last: int) -> None:
+        def run_tiles(first: int, last: int) -> None:
             built(table, tiles, first, last, numbers, of_tensors, t, sums)
 
         bounds = [launch.count * i // threads for i in range(threads + 1)]
-        list(_pool(threads).map(part, bounds[:-1], bounds[1:]))
+        list(_pool(threads).map(run_tiles, bounds[:-1], bounds[1:]))
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
-        """Tile after tile, so that the order is always the same."""
+        """Combine the results of one tile after another, so that the order is always the same."""
         shape = (len(launch.params), kernel.sums)
         if kernel.by == "sum":
             return partials.new_zeros(shape).index_add_(0, launch.tiles, partials)
@@ -93,7 +93,7 @@ BACKEND = _Backend()
 
 
 def source(kernel: Kernel) -> str:
-    """The whole text that is compiled: what kernels call, the functions of the formats, and the kernel."""
+    """The whole source that is compiled: the functions for all kernels, those of the formats, and the kernel."""
     normals = [_file("normals.h")] if "normal_block(" in kernel.text else []
     functions = {form.name: form.cpp() for form in kernel.formats}
     return "\n".join([_file("functions.h"), *normals, *functions.values(), kernel.text])

@@ -1,4 +1,4 @@
-"""Compiles printed kernels with the C++ compiler of the machine, and keeps them in the user's cache folder."""
+"""Compiles printed kernels with the C++ compiler of the machine, and stores them in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# No -ffast-math: numbers are those of torch. Products and sums stay apart, roots set no errno, nothing traps.
+# No -ffast-math: results equal those of torch. Products and sums are not contracted, roots set no errno, nothing traps.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-strict-aliasing", "-w"),
@@ -23,17 +23,18 @@ FLAGS = (
 
 @functools.cache
 def without_compiler() -> str:
-    """Why there is no compiler to be used, in one sentence; empty where there is one that works."""
+    """Why no compiler can be used, in one sentence; empty where one works."""
     if not _compiler():
         return "no C++ compiler is found (c++, g++ or clang++; or set CXX)."
     try:
         load('extern "C" void run() {}\n')
     except (OSError, subprocess.SubprocessError) as error:
-        return f"the C++ compiler {_compiler()} does not work: {_said(error)}"
+        return f"the C++ compiler {_compiler()} does not work: {_first_line(error)}"
     return ""
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
+    """The first line of what the compiler or the loader printed."""
     words = getattr(error, "stderr", "") or str(error)
     return words.strip().splitlines()[0] + "." if words.strip() else "it says nothing."
 
@@ -48,10 +49,10 @@ def _compiler() -> str | None:
 
 @functools.cache
 def load(text: str) -> Callable[..., None]:
-    """The function `run` of a text, from the cache folder or compiled into it.
+    """The function `run` of some C++ source, from the cache folder or compiled into it.
 
     Raises:
-        subprocess.CalledProcessError: where the compiler refuses the text.
+        subprocess.CalledProcessError: where the compiler refuses the source.
     """
     key = hashlib.sha256("\0".join((text, *FLAGS, _compiler() or "", _processor())).encode()).hexdigest()
     library = _folder() / f"{key[:32]}.so"
@@ -65,18 +66,18 @@ def load(text: str) -> Callable[..., None]:
 
 
 def _compile(text: str, library: Path) -> None:
-    """Compile beside the place and move there: another process may do the same, or be loading it."""
+    """Compile in a folder beside the library and move it: another process may compile or load it at the same time."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        file, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        file, compiled = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         file.write_text(text)
-        command = [str(_compiler()), *FLAGS, str(file), "-o", str(made)]
+        command = [str(_compiler()), *FLAGS, str(file), "-o", str(compiled)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        made.replace(library)
+        compiled.replace(library)
 
 
 @functools.cache
 def _processor() -> str:
-    """What `-march=native` depends on: a cache folder may be shared between machines."""
+    """The processor, on which `-march=native` depends: machines may share a cache folder."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
@@ -85,7 +86,7 @@ def _processor() -> str:
 
 @functools.cache
 def _folder() -> Path:
-    """Where compiled kernels are kept: of this user alone, since they are loaded as they are."""
+    """The cache folder. It must belong to this user, since its libraries are loaded without further checks."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home, "lightning_optim")
     try:

@@ -1,13 +1,13 @@
-// What all printed kernels may call: elementary functions, types of 16 bits, random bits and sums.
+// The functions that printed kernels call: elementary functions, types of 16 bits, random bits and sums.
 //
-// Loops are written so that a compiler turns them into vector instructions: no branch, no call, buffers that do not
-// overlap. Sums and products stay apart (-ffp-contract=off) save where torch itself takes both in one rounding, so the
-// numbers are those of torch.
+// Loops have no branch, no call and no buffers that overlap, so that a compiler turns them into vector instructions.
+// Sums and products are rounded separately (-ffp-contract=off) except where torch rounds both at once, so results equal
+// those of torch.
 
-#include <stdint.h>  // and nothing else: the headers of C++ would take longer than the rest
+#include <stdint.h>  // and nothing else: C++ headers would take longer to compile than the rest
 
 static constexpr int64_t BLOCK = 256;  // elements that share scales
-static constexpr int64_t LANES = 16;   // partial sums that are kept side by side
+static constexpr int64_t LANES = 16;   // partial sums, one for each lane of a vector
 
 // ------------------------------------------------------------------------------------------ functions
 
@@ -25,7 +25,7 @@ template <class T> static inline T sign(T x) { return T(x > T(0)) - T(x < T(0));
 template <class T> static inline T maximum(T a, T b) { return (a != a) | (a > b) ? a : b; }
 template <class T> static inline T minimum(T a, T b) { return (a != a) | (a < b) ? a : b; }
 
-// From the nearer end, in one rounding, as torch does it.
+// From the nearer of the two ends and with one rounding, as in torch.
 template <class T> static inline T lerp(T a, T b, T weight) {
     const bool near = weight < T(0.5);
     return fused(near ? weight : weight - T(1), b - a, near ? a : b);
@@ -46,11 +46,11 @@ static inline int32_t as_bits(float x) {
 // The nearest integer, ties to even, as processors round, for |x| < 2^31.
 static inline int32_t rounded(float x) { return __builtin_irintf(x); }
 
-// One of two numbers as a mask says, which is all ones or zero: compilers make branches of too many `?`.
+// A mask is all ones or zero. `chosen` selects by it, because compilers turn too many `?` into branches.
 static inline int32_t mask(bool x) { return -int32_t(x); }
 static inline int32_t chosen(int32_t by, int32_t a, int32_t b) { return by ? a : b; }
 
-// In this order what is no number stays so.
+// In this order a NaN stays a NaN.
 static inline float clamped(float x, float bound) {
     const float above = -bound > x ? -bound : x;
     return bound < above ? bound : above;
@@ -61,26 +61,25 @@ static inline float scaled_power_of_two(float whole, float x) {
     const float x2 = x * x;
     const float low4 = fused(fused(5.5504109e-2f, x, 2.4022651e-1f), x2, fused(6.9314718e-1f, x, 1.0f));
     const float y = fused(fused(fused(1.5403530e-4f, x, 1.3333558e-3f), x, 9.6181291e-3f), x2 * x2, low4);
-    const int32_t half = int32_t(whole) >> 1;  // in two factors, so that small results come out right
+    const int32_t half = int32_t(whole) >> 1;  // in two factors, so that subnormal results are right
     return y * as_float((half + 127) << 23) * as_float((int32_t(whole) - half + 127) << 23);
 }
 
 static inline float exponential(float x) {
-    const float kept = clamped(x, 105.0f);  // beyond, results are 0 and infinite as they are here
+    const float kept = clamped(x, 105.0f);  // beyond these bounds results are 0 and infinity as at them
     const float whole = __builtin_rintf(kept * 1.44269504f);
     const float rest = fused(whole, 1.90465421e-9f, fused(whole, -0.693147182464599609375f, kept));
     return scaled_power_of_two(whole, rest * 1.44269504f);
 }
 static inline double exponential(double x) { return __builtin_exp(x); }
 
-// a^b for a >= 0. The logarithm to base 2 is taken as a whole number and a rest of at most 1/2, which keeps its error
-// below that of the product. The polynomial is the best one of its degree for log2(1 + x) / x between the roots of 1/2
-// and 2.
+// a^b for a >= 0. The logarithm to base 2 is split into an integer and a rest of at most 1/2, so its error stays below
+// that of the product. The polynomial is the minimax approximation of log2(1 + x) / x between the roots of 1/2 and 2.
 static inline float power(float a, float b) {
     const int32_t small = mask(a < 1.17549435e-38f);
     const int32_t shifted = as_bits(a * as_float(chosen(small, 0x4b800000, 0x3f800000))) - 0x3f3504f3;  // of the root of 1/2
     const float x = as_float((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
-    const float x2 = x * x, x4 = x2 * x2;  // in pairs, so that few products wait for each other
+    const float x2 = x * x, x4 = x2 * x2;  // in pairs, so that fewer products depend on each other
     const float low4 = fused(fused(-0.360716264f, x, 0.48091028f), x2, fused(-0.721347199f, x, 1.442695f));
     const float high4 = fused(fused(-0.208933818f, x, 0.215212254f), x2, fused(-0.23867568f, x, 0.287939094f));
     const float y = fused(fused(x4, 0.129264294f, high4), x4, low4) * x;
@@ -105,7 +104,7 @@ static inline uint16_t to_bfloat16(float x) {
 
 // ------------------------------------------------------------------------------------------ random bits
 
-// storage/quantized.py: two elements, half a block apart, share a hash, of which each takes 16 bits.
+// As in storage/quantized.py: two elements, half a block apart, share a hash, and each takes 16 of its bits.
 static inline uint32_t hash(uint32_t t, uint32_t index) {
     uint32_t x = index * 0x9E3779B1u + (t + 1u) * 0x85EBCA77u;
     x = (x ^ (x >> 16)) * 0x7FEB352Du;

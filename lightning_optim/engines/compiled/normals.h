@@ -12,13 +12,13 @@ static inline uint64_t as_bits(double x) {
     return bits;
 }
 
-// Below 2^52, as a float64: processors have no instruction for it that takes several.
+// An integer below 2^52 as a float64. AVX2 has no vector instruction for this conversion.
 static inline double from_whole(uint64_t x) { return as_double(x | 0x4330000000000000u) - 0x1p52; }
 
-// The natural logarithm of a normal number > 0: of the power of two, and of the rest m between the roots of 1/2 and 2
-// by the series of atanh((m - 1) / (m + 1)).
+// The natural logarithm of a normal float64 x > 0, x = 2^whole * m with m between the roots of 1/2 and 2. That of m is
+// the series of 2 atanh((m - 1) / (m + 1)).
 static inline double logarithm(double x) {
-    const uint64_t shifted = as_bits(x) - 0x3fe6a09e667f3bcdu + 0x3ff0000000000000u;  // as if the root of 1/2 were 1
+    const uint64_t shifted = as_bits(x) - 0x3fe6a09e667f3bcdu + 0x3ff0000000000000u;  // the exponent changes at the root of 1/2
     const double whole = from_whole(shifted >> 52) - 1023.0;
     const double m = as_double((shifted & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu);
     const double s = (m - 1.0) / (m + 1.0), x2 = s * s, x4 = x2 * x2, x8 = x4 * x4;
@@ -29,7 +29,7 @@ static inline double logarithm(double x) {
     return fused(whole, 0x1.62e42fefa39efp-1, fused(2.0 * s, series, fused(whole, 0x1.abc9e3b39803fp-56, 2.0 * s)));
 }
 
-// Sine and cosine of a number of turns, in [0, 1]: by their series within an eighth of a turn.
+// Sine and cosine of an angle in turns, in [0, 1]: their series within an eighth of a turn of the nearest quarter.
 static inline void turned(double turns, double* __restrict cosine, double* __restrict sine) {
     const double quarter = __builtin_rint(4.0 * turns), x = (turns - 0.25 * quarter) * 6.283185307179586;
     const double x2 = x * x;
@@ -57,11 +57,11 @@ static inline void turned(double turns, double* __restrict cosine, double* __res
     *sine = behind ? -other : other;
 }
 
-// Four words of 32 bits, each in 64, of which the upper half may hold anything: what a product of two takes.
+// Four words of 32 bits, each in 64 bits as their products need it. The upper halves may hold anything.
 typedef uint64_t Words __attribute__((vector_size(32)));
 
 static inline Words product(Words a, uint64_t b) {
-#if defined(__AVX2__) && !defined(__clang__)  // the instruction that others find by themselves
+#if defined(__AVX2__) && !defined(__clang__)  // other compilers find this instruction themselves
     typedef int32_t Halves __attribute__((vector_size(32)));
     return (Words)__builtin_ia32_pmuludq256((Halves)a, (Halves)(Words{b, b, b, b}));
 #else
@@ -69,12 +69,12 @@ static inline Words product(Words a, uint64_t b) {
 #endif
 }
 
-// Two words give 53 bits between 0 and 1.
+// A uniform number in (0, 1) with 53 bits, from two words.
 static inline double uniform(uint64_t high, uint64_t low) {
     return (fused(from_whole((high & 0xffffffffu) >> 6), 0x1p27, from_whole((low & 0xffffffffu) >> 5)) + 0.5) * 0x1p-53;
 }
 
-// Philox4x32-10 of philox.py: two uniform numbers for each of `count` pairs of elements.
+// Philox4x32-10, as in distributed/philox.py: two uniform numbers for each of `count` pairs of elements.
 static inline void uniform_pairs(
     const uint64_t* __restrict pairs, int64_t count, uint64_t c2, uint64_t c3, uint32_t k0, uint32_t k1,
     double* __restrict u, double* __restrict v
@@ -105,7 +105,7 @@ static inline void uniform_pairs(
     }
 }
 
-// Box and Muller: replaces pairs of uniform numbers by pairs of normal ones.
+// The Box-Muller transform: replaces pairs of uniform numbers by pairs of normal ones.
 static inline void normal_pairs(double* __restrict u, double* __restrict v, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {
         double cosine, sine;
@@ -116,7 +116,8 @@ static inline void normal_pairs(double* __restrict u, double* __restrict v, int6
     }
 }
 
-// philox.normals for `count` local elements from `local` on; `global_index` is tensor, first, run, stride.
+// `normals` of distributed/philox.py for `count` elements from the local index `local` on. `global_index` holds tensor,
+// first, run and stride.
 template <class T>
 static inline void normal_block(
     T* __restrict x, int64_t count, int64_t local, const int64_t* global_index, uint32_t k0, uint32_t k1, uint32_t t
@@ -124,7 +125,7 @@ static inline void normal_block(
     const uint32_t tensor = uint32_t(global_index[0]);
     uint64_t pairs[BLOCK] = {};
     double u[BLOCK], v[BLOCK];
-    if (global_index[2] == global_index[3]) {  // neighbours share their counter
+    if (global_index[2] == global_index[3]) {  // neighbours are a pair, which shares a counter
         const int64_t first = global_index[1] + local, odd = first & 1, count_of_pairs = (count + odd + 1) >> 1;
         for (int64_t j = 0; j < count_of_pairs; ++j) pairs[j] = uint64_t((first >> 1) + j);
         uniform_pairs(pairs, count_of_pairs, tensor, t, k0, k1, u, v);

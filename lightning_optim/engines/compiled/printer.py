@@ -1,8 +1,8 @@
 """Prints the passes of a program in C++.
 
-A kernel serves the tiles `first` to `last` of a launch. Where no operand is quantized and nothing is summed, a tile is
-one loop over its elements, which a compiler turns into vector instructions; else it is taken block by block: codes are
-dequantized into a buffer, the update runs on buffers, and what it made of them is quantized.
+A call of a kernel serves the tiles `first` to `last` of a launch. Where no operand is quantized and nothing is summed,
+a tile is one loop over its elements, which a compiler turns into vector instructions. Otherwise the loop runs block by
+block: codes are dequantized into buffers, the update runs on the buffers, and its results are quantized.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ EXPRESSIONS = {
     "gt": "{} > {}",
     "ge": "{} >= {}",
 }
-# Powers that are known when a step begins, for which roots are faster than logarithms.
+# Exponents for which roots are faster than logarithms. They are compared when a step begins.
 ROOTS = {"0.5": "root(a)", "0.25": "root(root(a))"}
-# How an element of a dtype is kept, read and written.
+# The C++ type of each dtype, and the expressions that read and write an element of it.
 TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "uint16_t", torch.float16: "_Float16"}
 READ = {torch.bfloat16: "from_bfloat16({})"}
 WRITE = {torch.bfloat16: "to_bfloat16({})"}
@@ -54,12 +54,12 @@ ARGUMENTS = (
 
 
 def print_pass(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
-    """The last pass: computes and stores the parameter and slots named in `outputs`."""
+    """Print the last pass, which computes and stores the parameter and slots named in `outputs`."""
     return _Printer(program, signature, [program.outputs[name] for name in outputs], outputs, "").kernel()
 
 
 def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
-    """A pass that stores, for each tile, the sum or the maximum of each of some symbols."""
+    """Print a pass that stores, for each tile, the sum or the maximum of each of the symbols `of`."""
     return _Printer(program, signature, of, (), by).kernel()
 
 
@@ -87,7 +87,7 @@ class _Printer:
         inner = self._blocks(body) if self.by_blocks else self._loop(body, "count")
         count = len(self.per_tensor)
         per_tensor = [(self.words[symbol], i) for i, symbol in enumerate(self.per_tensor)]
-        parts = [
+        lines = [
             f"using T = {'double' if self.signature.dtypes.get('p') == torch.float64 else 'float'};",
             "",
             f'extern "C" void run({ARGUMENTS}) {{',
@@ -107,7 +107,7 @@ class _Printer:
         random = any(self.formats[name].stochastic for name in self.outputs if name in self.formats)
         return Kernel(
             name="run",
-            text="\n".join(parts),
+            text="\n".join(lines),
             arguments={**({"t": "int64"} if random else {}), **dict.fromkeys(self.codebooks, "float*")},
             numbers=self.numbers,
             integers={},
@@ -120,23 +120,23 @@ class _Printer:
     # ------------------------------------------------------------------ memory
 
     def _pointers(self) -> list[str]:
-        """Where the operands of this tile begin."""
-        found = []
+        """Lines that declare pointers to the operands of this tile."""
+        lines = []
         for name, stored in self.signature.operands:
             if name not in self.touched:
                 continue
             offset, constant = self.signature.offsets[name], "" if name in self.outputs else "const "
-            kind = TYPES[stored] if isinstance(stored, torch.dtype) else "uint8_t"
-            found.append(f"{constant}{kind}* __restrict {name}_at = ({constant}{kind}*)at[{offset}] + start;")
+            word = TYPES[stored] if isinstance(stored, torch.dtype) else "uint8_t"
+            lines.append(f"{constant}{word}* __restrict {name}_at = ({constant}{word}*)at[{offset}] + start;")
             if name in self.formats:
                 scales = f"start / {BLOCK} * {self.formats[name].scales_per_block}"
-                found.append(f"{constant}float* {name}_scales = ({constant}float*)at[{offset + 1}] + {scales};")
+                lines.append(f"{constant}float* {name}_scales = ({constant}float*)at[{offset + 1}] + {scales};")
         if self.normals:
-            found.append(f"const int64_t* global_index = at + {self.signature.offsets['index']};")
-        return found
+            lines.append(f"const int64_t* global_index = at + {self.signature.offsets['index']};")
+        return lines
 
     def _element(self, name: str) -> str:
-        """An element of an operand in memory."""
+        """The expression for an element of an operand in memory."""
         return f"{name}_at[{'block + i' if self.by_blocks else 'i'}]"
 
     def _load(self, name: str) -> str:
@@ -153,7 +153,7 @@ class _Printer:
     # ------------------------------------------------------------------ the loop over elements
 
     def _compute(self) -> list[str]:
-        """The body of the loop over elements."""
+        """The lines inside the loop over elements."""
         lines = []
         for symbol in self.elements:
             if symbol.name == "normal":
@@ -175,7 +175,7 @@ class _Printer:
 
     def _expression(self, symbol: Symbol) -> str:
         args = [self._argument(arg) for arg in symbol.args]
-        if symbol.name == "div" and not is_element(symbol.args[0]):  # as torch divides a number: by the reciprocal
+        if symbol.name == "div" and not is_element(symbol.args[0]):  # torch divides a number by a tensor so
             return f"{args[0]} * (T(1) / {args[1]})"
         if symbol.name == "pow" and args[1] in self.numbers:
             self.exponents.add(args[1])
@@ -196,7 +196,7 @@ class _Printer:
         return self.words[arg]
 
     def _loop(self, body: Sequence[str], count: str) -> list[str]:
-        """A loop over elements, one for each way in which powers are taken: no element has to ask."""
+        """A loop over elements, repeated for each way to compute powers, so that no element has to choose."""
         loop = [
             "#pragma GCC ivdep",
             f"for (int64_t i = 0; i < {count}; ++i) {{",
@@ -204,13 +204,13 @@ class _Printer:
             "}",
         ]
         for name in sorted(self.exponents):
-            ways = [(f"if ({name} == T({power})) ", root) for power, root in ROOTS.items()]
+            choices = [(f"if ({name} == T({power})) ", root) for power, root in ROOTS.items()]
             loop = [
                 line
-                for condition, way in [*ways, ("", f"power(a, {name})")]
+                for condition, result in [*choices, ("", f"power(a, {name})")]
                 for line in (
                     f"{condition}{{",
-                    f"    const auto to_{name} = [=](T a) {{ return {way}; }};",
+                    f"    const auto to_{name} = [=](T a) {{ return {result}; }};",
                     *(f"    {line}" for line in loop),
                     "} else" if condition else "}",
                 )
@@ -220,7 +220,7 @@ class _Printer:
     # ------------------------------------------------------------------ block by block
 
     def _blocks(self, body: Sequence[str]) -> list[str]:
-        """A loop over blocks: buffers are filled, the body runs on them, and they are emptied."""
+        """A loop over blocks, which fills buffers, runs the body on them and stores their results."""
         before: list[str] = []
         after: list[str] = []
         for name in self.formats:
@@ -247,7 +247,7 @@ class _Printer:
         ]
 
     def _buffer(self, name: str, before: list[str], after: list[str]) -> None:
-        """The values of a block of a quantized operand: how the buffer is filled, and quantized afterwards."""
+        """Add the lines that dequantize a block of an operand before the body, and quantize it afterwards."""
         form = self.formats[name]
         scales = f"{name}_scales + block / {BLOCK} * {form.scales_per_block}"
         partner, random = f"{form.partner}_block", ("start + block", "t")
@@ -262,12 +262,12 @@ class _Printer:
             after.append(f"{form.name}_quantize({', '.join(args + extra)});")
 
     def _counter(self, symbol: Symbol) -> str:
-        """Both halves of the seed, and the step: whole numbers, which double holds and float would not."""
+        """Both halves of the seed and the step as integers, which a double holds exactly and a float does not."""
         names = list(self.numbers)
         return ", ".join(f"uint32_t(numbers[{names.index(self.words[arg])}])" for arg in symbol.args)
 
     def _finish(self, i: int, count: int) -> list[str]:
-        """Combine the lanes of a sum."""
+        """Lines that combine the lanes of a sum."""
         combine = f"total{i} + lanes{i}[j]" if self.by == "sum" else f"maximum(total{i}, lanes{i}[j])"
         return [
             f"double total{i} = lanes{i}[0];",
@@ -277,5 +277,5 @@ class _Printer:
 
 
 def _constant(value: Constant) -> str:
-    """A constant of a format in C++."""
+    """A constant of a format, in C++."""
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,9 +1,9 @@
-"""The engine for GPUs: one launch for all tensors of a batch, of a kernel that is printed from the update.
+"""The engine for GPUs: Triton kernels that are printed from the program, one call for all tensors of a launch.
 
-The arithmetic is that of the reference, operation by operation in float32, and a parameter is rounded once. Floats
-enter as arguments, so a schedule compiles nothing. How passes follow each other stands in `passes.py`.
+The arithmetic is that of the reference engine, operation by operation in float32, and a parameter is rounded once.
+Floats are arguments of a kernel, so a schedule causes no compilation. `passes.py` runs the passes in order.
 
-Without a GPU the same kernels run in Triton's interpreter, slowly, to be tested there.
+Without a GPU the same kernels run in Triton's interpreter, which is slow and meant for tests.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lightning_optim.storage.format import Format
 name = "triton"
 
 WARPS = 4
-# The bound on registers lets three programs run on a processor; without one the assembler spills a register or two to
-# fit one more. Normal numbers are made in float64, which takes more: two programs.
+# With this bound on registers three instances run on a multiprocessor at a time. Without it the assembler spills one or
+# two registers to fit in a fourth. Normal numbers are computed in float64, which takes more registers: two instances.
 REGISTERS, REGISTERS_WITH_NORMALS = 168, 255
 
 
@@ -45,7 +45,7 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
         return "the parameters are on several devices."
     if any(p.device.type != "cuda" for p in params) and not _interpreted():
         return "a parameter is not on a GPU (TRITON_INTERPRET=1, set before triton is imported, runs it on the CPU)."
-    # A complex number is a pair of float32 to an engine.
+    # Engines see a complex64 number as two float32 numbers.
     unserved = next((p.dtype for p in params if p.dtype not in (*printer.TYPES, torch.complex64)), None)
     return f"it computes in float32, and a parameter is {str(unserved).removeprefix('torch.')}." if unserved else ""
 
@@ -60,14 +60,14 @@ def _interpreted() -> bool:
 
 
 def run(step: Step) -> None:
-    """Run a step with one kernel per launch, and one or two more for each level of reductions."""
+    """Run a step: for each launch one or two kernels for each level of reductions, and one for the last pass."""
     device = step.params[0].param.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         passes.run(step, BACKEND)
 
 
 class _Backend(KernelBackend):
-    """Triton, as plans see it."""
+    """The backend of plans that runs Triton kernels."""
 
     name = name
     served = tuple(printer.TYPES)
@@ -80,9 +80,9 @@ class _Backend(KernelBackend):
         return load(kernel.name, kernel.text, kernel.formats)
 
     def call(self, kernel: Kernel, built: Any, launch: Launch, given: dict[str, Any]) -> None:
-        books = {form.codebook.name: form.codebook for form in kernel.formats if form.codebook}
-        for word in books.keys() & kernel.arguments.keys():
-            given[word] = books[word].values(launch.table.device)
+        codebooks = {form.codebook.name: form.codebook for form in kernel.formats if form.codebook}
+        for word in codebooks.keys() & kernel.arguments.keys():
+            given[word] = codebooks[word].values(launch.table.device)
         if kernel.values:
             given["values"] = given["values"].float()
         run_kernel(built, launch.count, launch.table, launch.tiles, **given, **options(kernel))
@@ -100,19 +100,19 @@ BACKEND = _Backend()
 
 @functools.cache
 def load(name: str, text: str, formats: tuple[Format, ...]) -> Any:
-    """The Triton function of this name in a text. Programs with the same text share it."""
+    """The Triton function `name` of some source code. Programs with the same code share it."""
     file = f"<lightning_optim {name} {abs(hash(text)):x}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # where Triton and tracebacks read it
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # Triton and tracebacks read it from there
     scope: dict[str, Any] = {**_functions(), "__name__": f"lightning_optim.printed.{name}"}
     for form in formats:
         scope.update({word: value for word, value in form.triton().items() if not word.startswith("__")})
-    exec(compile(text, file, "exec"), scope)  # the text is made from our own symbols only
+    exec(compile(text, file, "exec"), scope)  # the code consists of our own symbols only
     return scope[name]
 
 
 @functools.cache
 def _functions() -> dict[str, Any]:
-    """What all printed kernels may call, by name."""
+    """The functions that every printed kernel may call, by name."""
     from lightning_optim.engines.triton import functions, normals
     from lightning_optim.storage import triton as shared
 
@@ -121,9 +121,9 @@ def _functions() -> dict[str, Any]:
 
 
 def options(kernel: Kernel) -> dict[str, Any]:
-    """What the compiler is told of a kernel.
+    """The options with which Triton compiles a kernel.
 
-    Multiplications and additions stay apart, as in torch, so that the numbers are the same.
+    Products and sums are not contracted, so that results equal those of torch.
     """
     registers = REGISTERS_WITH_NORMALS if kernel.integers else REGISTERS
     return {"num_warps": WARPS, "maxnreg": registers, "enable_fp_fusion": False}
@@ -135,5 +135,5 @@ def run_kernel(function: Any, count: int, *args: Any, **given: Any) -> None:
 
 
 def source(program: Program, params: Sequence[LocalParameter]) -> str:
-    """The text of the kernels that serve a program on local parameters like these, to be read."""
+    """The source code of the kernels that serve a program on local parameters like these, for people to read."""
     return "\n\n".join(kernel.text for kernel in BACKEND.kernels(program, params))

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
-"""What Triton's language lacks, and the sums of a launch."""
+"""Functions that Triton's language lacks, and the sums of a launch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def lerp(a, b, weight):
-    """As torch computes it: from the nearer end, in one rounding."""
+    """a + weight * (b - a), from the nearer of the two ends and with one rounding, as in torch."""
     near = weight < 0.5
     return tl.fma(tl.where(near, weight, weight - 1.0), b - a, tl.where(near, a, b))
 
@@ -29,7 +29,7 @@ def sign(x):
 
 @triton.jit
 def combine_tiles(partials, table, results, WIDTH: tl.constexpr, COUNT: tl.constexpr, MAXIMUM: tl.constexpr):
-    """The results of each tensor from those of its tiles, always in the same order. One program per result."""
+    """Combine the results of the tiles of each tensor, always in the same order. One instance for each result."""
     row = tl.program_id(0) // COUNT
     which = tl.program_id(0) % COUNT
     first = tl.load(table + row * WIDTH)

@@ -10,14 +10,14 @@ import triton.language as tl
 
 FIRST = tl.constexpr(0xD2511F53)
 SECOND = tl.constexpr(0xCD9E8D57)
-LAST_PLACE = tl.constexpr(2.0**-53)
+LAST_BIT = tl.constexpr(2.0**-53)
 TURN = tl.constexpr(2.0 * math.pi)
 
 
 @triton.jit
 def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
-    """`philox.normals` for the local elements at these positions, int64."""
-    if run == stride:  # noqa: SIM108  one branch alone is run, which a choice between values is not
+    """`normals` of `distributed/philox.py` for elements of these local indices, int64."""
+    if run == stride:  # noqa: SIM108  only one branch runs, while a conditional expression would compute both
         index = first + local
     else:
         index = first + local // run * stride + local % run
@@ -31,18 +31,18 @@ def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
     radius = tl.sqrt(-2.0 * tl.log(uniform(c0, c1)))
-    # An odd index has the sine, which is the cosine a quarter of a turn before.
+    # An odd index gets the sine, which is the cosine a quarter of a turn earlier.
     turn = uniform(c2, c3) - (index & 1).to(tl.float64) * 0.25
     return (radius * cosine(turn)).to(tl.float32)
 
 
 @triton.jit
 def cosine(turn):
-    """The cosine of some turns, float64, of less than a million. CUDA's own serves any angle, which takes a stack."""
+    """The cosine of angles in turns, float64, below a million. CUDA's own takes any angle, and needs a stack for it."""
     quarter = tl.floor(turn * 4.0 + 0.5)
     x = (turn - quarter * 0.25) * tl.full((), TURN, tl.float64)  # at most an eighth of a turn
     z = x * x
-    # Polynomials of Sun's fdlibm, right to the last place of a double there.
+    # The polynomials of Sun's fdlibm, accurate to the last bit of a float64 in this range.
     even = tl.full((), -1.13596475577881948265e-11, tl.float64)
     even = tl.full((), 2.08757232129817482790e-09, tl.float64) + z * even
     even = tl.full((), -2.75573143513906633035e-07, tl.float64) + z * even
@@ -62,5 +62,5 @@ def cosine(turn):
 
 @triton.jit
 def uniform(a, b):
-    """53 bits of two words, float64, between 0 and 1."""
-    return (((a >> 6).to(tl.int64) * 134217728 + (b >> 5).to(tl.int64)).to(tl.float64) + 0.5) * LAST_PLACE
+    """A uniform number in (0, 1) with 53 bits, float64, from two words."""
+    return (((a >> 6).to(tl.int64) * 134217728 + (b >> 5).to(tl.int64)).to(tl.float64) + 0.5) * LAST_BIT

@@ -1,7 +1,7 @@
 """Prints the passes of a program in Triton.
 
-An instance of a kernel serves one tile of a launch. The tile is printed once and called twice: where the number of its
-elements is a multiple of 8 the compiler can prove it, and moves 16 bytes at a time.
+An instance of a kernel serves one tile of a launch. The function of a tile is printed once and called in two branches:
+in one of them the compiler can prove that the number of elements is a multiple of 8, and moves 16 bytes at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightning_optim.language.values import By
 from lightning_optim.storage.quantized import BLOCK
 
 TILE = 4 * BLOCK  # elements: 8 for each of 128 threads, two accesses of 16 bytes in float32
-WORD = 8  # elements that are masked alike: 16 bytes in half precision
+WORD = 8  # consecutive elements with one mask: 16 bytes in half precision
 
 EXPRESSIONS = {
     "add": "{} + {}",
@@ -40,31 +40,31 @@ EXPRESSIONS = {
     "gt": "{} > {}",
     "ge": "{} >= {}",
 }
-# How an element of a dtype is called in Triton, read and written.
+# The Triton type of each dtype, and the expressions that read and write an element of it.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 READ = {torch.float32: "{}"}
 WRITE = {torch.float32: "{}", torch.bfloat16: "to_bfloat16({})", torch.float16: "{}.to(tl.float16)"}
-# Words of the kernels themselves, which no option can have.
+# Names that kernels use themselves, so that no argument may have them.
 RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
 )
-INLINE = 60  # a longer expression gets a line of its own
+INLINE = 60  # longer expressions get a line of their own
 
 
 def print_pass(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
-    """The last pass: computes and stores the parameter and slots named in `outputs`."""
+    """Print the last pass, which computes and stores the parameter and slots named in `outputs`."""
     values = [program.outputs[name] for name in outputs]
     return _Printer(program, signature, values, outputs, "", "step").kernel()
 
 
 def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
-    """A pass that stores, for each tile, the sum or the maximum of each of some symbols."""
+    """Print a pass that stores, for each tile, the sum or the maximum of each of the symbols `of`."""
     return _Printer(program, signature, of, (), by, f"{by}s").kernel()
 
 
 class _Printer:
-    """Prints the symbols that some values depend on, one line each, or inside the line that alone reads it."""
+    """Prints the symbols that some values depend on, each in its own line or inside the only line that reads it."""
 
     def __init__(
         self,
@@ -124,14 +124,14 @@ class _Printer:
     # ------------------------------------------------------------------ the tile
 
     def _load(self, name: str) -> str:
-        """The values of an operand."""
+        """The expression that loads an operand."""
         if name in self.signature.formats:
             return self._call(name, "dequantize", [], self.signature.partner(name) or "", ())
         load = f"tl.load({name}_at + index, mask=inside, other=0.0)"
         return READ.get(self.signature.dtypes[name], "{}.to(tl.float32)").format(load)
 
     def _call(self, name: str, function: str, values: list[str], partner: str, random: Sequence[str]) -> str:
-        """A call of a function of a format."""
+        """The call of a function of a format."""
         form = self.signature.formats[name]
         if form.codebook:
             self.arguments[form.codebook.name] = "*fp32"
@@ -155,18 +155,18 @@ class _Printer:
             self.words[symbol] = word
 
     def _expression(self, symbol: Symbol, args: list[str]) -> str:
-        if symbol.name == "div" and not is_element(symbol.args[0]):  # as torch divides a number: by the reciprocal
+        if symbol.name == "div" and not is_element(symbol.args[0]):  # torch divides a number by a tensor so
             return f"{args[0]} * tl.div_rn(1.0, {args[1]})"
         if symbol.name == "where" and not is_element(symbol.args[0]):
             args[0] = f"{args[0]} != 0.0"
         return EXPRESSIONS[symbol.name].format(*args)
 
     def _normal(self, symbol: Symbol) -> str:
-        """Normal numbers. What counts them is whole: float32 would not hold it."""
+        """The call that computes normal numbers. Its seed and step are integers, which float32 could not hold."""
         names = []
         for arg, word in zip(symbol.args, ("seed_low", "seed_high", "normal_t"), strict=True):
-            known = next((name for name, other in self.integers.items() if other is arg), None)
-            names.append(known or self._fresh(f"{word}_"))
+            existing = next((name for name, other in self.integers.items() if other is arg), None)
+            names.append(existing or self._fresh(f"{word}_"))
             self.integers[names[-1]] = arg
             self.arguments[names[-1]] = "i64"
         return f"normal({', '.join([*names, *INDEX])}, start + index)"
@@ -194,8 +194,8 @@ class _Printer:
         return name
 
     def _store(self) -> None:
-        """Store new values, those first in which others are measured: as they will be read."""
-        kept: dict[str, str] = {}
+        """Store new values, those of partners first: others are quantized relative to them as they will be read."""
+        stored_as: dict[str, str] = {}  # the expression for each value as it will be read
         new = dict(zip(self.outputs, self.values, strict=True))
         for name in self.signature.partners_first(self.outputs):
             value = self.words[new[name]]
@@ -203,19 +203,19 @@ class _Printer:
                 finite = f"tl.where(inside & (tl.abs({value}) < float('inf')), {value}, 0.0)"
                 partner = self.signature.partner(name) or ""
                 random = [self._random_bits()] if self.signature.formats[name].stochastic else []
-                kept[name] = f"kept_{name}"
-                call = self._call(name, "quantize", [finite], kept.get(partner, partner), random)
+                stored_as[name] = f"kept_{name}"
+                call = self._call(name, "quantize", [finite], stored_as.get(partner, partner), random)
                 self.lines.append(f"kept_{name} = {call}")
                 continue
             dtype = self.signature.dtypes[name]
             stored = WRITE[dtype].format(value)
-            kept[name] = READ.get(dtype, "{}.to(tl.float32)").format(stored)
+            stored_as[name] = READ.get(dtype, "{}.to(tl.float32)").format(stored)
             self.lines.append(f"tl.store({name}_at + index, {stored}, mask=inside)")
 
     def _random_bits(self) -> str:
-        """Random bits for all elements of the tile.
+        """The call that computes random bits for all elements of the tile.
 
-        The step counter is an argument, or where it is only on the device, one of the values there.
+        The step counter is an argument. Under `capturable` it is one of the values on the device.
         """
         if self.program.step_counter is None:
             self.arguments["t"] = "i32"
@@ -251,7 +251,7 @@ class _Printer:
         return ["@triton.jit", *head, *(f"    {line}" for line in [*notes, *body, *self.lines])]
 
     def _entry(self, arguments: dict[str, str]) -> list[str]:
-        """The function that is launched: it finds its tile and the addresses."""
+        """The function that is launched. It reads its tile and the addresses from the table."""
         passed = ", ".join([*self._pointers(), *arguments])
         integers = [word for word in arguments if word == "t" or word in self.integers]
         unspecialised = f"(do_not_specialize={integers})" if integers else ""
@@ -271,28 +271,28 @@ class _Printer:
         return [f"@triton.jit{unspecialised}", head, *(f"    {line}" for line in body)]
 
     def _addresses(self) -> list[str]:
-        found = []
+        lines = []
         for name, stored in self.signature.operands:
             if name not in self.touched:
                 continue
             offset = self.signature.offsets[name]
-            kind = TYPES[stored] if isinstance(stored, torch.dtype) else "uint8"
-            found.append(f"{name}_at = {self._address(offset, kind)} + start")
+            element = TYPES[stored] if isinstance(stored, torch.dtype) else "uint8"
+            lines.append(f"{name}_at = {self._address(offset, element)} + start")
             if not isinstance(stored, torch.dtype):
                 scales = f"start // {BLOCK} * {stored.scales_per_block}"
-                found.append(f"{name}_scales = {self._address(offset + 1, 'float32')} + {scales}")
+                lines.append(f"{name}_scales = {self._address(offset + 1, 'float32')} + {scales}")
         if self.indexed:
             offset = self.signature.offsets["index"]
-            found += [f"{word} = tl.load(at + {offset + i})" for i, word in enumerate(INDEX)]
-        return found
+            lines += [f"{word} = tl.load(at + {offset + i})" for i, word in enumerate(INDEX)]
+        return lines
 
-    def _address(self, offset: int, kind: str) -> str:
-        pointer = f"tl.load(at + {offset}).to(tl.pointer_type(tl.{kind}))"
+    def _address(self, offset: int, element: str) -> str:
+        pointer = f"tl.load(at + {offset}).to(tl.pointer_type(tl.{element}))"
         return f"tl.multiple_of({pointer}, 16)" if self.signature.aligned else pointer
 
 
 def _owner(program: Program) -> str:
-    """The word for a program in names: the optimizer's, where it is one's."""
-    owner = getattr(program.formula, "__self__", None)
+    """The word for a program in the names of its kernels: the name of the optimizer, if it has one."""
+    owner = getattr(program.update, "__self__", None)
     word = getattr(owner, "name", None) or "stage"
     return str(word) if str(word).isidentifier() else "update"
