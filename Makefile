@@ -9,7 +9,8 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 # What `make quick` covers: the language and its trace, pages, oracles and worked numbers, laws on the reference engine,
 # state in few bits, what a word or a mapping means, and that tests stand by themselves.
 QUICK := tests/language tests/optimizers tests/oracles tests/laws tests/storage tests/training \
-	tests/config/test_strategy.py tests/config/test_recipes.py tests/project/test_tests.py
+	tests/config/test_strategy.py tests/config/test_recipes.py tests/project/test_tests.py \
+	tests/project/test_architecture.py
 
 .PHONY: help demo quick test test-full coverage check docs bench bench-quality build clean
 .DEFAULT_GOAL := help

@@ -4,7 +4,7 @@
 
 A room is a folder of `lightning_optim`, or a module at its root. An arrow is an import from one room by another,
 wherever it stands: at the top, inside a function or under `TYPE_CHECKING`. A circle is a set of files that import each
-other, directly or through others. `tests/test_architecture.py` holds these numbers to their limits.
+other, directly or through others. `tests/project/test_architecture.py` holds these numbers to their limits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PACKAGE = "lightning_optim"
@@ -31,16 +31,19 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports(file: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of the package that a file imports, wherever the import stands."""
+def imports(module: str, file: Path, known: Collection[str]) -> set[str]:
+    """The modules of the package that a file imports, wherever the import stands, relative ones included."""
     found = set()
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in known else node.module for name in names}
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            names = {f"{source}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else source for name in names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name in known}
-    return found
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name in known}
 
 
 def room(module: str) -> str:
@@ -52,7 +55,7 @@ def room(module: str) -> str:
 def read(root: Path) -> dict[str, set[str]]:
     """The modules of the package with what each imports."""
     known = modules(root)
-    return {name: imports(file, known) - {name} for name, file in known.items()}
+    return {name: imports(name, file, known) - {name} for name, file in known.items()}
 
 
 def arrows(graph: dict[str, set[str]]) -> dict[str, set[str]]:
