@@ -1,6 +1,6 @@
-"""What a page of an optimizer is written in: values, functions, options and slots.
+"""The language of a page: values, functions, options and slots.
 
-A page imports from here and from `lightning_optim.core.optimizer`, and from nowhere else.
+A page imports from this package and from `lightning_optim.core.optimizer`, and from nothing else of the library.
 """
 
 from lightning_optim.errors import OptionError

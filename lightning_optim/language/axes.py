@@ -1,4 +1,4 @@
-"""Which two axes of a tensor a factored second moment keeps means over."""
+"""The two axes over which a factored second moment stores means."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def factored_axes(shape: torch.Size, largest: bool = False, smallest: int = 0) -> tuple[int, int] | tuple[None, None]:
-    """The row axis and the column axis, counted from the end; none where the tensor is not factored.
+    """The row axis and the column axis of a tensor as negative indices; None for both where it is not factored.
 
     Args:
         shape: The logical shape of the tensor.
-        largest: Take the two largest axes, the later ones where sizes are equal, instead of the last two.
-        smallest: Do not factor where one of the two is shorter than this.
+        largest: Use the two largest axes instead of the last two. Of axes of equal size the later ones are used.
+        smallest: Do not factor if one of the two axes is shorter than this.
 
     Example:
         >>> factored_axes(torch.Size([64, 32, 3, 3])), factored_axes(torch.Size([64, 32, 3, 3]), largest=True)

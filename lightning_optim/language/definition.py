@@ -1,4 +1,4 @@
-"""What a page of an optimizer declares, and what it may leave out."""
+"""The definition of an optimizer: what a page declares, with defaults for what it leaves out."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ BatchScaling = Literal["sqrt", "linear"]
 
 
 class Definition(Declared):
-    """The mathematics of one optimizer: options as annotated attributes, slots, scalars of a step and one update.
+    """The mathematics of one optimizer: options as annotated attributes, slots, scalars and one update.
 
     Attributes:
-        title: The method's name for people.
-        paper: Authors, year and number.
-        advice: One sentence for those who come from AdamW or SGD.
-        batch_scaling: How the learning rate grows with the batch size: "sqrt" for adaptive methods, "linear" for those
-            that step like SGD, None where no rule is known. Every page states it.
+        title: The name of the optimizer in prose.
+        paper: Authors, year and arXiv number of the paper.
+        advice: One sentence for users of AdamW or SGD.
+        batch_scaling: How the learning rate grows with the batch size: "sqrt" for adaptive optimizers, "linear" for
+            those that step like SGD, None where no rule is established. Every page states it.
         recommended: Options to start with on a small classifier.
-        ranges: Ranges of options that differ from `options.RANGES`.
-        letters: Letters in the printed formula, of options ("lr"; "betas.0") and of local variables, where they differ
-            from `formula.LETTERS`; "p" is the parameter.
-        inputs: What the update reads besides options: "loss", "loss_second_moment".
-        real_only: Why complex parameters are refused; empty where they are served.
+        ranges: The ranges of options that differ from `options.RANGES`.
+        letters: The letters in the printed formula that differ from `formula.LETTERS`: of options ("lr", "betas.0"), of
+            local variables, and of the parameter ("p").
+        inputs: The inputs that the update reads besides options: "loss", "loss_second_moment".
+        real_only: Why complex parameters are refused; empty where they are supported.
     """
 
     params: Any
@@ -48,37 +48,73 @@ class Definition(Declared):
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:
-        """What depends only on the options `h` and the step counter `t` (1 at the first step), in float64.
+        """The scalars of a step: numbers that depend only on the options and the step counter, in float64.
 
-        Floats reach the update as numbers; a bool selects between two forms of it, by `where`. `t` is an int; under
-        `capturable` both `t` and `h.lr` are tensors, and symbols where the formula is printed, so roots and choices are
-        those of `lightning_optim.language`.
+        A float reaches the update as a number. A bool selects one of two programs. `t` is an int. Under `capturable`
+        both `t` and `h.lr` are tensors, and where the formula is printed they are symbols, so `scalars` uses the
+        functions `sqrt` and `where` of `lightning_optim.language`.
+
+        Args:
+            h: The options of the parameter group.
+            t: The step counter, 1 at the first step.
+
+        Returns:
+            The scalars by name. The update reads them from `h`.
         """
         return {}
 
     @staticmethod
     def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
-        """What depends on the logical shape and the type of a tensor; `most_dims` is the most axes that any has.
+        """The traits of a parameter: what its shape and dtype decide for its update.
 
-        Not on `lr` or `weight_decay`, which schedules move.
+        Traits must not depend on `lr` or `weight_decay`, which schedules change.
+
+        Args:
+            h: The options of the parameter group.
+            shape: The logical shape of the parameter.
+            dtype: The dtype of the parameter.
+            most_dims: The largest number of axes of any parameter.
+
+        Returns:
+            The traits by name. The update reads them from `h`.
         """
         return {}
 
     @staticmethod
     def predict(p: Value, s: Slots, h: Options) -> Value:
-        """For methods that move before the gradient is taken: the new parameter, there."""
+        """The parameter at which the gradient is computed, for optimizers that move before the backward pass.
+
+        Args:
+            p: The parameter.
+            s: The slots, which it may assign.
+            h: The options, traits and scalars.
+        """
         return p
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        """The new parameter from the parameter, the gradient, the slots `s` (which it assigns) and the options `h`."""
+        """Compute the new parameter and the new slots.
+
+        Args:
+            p: The parameter.
+            g: The gradient.
+            s: The slots, which it assigns.
+            h: The options, traits and scalars.
+
+        Returns:
+            The new parameter.
+        """
         raise NotImplementedError
 
     @classmethod
     def predicts(cls) -> bool:
-        """Whether it moves before the gradient is taken."""
+        """Whether the optimizer moves the parameter before the gradient is computed."""
         return cls.predict is not Definition.predict
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        """Refuse combinations of options that have no meaning; may complete `options` in place."""
+        """Refuse combinations of options without meaning. It may complete `options` in place.
+
+        Raises:
+            OptionError: for such a combination.
+        """

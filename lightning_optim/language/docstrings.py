@@ -1,4 +1,4 @@
-"""What the docstring of a page says: its sections, its arguments, and the docstring of the constructor made of them."""
+"""Reads the docstring of a page, and composes the docstring of its constructor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 
 def sections(doc: str | None) -> dict[str, str]:
-    """The parts of a docstring by heading, "Args" and so on, without indentation; what comes first is under "".
+    """The sections of a docstring by heading ("Args", ...), without indentation. The text before them is under "".
 
     Example:
         >>> found = sections("Adam.\\n\\n    Args:\\n        lr: Step size.\\n\\n    Note:\\n        Warm up.")
@@ -17,12 +17,12 @@ def sections(doc: str | None) -> dict[str, str]:
         ('Adam.', 'lr: Step size.', 'Warm up.')
     """
     first, *rest = re.split(r"^([A-Z][a-z]+):\n", inspect.cleandoc(doc or ""), flags=re.MULTILINE)
-    found = {heading: inspect.cleandoc("\n" + text) for heading, text in zip(rest[::2], rest[1::2], strict=True)}
-    return {"": first.strip(), **found}
+    by_heading = {word: inspect.cleandoc("\n" + text) for word, text in zip(rest[::2], rest[1::2], strict=True)}
+    return {"": first.strip(), **by_heading}
 
 
 def arguments(doc: str | None) -> dict[str, str]:
-    """What a docstring says of each argument, as one line.
+    """The description of each argument in a docstring, as one line.
 
     Example:
         >>> arguments("Adam.\\n\\n    Args:\\n        lr: Step\\n            size.\\n        eps: Floor.")
@@ -34,7 +34,12 @@ def arguments(doc: str | None) -> dict[str, str]:
 
 
 def constructor_doc(own: str | None, shared: Mapping[str, str]) -> str:
-    """The docstring of a constructor: the page's summary and options, then those that every optimizer has."""
+    """The docstring of a constructor: the summary and the options of a page, then the options of all optimizers.
+
+    Args:
+        own: The docstring of the page.
+        shared: The descriptions of the options of all optimizers, by name.
+    """
     found = sections(own)
     entries = {**shared, **arguments(own)}
     order = [*(name for name in entries if name not in shared or name == "params"), *shared]
@@ -50,7 +55,7 @@ def _entry(name: str, text: str) -> str:
 
 
 def with_formula(source: str, name: str, text: str) -> str:
-    """The source of a module in which the docstring of the class `name` has `text` as its formula.
+    """The source of a module with `text` as the formula in the docstring of the class `name`.
 
     Example:
         >>> source = 'class Lion(Optimizer):\\n    \"\"\"Signs.\\n\\n    Args:\\n        lr: Size.\\n    \"\"\"\\n'

@@ -1,4 +1,4 @@
-"""A traced expression as mathematics: the order of terms and factors, powers, norms, roots, and parentheses."""
+"""Prints traced expressions: the order of terms and factors, powers, norms, roots, and parentheses."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 from lightning_optim.language.notation import Unicode
 from lightning_optim.language.symbols import Symbol
 
-# How tightly an expression holds together; it is put in parentheses where more is asked for.
+# Precedences of expressions. An expression gets parentheses where a higher precedence is required.
 CHOICE, SUM, PRODUCT, POWER, ATOM = range(5)
 
-Term = tuple[list[Any], list[Any], int]  # factors above the line, factors below it, the sign
-Text = tuple[str, int]  # how an expression reads, and how tightly it holds together
+Term = tuple[list[Any], list[Any], int]  # factors of the numerator, factors of the denominator, sign
+Text = tuple[str, int]  # an expression in print, and its precedence
 
 
 class Writer:
-    """Writes the value of a symbol in one notation; what has a letter is written by it."""
+    """Prints the value of a symbol in one notation. A value with a letter is printed as its letter."""
 
     notation: Unicode
-    assumed: dict[Symbol, bool]  # conditions that hold, or do not, where we write
+    assumed: dict[Symbol, bool]  # conditions, and whether they hold where the writer is
 
     def has_letter(self, value: Symbol) -> bool:
-        """Whether a value is written by its letter, and not written out."""
+        """Whether a value is printed as its letter and not written out."""
         raise NotImplementedError
 
     def letter_of(self, value: Symbol) -> str:
-        """The letter of such a value."""
+        """The letter of a value that has one."""
         raise NotImplementedError
 
     def input(self, name: str) -> str:
-        """The letter of an option, or of what was known before the step."""
+        """The letter of an option, or of a value from before the step."""
         raise NotImplementedError
 
     def write(self, value: Any, level: int = CHOICE) -> str:
-        """An expression, in parentheses where it holds together less tightly than `level` asks."""
+        """Print an expression, in parentheses where its precedence is below `level`."""
         value = self._resolved(value)
         if not isinstance(value, Symbol):
             text, own = self.notation.number(float(value)), ATOM if value >= 0 else SUM
@@ -45,13 +45,13 @@ class Writer:
         return text if own >= level else self.notation.parenthesized(text)
 
     def _resolved(self, value: Any) -> Any:
-        """A value under the assumed conditions: of a choice that they decide, what is chosen."""
+        """A value under the assumed conditions: if it is a choice that they decide, the chosen value."""
         while self._is(value, "where") and value.args[0] in self.assumed:
             value = value.args[1] if self.assumed[value.args[0]] else value.args[2]
         return value
 
     def _under(self, condition: Any, holds: bool, value: Any, level: int) -> str:
-        """An expression where a condition is known to hold, or not to."""
+        """Print an expression where a condition holds, or does not hold."""
         if not isinstance(condition, Symbol):
             return self.write(value, level)
         self.assumed[condition] = holds
@@ -61,7 +61,7 @@ class Writer:
             del self.assumed[condition]
 
     def _is(self, value: Any, *names: str) -> bool:
-        """Whether a value is written out, as one of these functions."""
+        """Whether a value is written out and is a call of one of these functions."""
         return isinstance(value, Symbol) and value.name in names and not self.has_letter(value)
 
     def _host(self, name: str) -> Text:
@@ -85,7 +85,7 @@ class Writer:
         return self._sum(list(self._terms(a, -1)))
 
     def _lerp(self, a: Any, b: Any, weight: Any) -> Text:
-        return self._sum([([other_share(weight), a], [], 1), ([weight, b], [], 1)])
+        return self._sum([([complement(weight), a], [], 1), ([weight, b], [], 1)])
 
     def _mul(self, a: Any, b: Any) -> Text:
         return self._sum([([a, b], [], 1)])
@@ -102,7 +102,7 @@ class Writer:
             yield from self._terms(value.args[1], sign if value.name == "add" else -sign)
         elif self._is(value, "lerp"):
             a, b, weight = value.args
-            yield [other_share(weight), a], [], sign
+            yield [complement(weight), a], [], sign
             yield [weight, b], [], sign
         else:
             yield [value], [], sign
@@ -111,8 +111,8 @@ class Writer:
         terms = without_cancelled_ones(terms)
         text, level = "", SUM
         minus = self.notation.minus
-        for above, below, given in terms:
-            term, own, sign = self._product(above, below, given)
+        for above, below, sign_of_term in terms:
+            term, own, sign = self._product(above, below, sign_of_term)
             if text:
                 text += f" {minus if sign < 0 else '+'} {term}"
             else:
@@ -123,7 +123,7 @@ class Writer:
     # ------------------------------------------------------------------ products
 
     def _product(self, above: Iterable[Any], below: Iterable[Any], sign: int) -> tuple[str, int, int]:
-        """A product or quotient without its sign, how tightly it holds together, and the sign."""
+        """A product or quotient without its sign, its precedence, and the sign."""
         over: list[Any] = []
         under: list[Any] = []
         for factor in above:
@@ -133,14 +133,14 @@ class Writer:
         self._join_roots(over, under)
         if not under:
             return *self._times(over), sign
-        if self.notation.fractions_are_boxes:
+        if self.notation.fractions_group:
             return self.notation.fraction(self._alone(over), self._alone(under)), POWER, sign
         (top, _), (bottom, tightness) = self._times(over), self._times(under)
         bottom = bottom if tightness >= POWER else self.notation.parenthesized(bottom)
         return self.notation.fraction(top, bottom), PRODUCT, sign
 
     def _collect(self, value: Any, over: list[Any], under: list[Any]) -> int:
-        """Collect the factors of a value above and below the line; returns the sign."""
+        """Collect the factors of numerator and denominator of a value; returns the sign."""
         value = self._resolved(value)
         if self._is(value, "mul", "div"):
             a, b = value.args
@@ -171,7 +171,7 @@ class Writer:
         return self.notation.times.join(texts) or "1", PRODUCT if len(texts) > 1 else POWER
 
     def _alone(self, factors: list[Any]) -> str:
-        """A product that a box holds together."""
+        """A product in a fraction that groups it without parentheses."""
         return self.write(factors[0]) if len(factors) == 1 else self._times(factors)[0]
 
     def _pow(self, base: Any, exponent: Any) -> Text:
@@ -243,15 +243,15 @@ class Writer:
 
 
 def without_cancelled_ones(terms: list[Term]) -> list[Term]:
-    """A sum without a 1 and a -1 that cancel each other: 1 - (1 - β) is β."""
+    """A sum without 1 and -1 that cancel each other: 1 - (1 - β) is β."""
     ones = [(i, sign) for i, (above, below, sign) in enumerate(terms) if above == [1] and not below]
     ups, downs = ([i for i, sign in ones if sign == which] for which in (1, -1))
     gone = {i for pair in zip(ups, downs, strict=False) for i in pair}
     return [term for i, term in enumerate(terms) if i not in gone]
 
 
-def other_share(weight: Any) -> Any:
-    """1 - weight, which is β where the weight was 1 - β."""
+def complement(weight: Any) -> Any:
+    """1 - weight, simplified to β where the weight is 1 - β."""
     if not isinstance(weight, Symbol):
         return round(1 - weight, 12)
     return weight.args[1] if weight.name == "sub" and weight.args[0] == 1 else weight.record("sub", 1.0, weight)

@@ -1,10 +1,10 @@
-"""The formula of an optimizer, printed from its traced update: `print(formula(Adan))`.
+"""Prints the formula of an optimizer from its traced update: `print(formula(Adan))`.
 
-The page's own functions are called once on symbols, scalars of the step and update alike, so what is printed is what
-runs. Letters come from the page: those of slots from `Slot.letter`, those of options from `LETTERS` and the page's
-`letters`, those of intermediate values from the names of its local variables. Sums and products are put in order, and
-√a / √b becomes √(a / b); nothing else is rearranged. Terms of an option that is switched off by its value 0 (a
-momentum, a clipping) are left out, as in the program.
+`scalars` and `update` of the page are called once on symbols, so the printed formula is what runs. Letters come from
+the page: those of slots from `Slot.letter`, those of options from `LETTERS` and from `letters` of the page, those of
+intermediate values from the names of local variables. Sums and products are put in order, and √a / √b becomes √(a / b);
+nothing else is rearranged. Terms of an option that its value 0 switches off (a momentum, a clipping) are left out, as
+in the program.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_optim.language.notation import LATEX, TEXT
 from lightning_optim.language.sheet import Sheet, is_derived
 from lightning_optim.language.symbols import Kind, State, Symbol, Tracer
 
-# Letters of options, where the page does not say otherwise; an item of a tuple is "betas.0".
+# Letters of options, which a page may override. An item of a tuple is "betas.0".
 LETTERS = {
     "p": "θ",
     "g": "g",
@@ -43,16 +43,19 @@ LETTERS = {
     "rho_inf": "ρ∞",
 }
 SHARED = tuple(f"lightning_optim.language.{name}" for name in ("recursions", "rectification", "kalman"))
-EXAMPLE = torch.Size([64, 32])  # the tensor whose formula is printed is a matrix
+EXAMPLE = torch.Size([64, 32])  # formulas are printed for a matrix
 
 
 def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", **options: Any) -> str:
-    """The formula of an optimizer: one line for each slot and each part that has a name, last the parameter.
+    """The formula of an optimizer: one line for each slot and each named intermediate value, then the parameter.
 
     Args:
         cls: The optimizer.
-        notation: "text" is Unicode, "latex" lines for an `aligned` environment.
+        notation: "text" for Unicode, "latex" for lines of an `aligned` environment.
         **options: Options that differ from the defaults.
+
+    Returns:
+        The formula, and in text a last line that tells which letters are which options.
 
     Example:
         >>> from lightning_optim import Lion
@@ -62,7 +65,7 @@ def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", 
         with η = lr, β₁, β₂ = betas, λ = weight_decay
     """
     derivation = Derivation(cls, options)
-    sheets = [Sheet(part, derivation) for part in derivation.parts]
+    sheets = [Sheet(function, derivation) for function in derivation.functions]
     if notation == "latex":
         return " \\\\\n".join(line for sheet in sheets for line in sheet.lines(LATEX))
     lines = [line for sheet in sheets for line in sheet.lines(TEXT)]
@@ -70,8 +73,8 @@ def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", 
 
 
 @dataclass
-class Part:
-    """One traced function of a page, as `lightning_optim.language.sheet` wants it."""
+class TracedFunction:
+    """One traced function of a page (`lightning_optim.language.sheet.Traced`)."""
 
     outputs: dict[str, Any]
     names: dict[Symbol, str]
@@ -81,7 +84,7 @@ class Part:
 
 
 class Derivation:
-    """A page called on symbols, under its default options and those that are given."""
+    """A page called on symbols, under its default options and `options`."""
 
     def __init__(self, cls: type[Definition], options: Mapping[str, Any]) -> None:
         declared: Any = cls
@@ -93,40 +96,40 @@ class Derivation:
         plain: Any = SimpleNamespace(**values)
         self.traits = traits = cls.traits(plain, EXAMPLE, torch.float32, len(EXAMPLE))
         axes = {slot.without: slot.without for slot in self.slots.values() if slot.without}
-        known = {**values, **traits, **{name: axis for name, axis in axes.items() if name in traits}}
-        self.h = {name: self.tracer.host(name, value) for name, value in known.items()}
+        settings = {**values, **traits, **{name: axis for name, axis in axes.items() if name in traits}}
+        self.h = {name: self.tracer.host(name, value) for name, value in settings.items()}
         self.h.update({name: self.tracer.host(name, 1.0) for name in cls.inputs})
         self.names: dict[Symbol, str] = {}
         self.used: dict[str, None] = {}  # names of options in the formula, in order
         t = self.tracer.symbol("host", ("t",), Kind.HOST, 0)
         self.h.update(self.call(cls.scalars, SimpleNamespace(**self.h), t))
-        self.parts = self._parts()
+        self.functions = self._functions()
 
-    def _parts(self) -> list[Part]:
+    def _functions(self) -> list[TracedFunction]:
         after = self._outputs(self.cls.update, "p", "g")
         if not self.cls.predicts():
-            return [Part(after, self.names)]
+            return [TracedFunction(after, self.names)]
         first = self._outputs(self.cls.predict, "p")
         corrected = frozenset(first) & frozenset(after)
         return [
-            Part(first, self.names, corrected=corrected, predicts=True),
-            Part(after, self.names, frozenset(first), corrected),
+            TracedFunction(first, self.names, corrected=corrected, predicts=True),
+            TracedFunction(after, self.names, frozenset(first), corrected),
         ]
 
     def _outputs(self, function: Callable[..., Any], *given: str) -> dict[str, Any]:
-        """What a function of the page assigns to slots, and the parameter that it returns."""
+        """Call a function of the page; returns the values that it assigns to slots, and the new parameter as "p"."""
         s = State(lambda name: self.tracer.symbol("element", (name,), Kind.ELEMENT, 0))
         values = [self.tracer.symbol("element", (name,), Kind.ELEMENT, 0) for name in given]
         new = self.call(function, *values, s, SimpleNamespace(**self.h))
         return {**s.written, "p": new}
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of the page; the values that it or what it calls gives a name are in `names` then."""
+        """Call a function of the page, and collect the names of local variables in it and in what it calls."""
 
-        spoken = {*(parent.__module__ for parent in self.cls.__mro__), *SHARED}
+        named_in = {*(parent.__module__ for parent in self.cls.__mro__), *SHARED}
 
         def note(frame: FrameType, event: str, _: Any) -> None:
-            if event == "return" and frame.f_globals.get("__name__") in spoken:
+            if event == "return" and frame.f_globals.get("__name__") in named_in:
                 self._note(frame.f_code, frame.f_locals)
 
         before = sys.getprofile()
@@ -150,13 +153,13 @@ class Derivation:
         return {**LETTERS, **self.cls.letters}.get(name, name)
 
     def note_use(self, name: str) -> None:
-        """Remember an option for the legend; a trait that has an option's letter stands for the option."""
+        """Add an option to the legend. A trait with the letter of an option counts as that option."""
         if name in self.traits:
             name = next((item for item, letter in LETTERS.items() if "." in item and letter == self.letter(name)), name)
         self.used[name] = None
 
     def legend(self) -> str:
-        """Which letter is which option."""
+        """The line that tells which letters are which options."""
         own: Any = self.cls
         entries = []
         for option in own.options:

@@ -1,7 +1,7 @@
 """KOALA's measurement: a Kalman filter of the weights observes the loss.  Davtyan et al. 2022, arXiv:2107.03331.
 
-The loss is linear around the weights, with the gradient as its slope, and should be `loss_target`. Both variants
-share this step and differ in what they keep of the weights' covariance.
+The loss is linearized around the weights, with the gradient as its slope, and its measured value is `loss_target`. Both
+variants share this step. They differ in the covariance of the weights that they store.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from lightning_optim.errors import OptionError
 from lightning_optim.language.math import maximum, total, where
 from lightning_optim.language.values import Options, Value
 
-# A tensor whose squared gradient norm is below this is left alone: the authors' program skips norms below 1e-9.
+# Tensors with a squared gradient norm below this do not move: the authors' implementation skips norms below 1e-9.
 LEAST_SQUARE = 1e-18
 
 
 class Measurement(NamedTuple):
-    """What the loss says about one tensor.
+    """The measurement of one tensor.
 
     Attributes:
-        d: The direction: the gradient of loss and penalty.
-        step: The length of the step along `d` for each unit of variance: lr times innovation over S.
+        d: The direction of the step: the gradient of loss and penalty.
+        step: The length of the step along `d` per unit of variance: lr times innovation over S.
         H: The largest |d|² / S of all tensors, by which the shared variance shrinks.
-        counts: Whether this tensor counts.
+        counts: Whether the tensor moves: its gradient is not almost zero.
     """
 
     d: Value
@@ -32,14 +32,22 @@ class Measurement(NamedTuple):
     counts: Value
 
 
-def loss_variance(known: Value, h: Options) -> Value:
-    """A running mean of the squared distance of the samples' losses from their target."""
+def loss_variance(mean: Value, h: Options) -> Value:
+    """One step of the running mean of the squared distances of the losses of samples from their target."""
     around_target = h.loss_second_moment + h.loss_target * (h.loss_target - 2 * h.loss)
-    return h.alpha_r * known + (1 - h.alpha_r) * around_target
+    return h.alpha_r * mean + (1 - h.alpha_r) * around_target
 
 
 def measure(p: Value, g: Value, h: Options, P: Value, R: Value) -> Measurement:
-    """The measurement of one tensor whose weights have variance `P`, by a loss that has variance `R`."""
+    """The measurement of one tensor.
+
+    Args:
+        p: The parameter.
+        g: The gradient.
+        h: The options, and the loss.
+        P: The variance of the weights.
+        R: The variance of the loss.
+    """
     d = g + h.weight_decay * p
     n = total(d * d)
     S = P * n + R
@@ -50,7 +58,7 @@ def measure(p: Value, g: Value, h: Options, P: Value, R: Value) -> Measurement:
 
 
 def refuse_maximize(owner: str, options: dict[str, Any]) -> None:
-    """Refuse to walk uphill.
+    """Refuse to maximize the loss.
 
     Raises:
         OptionError: for `maximize=True`.

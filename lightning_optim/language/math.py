@@ -1,11 +1,11 @@
 """The functions that an update may use.
 
-An update is ordinary Python over values that add, multiply and compare. Each function here takes whatever it is
-given: on tensors it computes, on Python numbers it computes in float64 (the scalars of a step), and on symbols it
-records itself, which is how an engine reads the update (`lightning_optim.language.program`).
+An update is ordinary Python over values that add, multiply and compare. Called on tensors, a function computes a
+tensor; on Python numbers it computes in float64 (the scalars of a step); on symbols it is recorded, so that an update
+can be traced (`lightning_optim.language.program`).
 
-A reduction says over what it runs: `over="tensor"` is the whole logical tensor, however it is sharded, and
-`over="all"` is every tensor that takes part in this step. Who sums what over which ranks is the engine's business.
+A reduction runs over the whole logical tensor, however it is sharded (`over="tensor"`), or over all tensors of the step
+(`over="all"`). The engine adds up shards over ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Function:
 
 
 def _divide(a: Any, b: Any) -> Any:
-    """A quotient of numbers as tensors divide: by zero it is infinite, or not a number, and no error."""
+    """The quotient of two numbers as tensors divide: division by zero gives infinity or NaN and no error."""
     if b == 0 and isinstance(a, int | float):
         return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
     return a / b
@@ -41,7 +41,7 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
     return a if condition else b
 
 
-# Everything that a traced update can consist of. Engines look here for what a recorded name means.
+# All functions of which a traced update consists, by the name under which they are recorded.
 FUNCTIONS: dict[str, Function] = {
     "add": Function(torch.add, lambda a, b: a + b),
     "sub": Function(torch.sub, lambda a, b: a - b),
@@ -66,7 +66,7 @@ BOUNDS = {"maximum": "min", "minimum": "max"}
 
 
 class Evaluation(Protocol):
-    """What an engine that calls an update on tensors answers when the update asks for a reduction."""
+    """The functions that an engine provides while it calls an update on tensors: reductions and normal numbers."""
 
     def total(self, x: Number, over: Over, by: By) -> Number: ...
 
@@ -82,7 +82,7 @@ _evaluations: list[Evaluation] = []
 
 @contextlib.contextmanager
 def evaluating(evaluation: Evaluation) -> Iterator[None]:
-    """Let `evaluation` answer the reductions of the update that is called inside."""
+    """Compute reductions by `evaluation` inside this context."""
     _evaluations.append(evaluation)
     try:
         yield
@@ -102,7 +102,7 @@ def apply(name: str, *args: Any) -> Value:
         result = function.number(*args)
     elif name in BOUNDS and not all(isinstance(arg, Tensor) for arg in args):
         number = args[0] if args[1] is like else args[1]
-        result = like.clamp(**{BOUNDS[name]: number})  # torch.maximum wants tensors on both sides
+        result = like.clamp(**{BOUNDS[name]: number})  # torch.maximum takes only tensors
     else:
         result = function.tensor(*args)
     return cast(Value, result)
@@ -142,13 +142,13 @@ def clip(x: Operand, low: Operand, high: Operand) -> Value:
 
 
 def where(condition: Condition, a: Operand, b: Operand) -> Value:
-    """`a` where the condition holds, else `b`. A Python bool chooses one of them outright."""
+    """`a` where the condition holds, else `b`. A Python bool selects one of them while the update is traced."""
     test: Any = condition
     if isinstance(test, bool):
         return cast(Value, _where(test, a, b))
     chosen: Any = a
     if isinstance(test, Tensor) and test.dim() == 0 and isinstance(a, float) and isinstance(b, float):
-        chosen = torch.tensor(a, dtype=torch.float64, device=test.device)  # torch takes two bare numbers for float32
+        chosen = torch.tensor(a, dtype=torch.float64, device=test.device)  # of two floats torch would make float32
     return apply("where", test, chosen, b)
 
 
@@ -171,7 +171,7 @@ def count(x: Operand, over: Over = "tensor") -> Value:
 
 
 def mean(x: Operand, axis: int | Setting) -> Value:
-    """The mean over one axis of the whole tensor; the axis stays, with size 1."""
+    """The mean over one axis of the whole tensor. The axis stays, with size 1."""
     if isinstance(x, Value):
         return x.mean(axis)
     tensor: Any = x
@@ -195,12 +195,13 @@ def rms(x: Operand, over: Over = "tensor") -> Value:
 def normal(seed_low: Operand, seed_high: Operand, t: Operand) -> Value:
     """A standard normal number for each element (`lightning_optim.distributed.philox`).
 
-    It belongs to the element and the step: every rank, sharding and engine finds the same.
+    It depends on the seed, the step and the global index of the element alone, so it is the same on every rank, for
+    every sharding and in every engine.
 
     Args:
-        seed_low: The lower 32 bits of the seed, as a float, which holds them.
-        seed_high: The upper 32 bits.
-        t: The step.
+        seed_low: The lower 32 bits of the seed, as a float.
+        seed_high: The upper 32 bits of the seed, as a float.
+        t: The step, as a float.
     """
     if isinstance(t, Value):
         return t.normal(seed_low, seed_high, t)

@@ -1,7 +1,7 @@
-"""How mathematics is set: in lines of plain Unicode for a terminal and a docstring, or in LaTeX.
+"""The notations of a printed formula: plain Unicode for a terminal and a docstring, and LaTeX.
 
-A notation sets parts that are text already: letters, fractions, roots. What the parts are, and where parentheses
-stand, `lightning_optim.language.expressions` decides.
+A notation composes strings: letters, fractions, roots. `lightning_optim.language.expressions` decides what to compose,
+and where parentheses are needed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ RAISED = dict(zip("0123456789-−+t ", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁺ᵗ 
 LOWERED = {"t": "ₜ", "t-1": "ₜ₋₁", "": ""}
 MARKS = {"\u0302": "hat", "\u0303": "tilde", "\u0304": "bar"}
 LETTER = re.compile(r"(\w)([\u0302-\u0304]?)([₀-₉∞]*)([ʷᵛ⁺⁻′]*)")
-WIDTH = 84  # a choice above this takes two lines
+WIDTH = 84  # longer choices are printed on two lines
 
 
 class Unicode:
-    """Mathematics in plain text; a program can read back what it says."""
+    """Mathematics in plain text, which a program can parse."""
 
     times = "·"
     minus = "−"
     at_least = "≥"
-    fractions_are_boxes = False
+    fractions_group = False  # whether a fraction needs no parentheses around its products
 
     def number(self, x: float) -> str:
         """A number: 1 for 1.0, 10⁻¹⁸ for 1e-18."""
@@ -33,11 +33,11 @@ class Unicode:
         return power if mantissa == "1" else f"{mantissa}{self.times}{power}"
 
     def letter(self, letter: str, when: str = "") -> str:
-        """A letter or a word, with the step it belongs to: "t", "t-1" or none."""
+        """A letter or a word, with the index of its step: "t", "t-1" or none."""
         return unicodedata.normalize("NFC", letter) + LOWERED[when]
 
     def power(self, base: str, exponent: str) -> str:
-        """A power; the base is in parentheses already where it needs them."""
+        """A power. The base has parentheses where it needs them."""
         if all(sign in RAISED for sign in exponent):
             return base + "".join(RAISED[sign] for sign in exponent)
         return f"{base}^{exponent if exponent.isalnum() else self.parenthesized(exponent)}"
@@ -51,31 +51,31 @@ class Unicode:
         return f"√{x}" if is_atom else f"√({x})"
 
     def parenthesized(self, x: str) -> str:
-        """An expression that holds together."""
+        """An expression in parentheses."""
         return f"({x})"
 
     def absolute(self, x: str) -> str:
-        """A magnitude."""
+        """The absolute value."""
         return f"|{x}|"
 
     def norm(self, x: str, everywhere: bool) -> str:
-        """The Euclidean norm of this tensor, or of all tensors together."""
+        """The Euclidean norm of one tensor, or of all tensors together."""
         return f"‖{x}‖" + ("ₐₗₗ" if everywhere else "")
 
     def call(self, function: str, *args: str, everywhere: bool = False) -> str:
-        """A function that has a name, of this tensor or of all tensors together."""
+        """A call of a named function, of one tensor or of all tensors together."""
         return f"{function}{'ₐₗₗ' if everywhere else ''}({', '.join(args)})"
 
     def choice(self, a: str, condition: str, b: str) -> str:
-        """One value where a condition holds, and else another."""
+        """`a` where the condition holds, else `b`."""
         return f"{a} if {condition} else {b}"
 
     def indicator(self, condition: str) -> str:
-        """1 where a condition holds, and else 0."""
+        """1 where the condition holds, else 0."""
         return f"[{condition}]"
 
     def both(self, a: str, b: str) -> str:
-        """Two conditions at once."""
+        """The conjunction of two conditions."""
         return f"{a} and {b}"
 
     def is_odd(self, t: str) -> str:
@@ -83,7 +83,7 @@ class Unicode:
         return f"{t} is odd"
 
     def equation(self, left: str, right: str) -> str:
-        """A line; a long choice is broken before its alternative."""
+        """An equation. A long choice continues on a second line before its alternative."""
         if len(left) + len(right) > WIDTH and " else " in right:
             head, _, tail = right.rpartition(" else ")
             if head.count("(") == head.count(")"):
@@ -92,12 +92,12 @@ class Unicode:
 
 
 class Latex(Unicode):
-    """Mathematics for a page that is typeset: lines of an `aligned` environment."""
+    """LaTeX: lines of an `aligned` environment."""
 
     times = r" \, "
     minus = "-"
     at_least = r"\ge"
-    fractions_are_boxes = True
+    fractions_group = True
 
     def letter(self, letter: str, when: str = "") -> str:
         time = f"_{{{when}}}" if when else ""
@@ -107,13 +107,13 @@ class Latex(Unicode):
             return (r"\nabla f" if letter == "∇f" else rf"\text{{{word}}}") + time
         base, mark, lowered, raised = found.groups()
         name = unicodedata.name(base)
-        for kind, word in (("GREEK SMALL LETTER ", name[19:].lower()), ("GREEK CAPITAL LETTER ", name[21:].title())):
-            if name.startswith(kind):
+        for prefix, word in (("GREEK SMALL LETTER ", name[19:].lower()), ("GREEK CAPITAL LETTER ", name[21:].title())):
+            if name.startswith(prefix):
                 base = "\\" + {"epsilon": "varepsilon", "lamda": "lambda", "Lamda": "Lambda"}.get(word, word)
         base = rf"\{MARKS[mark]}{{{base}}}" if mark else base
         above = unicodedata.normalize("NFKC", raised).replace("′", r"\prime ").replace("−", "-").strip()
         below = unicodedata.normalize("NFKC", lowered).replace("∞", r"\infty")
-        index = ", ".join(part for part in (below, when) if part)
+        index = ", ".join(word for word in (below, when) if word)
         return base + (f"^{{{above}}}" if above else "") + (f"_{{{index}}}" if index else "")
 
     def power(self, base: str, exponent: str) -> str:

@@ -1,11 +1,11 @@
-"""The options of an optimizer: read from its annotated class attributes, and checked before anything runs.
+"""The options of an optimizer: declared by annotated class attributes, and checked in the constructor.
 
     class Lion(Optimizer):
         lr: float = 1e-4
         betas: tuple[float, float] = (0.9, 0.99)
 
-is the whole declaration: the constructor, its types, its help and its checks follow from it. A name has the same
-range everywhere (`RANGES`); a page that needs another says so in `ranges`.
+is the whole declaration. The constructor, its types, its help and its checks follow from it. An option has the same
+range on every page (`RANGES`) unless a page overrides it in `ranges`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_optim.errors import OptionError, nearest
 
 T = TypeVar("T")
 
-# An interval in the usual notation, for one value or for each item of a tuple.
+# An interval such as "[0, 1)" or ">= 0", for one value or for each item of a tuple.
 Range = str | tuple[str, ...]
 
 RANGES: dict[str, Range] = {
@@ -47,7 +47,7 @@ RANGES: dict[str, Range] = {
     "loss_target": "any",
 }
 
-# Arguments of torch.optim that have another name, or no need, here.
+# Arguments of torch.optim and other libraries that have another name here or are not needed, with what to do instead.
 ELSEWHERE = {
     "foreach": "engine='auto' already runs a whole group at once",
     "fused": "engine='auto' already runs the fastest engine that can serve",
@@ -60,7 +60,7 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Option:
-    """One option of an optimizer, as its class declares it."""
+    """An option that a page declares."""
 
     name: str
     type: Any
@@ -69,7 +69,15 @@ class Option:
     shared: bool = False  # declared on the base class: keyword only, the same for every optimizer
 
     def checked(self, value: Any, owner: str) -> Any:
-        """The value in the declared type (an int becomes a float); raises `OptionError` where it does not fit."""
+        """Convert a value to the declared type (an int becomes a float).
+
+        Args:
+            value: The value.
+            owner: The optimizer, for the message.
+
+        Raises:
+            OptionError: for a value of another type, or out of range.
+        """
         try:
             value = _converted(value, self.type)
         except TypeError:
@@ -82,7 +90,7 @@ class Option:
 
 
 def shared(*, default: T, kw_only: bool) -> T:
-    """The default of an option that every optimizer has; type checkers read `kw_only` off the call."""
+    """The default of an option of all optimizers. Type checkers read `kw_only` from the call."""
     return default
 
 
@@ -92,7 +100,7 @@ class Declared:
 
 
 def read_options(cls: type, base: type) -> dict[str, Option]:
-    """The options that `cls` declares by annotation, its parents' first, then those shared by all (of `base`)."""
+    """The options of a page by name: those of its parents, its own, then those of all optimizers (`base`)."""
     ranges: dict[str, Range] = dict(RANGES)
     declared: dict[str, bool] = {}
     for parent in reversed([c for c in cls.__mro__ if issubclass(c, base)]):
@@ -108,10 +116,16 @@ def read_options(cls: type, base: type) -> dict[str, Option]:
 def check_options(
     given: Mapping[str, Any], options: Mapping[str, Option], owner: str, also: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The given options, each checked and converted; `also` are words that would be allowed beside them.
+    """Check options and convert them to their declared types.
+
+    Args:
+        given: Values by name.
+        options: The declared options by name.
+        owner: The optimizer, for the message.
+        also: Names of other arguments, for the message.
 
     Raises:
-        OptionError: for a name that the optimizer has not, a value of another type, or one out of range.
+        OptionError: for an unknown name, a value of another type, or a value out of range.
     """
     for name in given:
         if name not in options:
@@ -121,7 +135,7 @@ def check_options(
 
 
 def signature(options: Mapping[str, Option]) -> inspect.Signature:
-    """The constructor's signature: `self`, `params`, then the options; shared ones by keyword only."""
+    """The signature of a constructor: `self`, `params`, the options of the page, then by keyword the shared ones."""
     parameter = inspect.Parameter
     own = [
         parameter(
@@ -151,8 +165,8 @@ def describe(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin is tuple:
-        kinds = {describe(arg) for arg in args}
-        words = kinds.pop().removeprefix("a ") + "s" if len(kinds) == 1 else "values"
+        types_of_items = {describe(arg) for arg in args}
+        words = types_of_items.pop().removeprefix("a ") + "s" if len(types_of_items) == 1 else "values"
         return f"a list of {len(args)} {words}"
     return {float: "a number", int: "an integer", bool: "true or false", str: "a string", type(None): "null"}[hint]
 

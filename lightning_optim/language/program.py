@@ -1,11 +1,10 @@
-"""Read an update once, on symbols, and keep what it does as a small graph: a `Program`.
+"""Traces an update on symbols, and stores what it does as a small graph: a `Program`.
 
-The graph is data, so the facts that other libraries declare beside the update are read off it: which slots exist
-under these options, how many bytes an element moves, what the update needs (a norm, the loss), in how many passes
-it can run. Two laws for scalars hold: floats travel, flags specialise. A float of the options or of the step stays
-a symbol and is filled in at run time; a bool, a string, None or a small int selects a program. The only question
-that an update may ask about a float is whether it is zero (`if h.momentum:`); the answer becomes part of the
-program's key.
+The graph is data, so the facts that other libraries declare beside the update are read off it: which slots exist under
+these options, how many bytes a step moves per element, what the update needs (a norm, the loss), and in how many passes
+it runs. A float of the options or of the step is a symbol, and its value is filled in at run time. A bool, a string,
+None or an int selects a program. The only condition on a float that an update may test is whether it is zero (`if
+h.momentum:`). The result becomes part of the key of the program.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ class Program:
 
     Attributes:
         update: The update itself, to be called on tensors as `update(p, g, s, h)`.
-        symbols: Every symbol, in an order in which each stands after its arguments.
-        outputs: The new value of the parameter (under `"p"`) and of every slot that is written.
+        symbols: All symbols, in an order in which each comes after its arguments.
+        outputs: The new value of the parameter (under `"p"`) and of every slot that is written, by name.
         reads: Names of the per-element inputs that are read: `"p"`, `"g"` and slots.
         slots: Names of all slots that are read or written.
-        guards: The floats whose being zero or not selected this program.
-        step_counter: The counter of the step, where it is on a device and only there.
-        reductions: The sums and maxima, in order.
+        guards: The floats that the update compared with zero, by name, and whether they were nonzero.
+        step_counter: The symbol of the step counter where its value is on a device (`capturable`), else None.
+        reductions: The sums and maxima, in the order in which the update computes them.
     """
 
     update: Update
@@ -52,24 +51,24 @@ class Program:
 
     @functools.cached_property
     def elementwise(self) -> bool:
-        """Whether blocks of elements can be served one by one, apart from sums over the tensor."""
+        """Whether the update can run on blocks of elements: apart from reductions, no element depends on another."""
         return all(symbol.kind != Kind.WHOLE for symbol in self.symbols)
 
     @functools.cached_property
     def writes(self) -> frozenset[str]:
-        """Names of the per-element outputs: the parameter, where it moves, and slots."""
+        """Names of the outputs with one value per element: the parameter and slots."""
         return frozenset(
             name for name, value in self.outputs.items() if isinstance(value, Symbol) and value.kind >= Kind.ELEMENT
         )
 
     @functools.cached_property
     def normals(self) -> tuple[Symbol, ...]:
-        """The fields of normal numbers that it takes, for which an engine must know where its elements are."""
+        """The symbols of normal numbers. Engines need the global indices of elements to compute them."""
         return tuple(symbol for symbol in self.symbols if symbol.name == "normal")
 
     @functools.cached_property
     def moving(self) -> tuple[str, ...]:
-        """Names of the outputs that a last pass writes: those per element whose new value is not the old one."""
+        """Names of the per-element outputs that change, which the last pass writes."""
 
         def moves(value: Symbol, name: str) -> bool:
             return not (value.name == "element" and value.args[0] == name)
@@ -78,22 +77,22 @@ class Program:
 
     @functools.cached_property
     def scalars(self) -> tuple[Symbol, ...]:
-        """The symbols that are one number per tensor or per optimizer, arguments first."""
+        """The symbols with one number per tensor or per optimizer, arguments first."""
         return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.SCALAR)
 
     @functools.cached_property
     def counts(self) -> bool:
-        """Whether it asks how many elements there are."""
+        """Whether the update uses a number of elements."""
         return any(symbol.name == "count" for symbol in self.symbols)
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
-        """Names of what it reads and writes of each element: `"p"`, `"g"` where it is read, and slots in order."""
+        """Names of the per-element inputs and outputs: `"p"`, `"g"` where it is read, and slots, sorted."""
         slots = sorted({*self.reads, *self.writes} - {"p", "g"})
         return ("p", *(["g"] if "g" in self.reads else []), *slots)
 
     def elements(self, values: Iterable[Any]) -> list[Symbol]:
-        """The symbols that must be computed element by element to know some values, arguments first."""
+        """The per-element symbols on which some values depend, arguments first."""
         found: set[Symbol] = set()
         waiting = list(values)
         while waiting:
@@ -104,43 +103,54 @@ class Program:
         return [symbol for symbol in self.symbols if symbol in found]
 
     @functools.cached_property
-    def _known_on_host(self) -> tuple[Symbol, ...]:
+    def _on_host(self) -> tuple[Symbol, ...]:
         return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.HOST)
 
     def numbers(self, h: Mapping[str, Any]) -> dict[Symbol, Any]:
-        """The values of all symbols that are known when a step begins, under its options and scalars."""
-        known: dict[Symbol, Any] = {}
-        for symbol in self._known_on_host:
+        """The values of the symbols that depend only on options and scalars of a step.
+
+        Args:
+            h: The options, traits and scalars of the step, by name.
+        """
+        values: dict[Symbol, Any] = {}
+        for symbol in self._on_host:
             if symbol.name == "host":
-                known[symbol] = float(look_up(h, symbol.args[0]))
+                values[symbol] = float(look_up(h, symbol.args[0]))
             else:
-                args = [known[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args]
-                known[symbol] = FUNCTIONS[symbol.name].number(*args)
-        return known
+                args = [values[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args]
+                values[symbol] = FUNCTIONS[symbol.name].number(*args)
+        return values
 
     @functools.cached_property
     def levels(self) -> int:
-        """How many passes of sums come before the last one."""
+        """The number of levels of reductions: those of one level need only results of lower levels."""
         return max((symbol.level for symbol in self.reductions), default=0)
 
     def sums(self, level: int) -> list[tuple[tuple[Any, ...], Symbol]]:
-        """The reductions of a level, each with its place: over what, by what, and the how manieth of its kind it is.
+        """The reductions of a level, each with its key.
 
-        Programs differ between jobs, so places tell which belong together: the first sum over all tensors of one is the
-        first of another, and two of them must not mix.
+        A reduction over all tensors runs over all batches of a step, whose programs may differ. Reductions with equal
+        keys are combined: the first sum over all tensors of one program with the first of another, and so on.
+
+        Args:
+            level: The level, from 1 to `levels`.
+
+        Returns:
+            Pairs of a key `(over, by, i)` and a symbol, which is number `i` of the reductions of this level with this
+            `over` and `by`.
         """
         wanted = [symbol for symbol in self.reductions if symbol.level == level]
         kinds = [symbol.args[1:] for symbol in wanted]
         return [((*kind, kinds[:i].count(kind)), wanted[i]) for i, kind in enumerate(kinds)]
 
     def summands(self, level: int, by: By) -> tuple[Symbol, ...]:
-        """What a pass of this level sums, or takes the maximum of, over elements."""
+        """The per-element symbols that the reductions `by` of a level sum, or take the maximum of."""
         wanted = (symbol for symbol in self.reductions if symbol.level == level and symbol.args[2] == by)
         return tuple(symbol.args[0] for symbol in wanted if is_element(symbol.args[0]))
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:
-        """What the update needs beyond one element: sums, means, the loss; in words."""
+        """What the update needs besides single elements (norms, means, the loss), in words."""
         found = [_need(symbol) for symbol in self.symbols]
         return tuple(dict.fromkeys(need for need in found if need))
 
@@ -163,9 +173,9 @@ def trace(
     """Call `update` once on symbols and return what it did.
 
     Args:
-        update: Takes the parameter, the gradient, the slots and the options; returns the new parameter.
-        h: Options and scalars of a step: floats become symbols, everything else selects the program.
-        scalar_slots: Names of the slots that hold one number per tensor or per optimizer.
+        update: A function of the parameter, the gradient, the slots and the options that returns the new parameter.
+        h: The options, traits and scalars of a step, by name. Floats become symbols, other values select the program.
+        scalar_slots: Names of the slots with one number per tensor or per optimizer.
     """
     tracer = Tracer()
     scalar_slots = frozenset(scalar_slots)
@@ -218,12 +228,12 @@ class Programs:
         self.programs: dict[tuple[Any, ...], Program] = {}
 
     def __call__(self, h: Mapping[str, Any]) -> Program:
-        """The program for these options, traced where it is the first of its kind."""
+        """The program for these options, traits and scalars, traced at its first use."""
         key = self._key(h)
         if key not in self.programs:
             program = trace(self.update, h, self.scalar_slots)
             self.guarded |= set(program.guards)
-            key = self._key(h)  # the new guards belong to it
+            key = self._key(h)  # with the new guards
             self.programs[key] = program
         return self.programs[key]
 

@@ -8,7 +8,7 @@ from lightning_optim.errors import OptionError
 from lightning_optim.language.math import sqrt, where
 from lightning_optim.language.values import Operand, Value
 
-# rho above which steps are rectified. The paper has 4, where the variance begins to exist; all programs have 5.
+# Steps are rectified where rho is above this. The paper has 4, above which the variance exists; implementations have 5.
 THRESHOLD = 5.0
 
 
@@ -21,7 +21,16 @@ def rectification(b2: Value, t: Operand, threshold: Operand = THRESHOLD) -> tupl
 
 
 def rectification(b2: Any, t: Any, threshold: Any = THRESHOLD) -> tuple[Any, Any]:
-    """Whether the variance of v is tractable at step `t`, and the factor r, which is 1 where it is not."""
+    """The rectification of step `t`.
+
+    Args:
+        b2: The decay of the second moment.
+        t: The step counter.
+        threshold: The length of the moving average above which its variance is tractable.
+
+    Returns:
+        Whether the variance of the second moment is tractable, and the factor r, which is 1 where it is not.
+    """
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
     tractable = rho > threshold

@@ -1,4 +1,7 @@
-"""What several methods share: averages, weight decay, momenta in turn, ratios of norms. Nothing here assigns a slot."""
+"""Formulas that several pages share: averages, weight decay, alternating momenta, ratios of norms.
+
+No function here assigns a slot.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,41 @@ def ema(average: Operand, x: Operand, beta: Operand) -> Value:
 
 
 def decayed(p: Value, g: Value, h: Options, decoupled: Condition) -> tuple[Value, Value]:
-    """Parameter and gradient after weight decay: of the parameter (decoupled), or as an L2 penalty in the gradient."""
+    """The parameter and the gradient after weight decay.
+
+    Args:
+        p: The parameter.
+        g: The gradient.
+        h: The options, of which `lr` and `weight_decay` are used.
+        decoupled: Whether the parameter shrinks, or the gradient gets an L2 penalty.
+    """
     return (p * (1 - h.lr * h.weight_decay), g) if decoupled else (p, g + h.weight_decay * p)
 
 
 def in_turn(pos: Value, neg: Value, g: Value, odd: Condition, beta: Operand) -> tuple[Value, Value, Value, Value]:
-    """Two momenta of which each takes in every other gradient (PNM).
+    """One step of two momenta, each of which averages every other gradient (PNM).
 
     Returns:
-        The new `pos`, which odd steps feed, and `neg`; then of these the one that was fed and the one that was not.
+        The new `pos`, which takes in the gradients of odd steps, the new `neg`, which takes in those of even steps, and
+        of these two the one that took in `g` and the one that did not.
     """
     fresh, stale = ema(where(odd, pos, neg), g, beta), where(odd, neg, pos)
     return where(odd, fresh, pos), where(odd, neg, fresh), fresh, stale
 
 
 def trust_ratio(w: Value, n: Value, ratio: Value) -> Value:
-    """The rate of a tensor with norm `w` along a step with norm `n`: `ratio`, but 1 where one of the norms is zero."""
+    """The factor on the learning rate of a tensor with norm `w` and a step of norm `n`.
+
+    It is `ratio`, or 1 where one of the norms is zero.
+    """
     return where(w > 0, where(n > 0, ratio, 1.0), 1.0)
 
 
 def has_trust_ratio(h: Options, shape: Sequence[int], most_dims: int) -> Setting | bool:
-    """Whether LARS and LAMB give a tensor a rate of its own.
+    """Whether LARS and LAMB scale the learning rate of a tensor by its trust ratio.
 
-    Vectors and single numbers (biases, norms) have none, unless `always_adapt` says so or no tensor has more axes;
-    `adapt=False` switches all of it off.
+    Tensors with fewer than two axes (biases, norms) have no trust ratio, unless `always_adapt` is set or no tensor has
+    more axes. `adapt=False` switches trust ratios off.
     """
     return h.adapt and (h.always_adapt or len(shape) > 1 or most_dims <= 1)
 

@@ -1,4 +1,4 @@
-"""A traced function written down line by line: which values get a line of their own, and by which letters."""
+"""Prints a traced function line by line: which values get a line of their own, and which letters."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lightning_optim.language.symbols import Symbol
 
 INPUTS = ("host", "scalar", "element", "count")
 CONDITIONS = ("gt", "ge", "is_odd")
-LONG = 80  # a line above this gets a line for one of its named parts
-SHORT = 7  # what is below this is written out wherever it occurs
+LONG = 80  # a line above this length is split: a named value in it gets its own line
+SHORT = 7  # values up to this length are written out wherever they occur
 
 
 class Traced(Protocol):
-    """What a sheet is written from.
+    """A traced function, `update` or `predict`.
 
     Attributes:
-        outputs: New values by the name of the slot, in order of assignment; last the parameter, as "p".
+        outputs: New values by the name of the slot, in order of assignment, and last the parameter, as "p".
         names: Names of intermediate values.
-        predicted: Names of what the prediction before the gradient has set already, in the part that comes after it.
-        corrected: Names of what a prediction sets and the update sets again, so that their predicted value has a bar.
-        predicts: Whether this is that prediction.
+        predicted: For `update`: names of the slots and the parameter that `predict` has set before it.
+        corrected: Names of what both `predict` and `update` set. The letters of predicted values have a bar.
+        predicts: Whether this is `predict`.
     """
 
     outputs: dict[str, Any]
@@ -35,37 +35,37 @@ class Traced(Protocol):
 
 
 class Letters(Protocol):
-    """Who knows the letter of an option, a slot or a local variable."""
+    """The letters of options, slots and local variables."""
 
     slots: dict[str, Any]
 
     def letter(self, name: str) -> str: ...
 
     def note_use(self, name: str) -> None:
-        """An option occurs in a line."""
+        """Note that an option occurs in a line."""
         ...
 
 
 class Sheet(Writer):
     """The lines of one traced function."""
 
-    def __init__(self, part: Traced, letters: Letters) -> None:
-        self.part, self.letters, self.notation, self.assumed = part, letters, TEXT, {}
-        self.parents = count_parents(part.outputs.values())
-        self.current: Any = None  # the value whose line is being written
-        self.slot_of: dict[Symbol, str] = {}  # values that have a line of their own: new values of slots,
-        self.local_of: dict[Symbol, str] = {}  # and local variables
-        for name, value in part.outputs.items():
+    def __init__(self, traced: Traced, letters: Letters) -> None:
+        self.traced, self.letters, self.notation, self.assumed = traced, letters, TEXT, {}
+        self.parents = count_parents(traced.outputs.values())
+        self.current: Any = None  # the value of the current line
+        self.slot_of: dict[Symbol, str] = {}  # new values of slots, which have their own lines
+        self.local_of: dict[Symbol, str] = {}  # local variables that have their own lines
+        for name, value in traced.outputs.items():
             if is_derived(value) and name != "p":
                 self.slot_of.setdefault(value, name)
-        for value in part.names:
+        for value in traced.names:
             if value in self.parents and value not in self.slot_of and self._deserves_a_line(value):
                 self._give_line(value)
         while any(self._cut(value) for value, line in self._write() if longest(line) > LONG):
             pass
 
     def lines(self, notation: Unicode) -> list[str]:
-        """The lines, each after those whose letters it uses."""
+        """The lines in an order in which each comes after those whose letters it uses."""
         self.notation = notation
         return [line for _, line in self._write()]
 
@@ -73,15 +73,15 @@ class Sheet(Writer):
         found: dict[str, tuple[Any, str]] = {}
 
         def define(value: Any, letter: str) -> None:
-            for part in self._named_in(value):
-                define(part, self.letter_of(part))
+            for named in self._named_in(value):
+                define(named, self.letter_of(named))
             self.current = value
             right = self.write(value)
             self.current = None
             if letter not in found and right != letter:
                 found[letter] = value, self.notation.equation(letter, right)
 
-        for name, value in self.part.outputs.items():
+        for name, value in self.traced.outputs.items():
             letter = self._new(name)
             if self.slot_of.get(value, name) != name:  # two slots with one value
                 found[letter] = value, self.notation.equation(letter, self.letter_of(value))
@@ -92,28 +92,28 @@ class Sheet(Writer):
     def _deserves_a_line(self, value: Symbol) -> bool:
         if value.name in CONDITIONS:
             return False
-        if self.part.names[value] == "g":  # the gradient with a penalty
+        if self.traced.names[value] == "g":  # the gradient with a penalty
             return True
         self.current = value
         length = len(self.write(value))
         self.current = None
-        inner_choice = value.name == "where" and value is not self.part.outputs["p"]
+        inner_choice = value.name == "where" and value is not self.traced.outputs["p"]
         return (self.parents[value] > 1 and length > SHORT) or (inner_choice and length > 24)
 
     def _cut(self, value: Any) -> bool:
-        """Give the longest named part of a line a line of its own; whether there was one."""
+        """Give the longest named value in a line its own line. Returns whether it could."""
         sizes = {
-            part: len(self.write(part))
-            for part in self._written_out_in(value)
-            if part in self.part.names and part.name not in CONDITIONS
+            named: len(self.write(named))
+            for named in self._written_out_in(value)
+            if named in self.traced.names and named.name not in CONDITIONS
         }
         if max(sizes.values(), default=0) < 24:
             return False
-        return self._give_line(max(sizes, key=lambda part: sizes[part]))
+        return self._give_line(max(sizes, key=lambda named: sizes[named]))
 
     def _give_line(self, value: Symbol) -> bool:
-        """Let a named value have a line, unless its letter is taken; whether it has one now."""
-        name = self.part.names[value]
+        """Give a named value its own line unless its letter is taken. Returns whether it has one."""
+        name = self.traced.names[value]
         taken = {*map(self.letters.letter, [*self.local_of.values(), *self.slot_of.values()])}
         if self.letters.letter(name) in taken:
             return False
@@ -150,8 +150,8 @@ class Sheet(Writer):
         if name == "g":
             taken = {*self.local_of.values(), *map(self.letters.letter, self.slot_of.values())}
             return self.notation.letter("∇f" if letter in taken else letter, "t")
-        if name in self.part.predicted:
-            return self.notation.letter(barred(letter) if name in self.part.corrected else letter, "t")
+        if name in self.traced.predicted:
+            return self.notation.letter(barred(letter) if name in self.traced.corrected else letter, "t")
         if name == "p" or name in self.letters.slots:
             return self.notation.letter(letter, "t-1")
         self.letters.note_use(name)
@@ -159,17 +159,17 @@ class Sheet(Writer):
 
     def _new(self, name: str) -> str:
         letter = self.letters.letter(name)
-        bar = self.part.predicts and name in self.part.corrected
+        bar = self.traced.predicts and name in self.traced.corrected
         return self.notation.letter(barred(letter) if bar else letter, "t")
 
 
 def is_derived(value: Any) -> bool:
-    """Whether a value is computed, and neither given nor a plain number."""
+    """Whether a value is computed: neither an input nor a plain number."""
     return isinstance(value, Symbol) and value.name not in INPUTS
 
 
 def arguments(value: Any) -> list[Symbol]:
-    """What a value is computed from."""
+    """The symbols from which a value is computed."""
     return [arg for arg in value.args if isinstance(arg, Symbol)] if isinstance(value, Symbol) else []
 
 
@@ -186,13 +186,13 @@ def reachable(values: Iterable[Any]) -> dict[Symbol, None]:
 
 
 def count_parents(outputs: Iterable[Any]) -> Counter[Symbol]:
-    """How many values each value enters."""
+    """For each value, the number of values that are computed from it."""
     values = reachable(outputs)
     return Counter({value: 0 for value in values}) + Counter(arg for value in values for arg in set(arguments(value)))
 
 
 def depends_on_time(value: Symbol) -> bool:
-    """Whether a value changes from step to step, options apart."""
+    """Whether a value changes from step to step even if options stay the same."""
     found = reachable([value])
     return any(symbol.name in ("element", "scalar", "total") or symbol.args == ("t",) for symbol in found)
 

@@ -1,4 +1,4 @@
-"""A slot: one piece of state that an update keeps for each parameter, or for the whole optimizer."""
+"""A slot: one named tensor of optimizer state for each parameter, or one number for the whole optimizer."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ Per = Literal["element", "tensor", "optimizer"]
 
 @dataclass(frozen=True)
 class Slot:
-    """What a page says about a piece of its state.
+    """The declaration of a slot on a page.
 
-    The page never says when a slot exists: it exists when the update, read under the given options, touches it.
+    A page does not declare when a slot exists. It exists if the update, traced under the given options, reads or writes
+    it.
 
     Attributes:
-        letter: Its letter in the printed formula.
-        signed: Whether values may be negative. Codes of few bits use their range accordingly.
-        exact: Whether rounding to few bits would change the method (a previous gradient, a running maximum): such a
-            slot stays in full precision whatever `state_bits` says.
-        per: One value per element of the parameter, one per tensor, or one for the optimizer.
-        init: The first value, or a function of the options that gives it.
-        copies: Start as a copy of the parameter, as it is when the slot is made, instead of `init`.
-        root_of: The slot that holds squares in whose root this one's values are naturally measured, as a mean gradient
-            in the root of the mean square. Every update writes both. Codes of few bits make use of it.
-        without: The name of a trait that holds an axis: the slot has size 1 along it (a row or column statistic).
-        past: Holds a value of an earlier step as it was, and no running mean.
-        mean_square_by: For a running mean of the squared gradient of each element that starts at zero: the option that
-            is its decay, as "betas.1".
-        second_moment_by: The same for a second moment of another kind: of deviations from the mean, of the momentum, of
-            the gradient's norm, or a decaying maximum.
+        letter: The letter in the printed formula.
+        signed: Whether values may be negative. 8-bit formats use their codes accordingly.
+        exact: Whether the slot must not be rounded to few bits (a previous gradient, a running maximum). Such a slot is
+            stored in full precision under any `state_bits`.
+        per: Whether there is one value per element of the parameter, per tensor, or for the whole optimizer.
+        init: The first value, or a function of the options that returns it.
+        copies: Start as a copy of the parameter instead of `init`.
+        root_of: The slot of squares, such as a second moment, relative to whose square root the values of this slot are
+            bounded. Every update writes both. 8-bit formats use it as the partner.
+        without: The name of a trait that holds an axis, along which the slot has size 1 (a row or column statistic).
+        past: Whether the slot stores a value of an earlier step unchanged, and not a running mean.
+        mean_square_by: The option that is the decay ("betas.1"), for a running mean of the squared gradient of each
+            element that starts at zero.
+        second_moment_by: The option that is the decay, for another second moment: of deviations from the mean, of the
+            momentum, of the norm of the gradient, or a decaying maximum.
     """
 
     letter: str = ""
@@ -49,7 +50,7 @@ class Slot:
 
     @property
     def is_first_moment(self) -> bool:
-        """Whether it is a running mean of gradients or steps, which one may pull back or forget."""
+        """Whether it is a running mean of gradients or steps, which Lookahead may reset or pull back."""
         whole = self.per == "element" and self.without is None
         return whole and self.signed and not (self.exact or self.past or self.copies)
 
@@ -58,7 +59,7 @@ class Slot:
         return self.init(h) if callable(self.init) else self.init
 
     def shape(self, logical: torch.Size, traits: dict[str, Any]) -> torch.Size:
-        """The shape of the slot of a tensor of the given logical shape."""
+        """The shape of the slot of a parameter with this logical shape and these traits."""
         if self.per != "element":
             return torch.Size(())
         if self.without is None:

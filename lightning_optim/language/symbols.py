@@ -1,4 +1,4 @@
-"""Symbols: what an update is called on when it is read, and the state that it sees then."""
+"""Symbols, on which an update is traced, and the slots that it sees then."""
 
 from __future__ import annotations
 
@@ -13,16 +13,27 @@ from lightning_optim.language.values import By, Over, Value
 
 
 class Kind(enum.IntEnum):
-    """How many values a symbol stands for, and so when it is known."""
+    """The number of values of a symbol, and when they are computed.
 
-    HOST = 0  # one number, known when the step begins
-    SCALAR = 1  # one number per tensor or per optimizer, known after a pass
-    ELEMENT = 2  # one number per element
-    WHOLE = 3  # needs the whole tensor at once: a mean along an axis
+    A function has the highest kind of its arguments.
+    """
+
+    HOST = 0  # one number, which the host computes before the first pass
+    SCALAR = 1  # one number per tensor or per optimizer, computed between passes
+    ELEMENT = 2  # one number per element, computed in a pass
+    WHOLE = 3  # one number per element, which needs the whole tensor at once (a mean along an axis)
 
 
 class Symbol(Value):
-    """One value of the update: an input, or a function of earlier symbols and numbers."""
+    """A value of a traced update: an input, or a function of other symbols and numbers.
+
+    Attributes:
+        tracer: The tracer that recorded it.
+        name: The name of the input ("host", "scalar", "element", "count", "normal") or of the function.
+        args: The arguments of the function, or what tells one input from another.
+        kind: The number of values, and when they are computed.
+        level: The number of reductions that must be computed one after another before it.
+    """
 
     __slots__ = ("args", "kind", "level", "name", "tracer")
 
@@ -61,7 +72,13 @@ def is_element(value: Any) -> bool:
 
 
 class Tracer:
-    """Writes symbols down in the order in which they are made; equal expressions become one symbol."""
+    """Records the symbols of a trace in order. Equal expressions are one symbol.
+
+    Attributes:
+        symbols: The symbols by name and arguments.
+        values: The values of the inputs that are floats, at the time of the trace.
+        guards: The floats that were compared with zero, by name, and whether they were nonzero.
+    """
 
     def __init__(self) -> None:
         self.symbols: dict[tuple[Any, ...], Symbol] = {}
@@ -75,12 +92,12 @@ class Tracer:
         return self.symbols[key]
 
     def host(self, name: str, value: Any) -> Any:
-        """A symbol for a float; a flag stays what it is; tuples and dicts become tuples and namespaces of these."""
+        """A symbol for a float, any other value as it is. Tuples and dicts become tuples and namespaces of these."""
         if isinstance(value, tuple):
             return tuple(self.host(f"{name}.{i}", item) for i, item in enumerate(value))
         if isinstance(value, dict):
             return SimpleNamespace(**{key: self.host(f"{name}.{key}", item) for key, item in value.items()})
-        if isinstance(value, Tensor):  # a number on a device, which the host does not know
+        if isinstance(value, Tensor):  # a number on a device, which the host must not read
             return self.symbol("host", (name,), Kind.SCALAR, 0)
         if not isinstance(value, float):
             return value
@@ -89,6 +106,7 @@ class Tracer:
         return symbol
 
     def is_nonzero(self, symbol: Symbol) -> bool:
+        """Whether the value of a float is nonzero. The result becomes a guard of the program."""
         if symbol not in self.values:
             raise TypeError(
                 f"an update cannot branch on {symbol!r}: its value is not known when the update is read. "
@@ -99,10 +117,14 @@ class Tracer:
 
 
 class State:
-    """What an update sees as `s`: slots that read as their current value and take a new one.
+    """The slots as an update sees them: reading gives the current value, assignment sets a new one.
 
     Args:
-        read: Gives the value that a slot had before the step.
+        read: A function that returns the value of a slot before the step.
+
+    Attributes:
+        seen: The values from before the step that were read, by name.
+        written: The new values, by name.
     """
 
     seen: dict[str, Any]
@@ -124,5 +146,5 @@ class State:
         self.written[name] = value
 
     def __contains__(self, name: str) -> bool:
-        """Whether the slot was read or written already: a stage so finds out what an update has."""
+        """Whether the update has read or written the slot. A stage asks this to find the slots of an optimizer."""
         return name in self.seen or name in self.written

@@ -1,8 +1,8 @@
-"""What an update sees, as types: values, options and slots.
+"""The types of a page: values, options and slots.
 
-A page is written against these types and runs on three kinds of values: tensors (engine "reference"), Python numbers
-(the scalars of a step) and symbols (when the update is traced). Only symbols are instances of `Value`; for the other
-two it is what a type checker and an editor know of them.
+A page is annotated with these types and runs on three kinds of values: tensors (in the reference engine), Python
+numbers (the scalars of a step) and symbols (while the update is traced). Only symbols are instances of `Value`. For
+tensors and numbers it exists for type checkers and editors.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor
 
 Over = Literal["tensor", "all"]
 By = Literal["sum", "max"]
-Number = Tensor | float  # what engines compute with
+Number = Tensor | float  # a value in an engine
 
 
 class Value:
-    """A quantity of an update: it adds, multiplies and compares.
+    """A value of an update, with arithmetic and comparisons.
 
-    The operators below are those of a symbol (`lightning_optim.language.symbols`), which does not compute but writes
-    down what is done to it, by `record`.
+    The operators below are those of a symbol (`lightning_optim.language.symbols`), which records operations by `record`
+    instead of computing them.
     """
 
     __slots__ = ()
 
     def record(self, name: str, *args: Any) -> Value:
-        """The elementary function `name` of `args`."""
+        """Apply the elementary function `name` to `args`."""
         raise NotImplementedError
 
     def reduce(self, over: Over, by: By) -> Value:
-        """The sum or the maximum."""
+        """The sum or the maximum of all elements."""
         raise NotImplementedError
 
     def mean(self, axis: Any) -> Value:
@@ -39,11 +39,11 @@ class Value:
         raise NotImplementedError
 
     def count(self, over: Over) -> Value:
-        """The number of elements."""
+        """The number of elements of the tensor, or of all tensors of the step."""
         raise NotImplementedError
 
     def normal(self, *counter: Any) -> Value:
-        """Normal numbers, one for each element."""
+        """One normal number for each element."""
         raise NotImplementedError
 
     def __add__(self, other: Operand) -> Value:
@@ -94,14 +94,14 @@ Condition = Value | bool
 
 
 class Setting(Value):
-    """What `h.name` is: a number or a tuple of numbers; or a flag, a word or None, asked by `if`, `==` and `given`.
+    """The type of `h.name`: a number, a tuple of numbers, a bool, a string or None.
 
-    A type for checkers: nothing is an instance of it.
+    It exists for type checkers and has no instances.
     """
 
     __slots__ = ()
 
-    def __getitem__(self, place: int) -> Setting:
+    def __getitem__(self, index: int) -> Setting:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Setting]:
@@ -126,12 +126,12 @@ class Options(Protocol):
 
 
 class Slots(Protocol):
-    """`s`: slots that read as their current value and take a new one by assignment."""
+    """`s`: the slots by name. Reading gives the current value, assignment sets a new one."""
 
     def __getattr__(self, name: str, /) -> Value: ...
 
     def __setattr__(self, name: str, value: Any, /) -> None: ...
 
     def __contains__(self, name: str, /) -> bool:
-        """Whether the update has touched the slot: so a stage finds out what an update has."""
+        """Whether the update has read or written the slot. A stage asks this to find the slots of an optimizer."""
         ...

@@ -1,4 +1,4 @@
-"""How a slot is kept: as a tensor, or quantized in 8 bits."""
+"""How slots are stored: as tensors of some dtype, or quantized to 8 bits."""
 
 from lightning_optim.storage.policy import FORMATS, SMALLEST, can_be_quantized, dtype, empty, is_quantized
 from lightning_optim.storage.quantized import Quantized, read, write

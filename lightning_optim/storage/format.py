@@ -1,4 +1,4 @@
-"""What a format of quantized values tells of itself: all that engines and printers of kernels know about it."""
+"""The interface of a format of quantized values. Engines and printers of kernels use nothing else of a format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Codebook:
     """The values of 256 codes, which kernels read from memory.
 
     Attributes:
-        name: The word for it in kernels; codebooks of one name are the same.
-        values: The values on a device, (256,) float32, in the order of their codes.
-        searchable: What the C++ functions of the format get: the values, and behind them whatever finds a code for a
-            value faster than a search; float32, on the CPU, the same tensor in every call.
+        name: The name in kernels. Codebooks of the same name are equal.
+        values: A function of a device that returns the values in the order of their codes, (256,) float32.
+        searchable: A function that returns the tensor for the C++ functions of the format: the values, followed by data
+            that finds the code of a value without a search. It is float32 on the CPU, and the same in every call.
     """
 
     name: str
@@ -32,25 +32,24 @@ class Codebook:
 
 
 class Format(abc.ABC):
-    """How a block of values becomes codes, and back.
+    """How blocks of values are quantized to 8-bit codes and scales, and dequantized.
 
-    A subclass is a frozen dataclass, since equal formats share kernels. Beside the two methods on tensors it brings the
-    same pair of functions in C++ and in Triton, `NAME_quantize` and `NAME_dequantize`: `cpp.h` and `triton.py` in its
-    package, unless it overrides `cpp` and `triton`. These take codes, scales and values as shown there, and then what
-    the format asks for, in this order:
+    A subclass is a frozen dataclass, since equal formats share kernels. Besides the two methods on tensors it has the
+    functions `NAME_quantize` and `NAME_dequantize` in C++ and in Triton, in `cpp.h` and `triton.py` of its package
+    unless it overrides `cpp` and `triton`. These take codes, scales and values as shown there, followed by those of
+    these arguments that the format declares:
 
-    1. the values of the partner, as they will be dequantized;
-    2. the codebook;
-    3. to quantize with stochastic rounding: in C++ the index of the block's first element in the slot and the step, in
-       Triton numbers in [0, 1) for all elements;
+    1. the values of the partner as they will be dequantized; 2. the codebook; 3. to quantize with stochastic rounding:
+    in C++ the index of the first element of the block in the slot and the step,
+       in Triton random numbers in [0, 1) for all elements;
     4. the constants.
 
     Attributes:
-        name: A word for tables, and in the names of its functions.
-        scales_per_block: How many float32 numbers are stored for a block.
+        name: The name in tables and in the names of its functions.
+        scales_per_block: The number of float32 scales that are stored for a block.
         stochastic: Whether it rounds stochastically, and so needs random bits and the step counter.
-        partner: The slot whose dequantized values are needed for both directions, or None.
-        codebook: The table of values that its functions read, or None.
+        partner: The slot relative to whose dequantized values this one is quantized and dequantized, or None.
+        codebook: The codebook that its functions read, or None.
         constants: Numbers and flags that are printed into the calls of its functions.
     """
 
@@ -69,35 +68,47 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes (blocks, BLOCK) uint8 and scales (blocks, scales_per_block) float32 of (blocks, BLOCK) float32 values.
+        """Quantize blocks of values.
 
         Args:
-            x: The values; blocks are filled up with zeros.
-            partner: The values of the partner as they will be dequantized, (blocks, BLOCK).
-            random: Numbers in [0, 1), (blocks, BLOCK), for a format that rounds stochastically.
+            x: The values, (blocks, BLOCK) float32. The last block is padded with zeros.
+            partner: The values of the partner as they will be dequantized, (blocks, BLOCK) float32.
+            random: Random numbers in [0, 1), (blocks, BLOCK) float32, for a format that rounds stochastically.
+
+        Returns:
+            Codes, (blocks, BLOCK) uint8, and scales, (blocks, scales_per_block) float32.
         """
 
     @abc.abstractmethod
     def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
-        """Values (blocks, BLOCK) float32."""
+        """Dequantize blocks of codes.
+
+        Args:
+            codes: The codes, (blocks, BLOCK) uint8.
+            scales: The scales, (blocks, scales_per_block) float32.
+            partner: The dequantized values of the partner, (blocks, BLOCK) float32.
+
+        Returns:
+            The values, (blocks, BLOCK) float32.
+        """
 
     def cpp(self) -> str:
-        """Its functions in C++, which may call those of `engines/compiled/functions.h`."""
+        """The source of its C++ functions, which may call those of `engines/compiled/functions.h`."""
         return resources.files(type(self).__module__).joinpath("cpp.h").read_text()
 
     def triton(self) -> Mapping[str, Any]:
-        """Its functions in Triton by name. Triton is imported here and not before."""
+        """Its Triton functions by name. This imports Triton, which nothing else here does."""
         return vars(importlib.import_module(f"{type(self).__module__}.triton"))
 
     def extra_arguments(
         self, partner: str, random: Sequence[str], constant: Callable[[Constant], str] = repr
     ) -> list[str]:
-        """What a call of one of its functions takes after codes, scales and values.
+        """The arguments of a call of one of its functions after codes, scales and values.
 
         Args:
             partner: The expression for the values of the partner.
-            random: The expressions for what random bits depend on; empty where values are dequantized.
-            constant: How the language writes a constant.
+            random: The expressions for the arguments of stochastic rounding; empty to dequantize.
+            constant: A function that prints a constant in the language of the kernel.
         """
         return [
             *([partner] if self.partner else []),

@@ -1,4 +1,4 @@
-"""Which slot is kept in how many bits, decided on the logical tensor."""
+"""Which slot is stored in which dtype or 8-bit format. This depends on the logical tensor, not on its shards."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from lightning_optim.storage.log import Log
 from lightning_optim.storage.quantized import Quantized
 from lightning_optim.storage.ratio import Ratio
 
-SMALLEST = 4096  # tensors with fewer elements are not quantized: their state is no memory to speak of
+SMALLEST = 4096  # tensors with fewer elements are not quantized: their state takes little memory
 
 
 def dtype(param: torch.dtype, bits: int, slot: Slot) -> torch.dtype:
-    """The type that a slot of a parameter is kept in where it is a tensor.
+    """The dtype in which a slot that is not quantized is stored.
 
     Args:
-        param: The type of the parameter. float64 and complex parameters keep state of their own type.
-        bits: `state_bits` of the group: 32 is float32, 16 is bfloat16, 8 leaves as float32 what is not quantized.
-        slot: A slot that must stay exact, or that is one number, is never kept in fewer bits.
+        param: The dtype of the parameter. State of float64 and complex parameters has the dtype of the parameter.
+        bits: `state_bits` of the parameter group: 32 for float32, 16 for bfloat16, 8 for float32 where a slot is not
+            quantized.
+        slot: The slot. One that must stay exact, or that holds one number, is never stored in fewer bits.
     """
     if slot.per != "element" or not _reducible(param):
         return param if slot.per == "element" else torch.float64
@@ -32,12 +33,12 @@ def dtype(param: torch.dtype, bits: int, slot: Slot) -> torch.dtype:
 
 
 def is_quantized(param: Tensor, bits: int, slot: Slot) -> bool:
-    """Whether a slot of this parameter is kept in 8-bit codes."""
+    """Whether a slot of this parameter is quantized under `state_bits=bits`."""
     return bits == 8 and can_be_quantized(slot) and _reducible(param.dtype) and logical_shape(param).numel() >= SMALLEST
 
 
 def can_be_quantized(slot: Slot) -> bool:
-    """Whether a slot may be kept in codes at all."""
+    """Whether a slot may be quantized at all."""
     return slot.per == "element" and slot.without is None and not slot.exact
 
 
@@ -45,29 +46,30 @@ def empty(values: Tensor, slot: Slot, partner: str | None, form: str) -> Quantiz
     """A quantized slot of zeros.
 
     Args:
-        values: A tensor of the slot's shape and device; only these are used.
-        slot: Says whether values are signed.
-        partner: The name of the slot whose root this one is measured in, where that one is quantized as well.
+        values: A tensor of the shape and on the device of the slot. Its values are not used.
+        slot: The slot.
+        partner: The slot relative to whose square root this one is quantized, if that one is quantized as well.
         form: The `state_format` of the parameter group, a key of `FORMATS`.
     """
     return Quantized.empty(values.shape, FORMATS[form](slot, partner), values.device)
 
 
 def _log(slot: Slot, partner: str | None) -> Format:
-    """Second moments by their logarithm, and first moments as their ratio to its root."""
+    """The format "log": logarithms of second moments, and first moments relative to the root of the second moment."""
     if not slot.signed:
         return Log()
     return Dynamic(signed=True) if partner is None else Ratio(partner)
 
 
 def _dynamic(slot: Slot, partner: str | None) -> Format:
-    """The code of bitsandbytes for every slot."""
+    """The format "dynamic": the dynamic tree quantization of bitsandbytes for every slot."""
     return Dynamic(slot.signed)
 
 
-# What `state_format` may be (`language/definition.py` names the same words): the format of a slot, given its partner.
+# The format of a slot and its partner, for each value of `state_format` (the same words as in language/definition.py).
 FORMATS: dict[str, Callable[[Slot, str | None], Format]] = {"log": _log, "dynamic": _dynamic}
 
 
 def _reducible(param: torch.dtype) -> bool:
+    """Whether state of parameters of this dtype may be stored in fewer bits."""
     return param in (torch.float32, torch.bfloat16, torch.float16)

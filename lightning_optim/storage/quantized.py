@@ -1,4 +1,4 @@
-"""A slot in 8-bit codes with scales for each block of elements."""
+"""Quantized slots: 8-bit codes, with scales for each block of elements."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Quantized:
 
     Attributes:
         shape: The shape of the slot.
-        format: How values are quantized.
-        codes: (blocks, BLOCK) uint8; the last block is filled up.
-        scales: (blocks, format.scales_per_block) float32.
+        format: The format.
+        codes: The codes, (blocks, BLOCK) uint8. The last block is padded.
+        scales: The scales, (blocks, format.scales_per_block) float32.
     """
 
     shape: torch.Size
@@ -46,30 +46,45 @@ class Quantized:
         return quantized
 
     def numel(self) -> int:
-        """Number of values."""
+        """The number of values."""
         return self.shape.numel()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales."""
+        """The size of codes and scales in bytes."""
         return self.codes.numel() + 4 * self.scales.numel()
 
     def to(self, device: torch.device | str) -> Quantized:
-        """The slot on a device. Lightning moves state by this name, and would copy a dataclass without it."""
+        """The slot on another device. Lightning calls `to` on state, and would copy a dataclass that lacks it."""
         return Quantized(self.shape, self.format, self.codes.to(device), self.scales.to(device))
 
     def dequantize(self, partner: Tensor | None = None, low: int = 0, high: int | None = None) -> Tensor:
-        """Values `low` to `high` of the flat slot, float32. `low` begins a block; `partner` covers the same range."""
+        """Dequantize a range of the flat slot.
+
+        Args:
+            partner: The dequantized values of the partner in this range, flat.
+            low: The index of the first value, a multiple of BLOCK.
+            high: The index after the last value. Default: all.
+
+        Returns:
+            The values, (high - low,) float32.
+        """
         high = self.numel() if high is None else high
         first, last = low // BLOCK, -(-high // BLOCK)
         values = self.format.dequantize(self.codes[first:last], self.scales[first:last], _blocked(partner))
         return values.reshape(-1)[: high - low]
 
     def quantize(self, values: Tensor, partner: Tensor | None, t: int, low: int = 0) -> None:
-        """Replace the values from `low` on by flat float32 `values`, rounding with the random bits of step `t`.
+        """Quantize new values of a range of the flat slot.
 
-        A value that is not finite is kept as zero, so that it spoils neither its block nor later steps; the parameter,
-        which is computed from values that are not rounded, shows it.
+        A value that is not finite is stored as zero, so that it spoils neither its block nor later steps. It is visible
+        in the parameter, which is computed from the values before rounding.
+
+        Args:
+            values: The new values, flat float32.
+            partner: The values of the partner in this range as they will be dequantized, flat.
+            t: The step, on which stochastic rounding depends.
+            low: The index of the first value, a multiple of BLOCK.
         """
         values = torch.nan_to_num(values, 0.0, 0.0, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
@@ -80,7 +95,7 @@ class Quantized:
 
 
 def _blocked(values: Tensor | None) -> Tensor | None:
-    """Flat values as (blocks, BLOCK), filled up with zeros."""
+    """Flat values in the shape (blocks, BLOCK), padded with zeros."""
     if values is None:
         return None
     missing = -values.numel() % BLOCK
@@ -88,17 +103,20 @@ def _blocked(values: Tensor | None) -> Tensor | None:
 
 
 def random_bits(t: int, first: int, blocks: int, device: torch.device) -> Tensor:
-    """Numbers in [0, 1) that depend on the step and the place of the element alone, (blocks, BLOCK) float32.
+    """The random bits for stochastic rounding, as numbers in [0, 1) with a resolution of 2^-16.
 
-    A counter-based hash (two rounds of multiply and xor-shift on 32 bits), so a resumed run gets what the
-    uninterrupted one would have got, and every rank and engine gets the same. Elements of the two halves of a block
-    share a hash, of which each takes 16 bits: as fine as rounding needs.
+    They are a hash of the step and the index of the element in the local slot (two rounds of multiplication and
+    xor-shift on 32 bits). So a resumed run rounds as the uninterrupted run would have, and all engines round alike. Two
+    elements at a distance of half a block share a 32-bit hash, of which each takes 16 bits.
 
     Args:
         t: The step.
-        first: The number of the first block.
-        blocks: How many.
-        device: Where.
+        first: The index of the first block.
+        blocks: The number of blocks.
+        device: The device of the result.
+
+    Returns:
+        A float32 tensor of shape (blocks, BLOCK).
     """
     half = BLOCK // 2
     start = _signed(first * half * 0x9E3779B1 + (t + 1) * 0x85EBCA77)
@@ -110,41 +128,54 @@ def random_bits(t: int, first: int, blocks: int, device: torch.device) -> Tensor
 
 
 def _signed(x: int) -> int:
-    """The int32 with the lowest 32 bits of x."""
+    """The int32 with the lowest 32 bits of x, since torch has no uint32 arithmetic."""
     return (x + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def read(slots: Mapping[str, Any], names: Collection[str], low: int = 0, high: int | None = None) -> dict[str, Tensor]:
-    """The values of quantized slots from `low` to `high`, flat, float32."""
-    found: dict[str, Tensor] = {}
+    """Dequantize a range of several slots.
+
+    Args:
+        slots: All slots of a parameter by name; some may be tensors.
+        names: The slots to read.
+        low: The index of the first value, a multiple of BLOCK.
+        high: The index after the last value. Default: all.
+
+    Returns:
+        The values by name, each (high - low,) float32.
+    """
+    values: dict[str, Tensor] = {}
     for name in names:
-        _read_into(found, slots, name, low, high)
-    return {name: found[name] for name in names}
+        _read_into(values, slots, name, low, high)
+    return {name: values[name] for name in names}
 
 
-def _read_into(found: dict[str, Tensor], slots: Mapping[str, Any], name: str, low: int, high: int | None) -> Tensor:
-    # No function inside `read`: one that calls itself is a cycle, which would keep the values until a collection.
-    if name not in found:
+def _read_into(values: dict[str, Tensor], slots: Mapping[str, Any], name: str, low: int, high: int | None) -> Tensor:
+    """Add the values of a slot, and those of its partner, to `values`."""
+    # Not a function inside `read`: a nested function that calls itself is a reference cycle, which would keep the
+    # values alive until the garbage collector runs.
+    if name not in values:
         slot = slots[name]
         if isinstance(slot, Quantized):
-            partner = _read_into(found, slots, slot.format.partner, low, high) if slot.format.partner else None
-            found[name] = slot.dequantize(partner, low, high)
+            partner = _read_into(values, slots, slot.format.partner, low, high) if slot.format.partner else None
+            values[name] = slot.dequantize(partner, low, high)
         else:
-            found[name] = slot.reshape(-1)[low:high]
-    return found[name]
+            values[name] = slot.reshape(-1)[low:high]
+    return values[name]
 
 
 def write(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int, low: int = 0) -> None:
-    """Quantize new flat values of quantized slots, those that others are measured in first.
+    """Quantize new values of a range of several slots, those of partners first.
 
     Args:
-        slots: The slots by name.
-        new: The new values of all quantized slots that change; a slot whose partner changes is among them.
-        t: The step, which the random bits of rounding depend on.
-        low: Where the values begin; it begins a block.
+        slots: All slots of a parameter by name. new: The new values of the quantized slots that change, flat, by name.
+        A slot whose partner is among them must be
+            among them too.
+        t: The step, on which stochastic rounding depends.
+        low: The index of the first value, a multiple of BLOCK.
     """
-    orphans = [name for name, slot in slots.items() if isinstance(slot, Quantized) and slot.format.partner in new]
-    assert all(name in new for name in orphans), "a slot in units of another must be written with it"
+    dependent = [name for name, slot in slots.items() if isinstance(slot, Quantized) and slot.format.partner in new]
+    assert all(name in new for name in dependent), "a slot must be written whenever its partner is"
     for name in sorted(new, key=lambda name: slots[name].format.partner is not None):
         partner = slots[name].format.partner
         high = low + new[name].numel()

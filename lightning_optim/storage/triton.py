@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
-"""What the Triton functions of several formats call.
+"""Triton functions that several formats call.
 
-Nothing but the Triton engine imports this module and those of the formats, and only when it is used.
+Only the Triton engine imports this module and those of the formats, when it runs for the first time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import triton.language as tl
 @triton.jit
 def nearest(x):
     """The nearest integer, ties to even, as a float, for 0 <= x < 2**31."""
-    small = (x + 8388608.0) - 8388608.0  # 2**23 leaves no room for a fraction; larger values have none
+    small = (x + 8388608.0) - 8388608.0  # from 2**23 on, float32 holds only integers
     return tl.where(x < 8388608.0, small, x)
 
 
-# Triton before 3.4 does not say otherwise whether it interprets.
+# Triton before 3.4 has no other way to tell whether the interpreter runs.
 INTERPRETED = tl.constexpr(not isinstance(nearest, triton.JITFunction))
 
 
 @triton.jit
 def to_bfloat16(x):
-    """The nearest bfloat16, ties to even. The interpreter would cut off, so there it is done on the bits."""
+    """The nearest bfloat16, ties to even. The interpreter would truncate, so there the bits are rounded."""
     if INTERPRETED:
         bits = x.to(tl.uint32, bitcast=True)
         even = (bits >> 16) & 1
@@ -37,7 +37,7 @@ def to_bfloat16(x):
 
 @triton.jit
 def random_bits(t, index):
-    """`storage.quantized.random_bits` for elements at these positions of the local slot, int64."""
+    """`random_bits` of `storage/quantized.py` for elements of these indices in the local slot, int64."""
     pair = (index >> 8 << 7) | (index & 127)
     x = pair.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
     x = (x ^ (x >> 16)) * 0x7FEB352D

@@ -1,7 +1,7 @@
-"""The dynamic-tree code.  Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861.
+"""Dynamic tree quantization.  Dettmers, Lewis, Shleifer & Zettlemoyer 2021, arXiv:2110.02861.
 
-The scale of a block carries the sign of its largest value, which so is always dequantized to itself; with an
-unsigned scale a negative maximum would shrink by 0.7 % at every store.
+The scale of a block is its value of largest magnitude, with its sign, so that this value is always dequantized to
+itself. With an unsigned scale a negative value of largest magnitude would shrink by 0.7 % whenever it is stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CELLS, NEAREST_CELL = 2945, 13312  # as in cpp.h
 
 @functools.lru_cache
 def values(signed: bool, device: torch.device) -> Tensor:
-    """The 256 values of the code in [-1, 1], or in [0, 1], ascending, float32."""
+    """The codebook: 256 values in [-1, 1] or in [0, 1], ascending, float32."""
     entries = [0.0, 1.0]
     for i in range(7):
         count = 2**i if signed else 2 ** (i + 1)
@@ -31,7 +31,7 @@ def values(signed: bool, device: torch.device) -> Tensor:
 
 
 def first_of_each_code(signed: bool) -> Tensor:
-    """The smallest float32 that is kept as code 1, 2, ... 255: where the nearest entry changes, found by halving."""
+    """The smallest float32 of each of the codes 1, 2, ... 255, found by bisection between neighbouring entries."""
     table = values(signed, torch.device("cpu"))
     lower, upper = table[:-1], table[1:]
     low, high = lower.double(), upper.double()
@@ -44,16 +44,20 @@ def first_of_each_code(signed: bool) -> Tensor:
 
 @functools.cache
 def searchable(signed: bool) -> Tensor:
-    """The codebook, and behind it what finds codes without a search: float32 and int32 in a row.
+    """The codebook, followed by a table that finds codes without a search.
 
-    Numbers that share their exponent and the seven bits behind it are a cell, so narrow that at most one code begins in
-    it. For each cell from 2^-23 to 1, and then for those of negative numbers: how many codes begin before it, and the
-    number from which on one more does. Smaller numbers fall into the first cell, which is that of zero.
+    Numbers with the same exponent and the same seven leading bits of the mantissa form a cell. A cell is so narrow that
+    at most one code begins in it. The table has cells from 2^-23 to 1, and then those of negative numbers. Smaller
+    numbers belong to the first cell, the one of zero.
+
+    Returns:
+        The 256 values; for each cell the number of codes that begin below it, as the bits of an int32; and for each
+        cell the smallest number of the next code. All of it is one flat float32 tensor.
     """
     begins = first_of_each_code(signed)
     edges = ((torch.arange(CELLS + 1, dtype=torch.int32) + NEAREST_CELL) << 16).view(torch.float32)
     edges[0] = 0.0
-    low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.tensor(0.0))])  # the least number of each cell
+    low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.tensor(0.0))])  # the smallest number of each cell
     below = torch.searchsorted(begins, low, right=True)
     following = torch.cat([begins, torch.tensor([torch.inf])])[below]
     return torch.cat([values(signed, torch.device("cpu")), below.int().view(torch.float32), following])
@@ -65,9 +69,9 @@ UNSIGNED = Codebook("unsigned_codebook", functools.partial(values, False), funct
 
 @dataclass(frozen=True)
 class Dynamic(Format):
-    """Each value is the nearest entry of a fixed table, times the block's largest value.
+    """Each value is an entry of a fixed codebook times the value of largest magnitude in its block.
 
-    In the unsigned table a positive value never becomes zero: it is rounded up to the smallest entry.
+    A value is rounded to the nearest entry, except that with the unsigned codebook a positive value never becomes zero.
 
     Attributes:
         signed: Whether values may be negative.

@@ -1,5 +1,5 @@
-// The dynamic-tree code: the functions of __init__.py for one block.
-// What is not finite is kept as zero; what lies behind a tensor's end is zero already.
+// Dynamic tree quantization: the functions of __init__.py for one block.
+// Values that are not finite are stored as zero. Values beyond the end of a tensor are zero already.
 
 static inline void dynamic_dequantize(
     const uint8_t* __restrict codes, const float* scales, float* __restrict x, const float* __restrict codebook, bool) {
@@ -7,8 +7,8 @@ static inline void dynamic_dequantize(
     for (int64_t i = 0; i < BLOCK; ++i) x[i] = codebook[codes[i]] * scale;
 }
 
-// Behind the 256 entries of the codebook stand, for each cell of numbers that share exponent and seven bits behind it, how
-// many codes begin below it, and where in it one more does.
+// The 256 entries of the codebook are followed by the table of `searchable` in __init__.py: for each cell the number of
+// codes that begin below it, and then for each cell the smallest number of the next code.
 static constexpr int32_t CELLS = 2945, NEAREST_CELL = 13312;
 
 static inline void dynamic_quantize(

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
-"""The dynamic-tree code: the functions of `__init__.py` for the blocks of a tile.
+"""Dynamic tree quantization: the functions of `__init__.py` for the blocks of a tile.
 
-A tile is (blocks, 256). `index` is the position of an element in the tile, `block` that of its scales, `there`
-whether the slot has that block.
+A tile has the shape (blocks, 256). `index` is the index of an element in the tile, `block` the index of its block, and
+`there` whether the slot has that block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def dynamic_quantize(codes_at, scales_at, index, block, there, x, codebook, SIGN
     first = tl.min(tl.where(size == largest, column, 255), axis=1, keep_dims=True)
     scale = tl.sum(tl.where(column == first, x, 0.0), axis=1, keep_dims=True)
     z = tl.where(scale != 0.0, tl.div_rn(x, scale), 0.0)
-    above = tl.zeros_like(column)  # how many entries are below z, up to 255
+    above = tl.zeros_like(column)  # the number of entries below z, at most 255
     for bit in tl.static_range(8):
         further = above + (128 >> bit)
         above = tl.where(tl.load(codebook + further - 1) < z, further, above)

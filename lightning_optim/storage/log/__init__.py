@@ -1,12 +1,12 @@
-"""Second moments by their logarithm, rounded stochastically.
+"""Logarithms of second moments, with stochastic rounding.
 
-A second moment moves by a thousandth in a step, far less than one code of eight bits, so nearest rounding freezes it
-or lets it climb only. Rounding up with the probability of the remainder is right on average.
+In one step a second moment changes by about a thousandth, far less than the distance of two 8-bit codes. Rounding to
+the nearest code would freeze it, or let it only grow. Stochastic rounding has the right mean.
 
-The logarithm is the one that a float32 carries: its bits, read as an integer, grow with the logarithm to base 2 and
-run straight from one power of two to the next. So between two codes of the same octave the mean of what is kept is the
-value itself (between two of different octaves it is up to an eighth of a step too large), no logarithm is computed,
-and every engine finds the same codes to the last bit.
+The logarithm is that of the float32 format: the bits of a positive number, read as an integer, grow with its logarithm
+to base 2, linearly from one power of two to the next. So no logarithm is computed, and every engine finds the same
+codes to the last bit. Between two codes of the same octave the expected value after rounding is the value itself.
+Between codes of different octaves it is too large by up to an eighth of a step.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from lightning_optim.storage.format import Format
 
-OCTAVES = 40  # smaller values than the block's largest by more than this are kept at that
-LEVELS = 254.0  # steps between code 1, the smallest positive value, and code 255, the largest
-FINEST = 2048.0  # a step is at least so many units in the last place: dequantized values are on levels for certain
-SNAP = 2.0**-10  # as near to a level as this is on it: dequantized values go back to their codes
+OCTAVES = 40  # the largest ratio of two positive values in a block is 2^40; smaller values are raised to it
+LEVELS = 254.0  # steps from code 1, the smallest positive value of the block, to code 255, the largest
+FINEST = 2048.0  # the least size of a step in units in the last place, so that dequantized values are on their levels
+SNAP = 2.0**-10  # values this near to a level are not rounded stochastically, so dequantized values keep their codes
 
 
 @dataclass(frozen=True)
 class Log(Format):
-    """Code 0 is zero; codes 1 to 255 divide the logarithm between the block's smallest and largest value evenly.
+    """Code 0 is zero. Codes 1 to 255 are evenly spaced in the logarithm between the smallest and the largest value.
 
-    The scales are these two as they are, so that they dequantize exactly and a dequantized block quantizes to itself. A
-    positive value never becomes zero.
+    The scales of a block are its smallest positive and its largest value in float32. So both are stored exactly, and a
+    dequantized block is quantized to the same codes. A positive value never becomes zero.
     """
 
     name: ClassVar[str] = "log"
@@ -39,9 +39,9 @@ class Log(Format):
 
     def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
         assert random is not None
-        bits = x.view(torch.int32).clamp_min(0)  # 0 for what is not positive
+        bits = x.view(torch.int32).clamp_min(0)  # 0 where a value is not positive
         high = bits.amax(1, keepdim=True)
-        low = (bits - 1 & 0x7FFFFFFF).amin(1, keepdim=True) + 1  # of those above 0
+        low = (bits - 1 & 0x7FFFFFFF).amin(1, keepdim=True) + 1  # the minimum of the positive ones
         low = torch.maximum(low, torch.where(high > 0, (high - (OCTAVES << 23)).clamp_min(1), 0))
         step = _step(low, high)
         level = (bits - low).to(torch.float32) * (1.0 / step)
@@ -49,7 +49,7 @@ class Log(Format):
         rounded = torch.where((level - nearest).abs() < SNAP, nearest, torch.floor(level + random)).clamp(0.0, LEVELS)
         span = (high - low).to(torch.float32).to(torch.int32)
         above = torch.round(rounded * step).to(torch.int32)
-        last = (torch.maximum(above - span, bits - high) + 1).clamp(0, 1)  # 1 for what is not below the largest
+        last = (torch.maximum(above - span, bits - high) + 1).clamp(0, 1)  # 1 for the largest value
         codes = torch.maximum(rounded.to(torch.int32), last * int(LEVELS)) + 1
         return (codes * bits.clamp_max(1)).to(torch.uint8), torch.cat([low, high], 1).view(torch.float32)
 
@@ -63,5 +63,5 @@ class Log(Format):
 
 
 def _step(low: Tensor, high: Tensor) -> Tensor:
-    """Units in the last place between two codes, float32."""
+    """The distance of two codes in units in the last place, float32."""
     return ((high - low).to(torch.float32) * (1.0 / LEVELS)).clamp_min(FINEST)

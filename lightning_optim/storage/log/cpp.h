@@ -1,5 +1,5 @@
-// Second moments by their logarithm: the functions of __init__.py for one block.
-// What is not finite is kept as zero; what lies behind a tensor's end is zero already.
+// Logarithms of second moments: the functions of __init__.py for one block.
+// Values that are not finite are stored as zero. Values beyond the end of a tensor are zero already.
 
 static inline float log_step(int32_t low, int32_t high) {
     const float step = float(high - low) * float(1.0 / 254.0);
@@ -16,10 +16,10 @@ static inline void log_dequantize(const uint8_t* __restrict codes, const float* 
     }
 }
 
-// Replaces x by what will be dequantized. The bits of a positive number are a positive integer, those of others are not.
+// Replaces x by its dequantized values. The bits of a positive number, read as int32, are positive; others are not.
 static inline void log_quantize(uint8_t* __restrict codes, float* scales, float* __restrict x, int64_t index, int64_t t) {
     int32_t bits[BLOCK], up[BLOCK], high = 0;
-    uint32_t least = UINT32_MAX;  // less one, so that 0 is no minimum
+    uint32_t least = UINT32_MAX;  // minus one, so that 0 becomes the largest uint32
     float level[BLOCK];
     for (int i = 0; i < BLOCK; ++i) {
         bits[i] = as_bits(x[i]) & mask(uint32_t(as_bits(x[i])) < 0x7f800000u);
@@ -31,7 +31,7 @@ static inline void log_quantize(uint8_t* __restrict codes, float* scales, float*
     const int32_t span = rounded(float(high - low));
     for (int i = 0; i < BLOCK; ++i) {
         const float found = float(bits[i] - low) * inverse;
-        level[i] = found < 0.0f ? 0.0f : found;  // as far below as it may lie, it is kept at the lowest
+        level[i] = found < 0.0f ? 0.0f : found;  // values below the lowest level are raised to it
     }
     const uint32_t half = BLOCK / 2, first = uint32_t(index / 2), key = uint32_t(t);
     for (uint32_t i = 0; i < half; ++i) {
@@ -46,7 +46,7 @@ static inline void log_quantize(uint8_t* __restrict codes, float* scales, float*
         x[i] = as_float(chosen(last, high, low + above) & some);
         bits[i] = ((whole + 1) | last) & some;
     }
-    for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(bits[i]);  // apart, or a loop would take 32 elements at a time
+    for (int i = 0; i < BLOCK; ++i) codes[i] = uint8_t(bits[i]);  // apart: a loop with bytes is vectorized by 32
     scales[0] = as_float(low);
     scales[1] = as_float(high);
 }

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
-"""Second moments by their logarithm: the functions of `__init__.py` for the blocks of a tile.
+"""Logarithms of second moments: the functions of `__init__.py` for the blocks of a tile.
 
-A tile is (blocks, 256). `index` is the position of an element in the tile, `block` that of its scales, `there`
-whether the slot has that block.
+A tile has the shape (blocks, 256). `index` is the index of an element in the tile, `block` the index of its block, and
+`there` whether the slot has that block.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// First moments as their ratio to the root of the second: the functions of __init__.py for one block.
-// What is not finite is kept as zero; what lies behind a tensor's end is zero already.
+// First moments relative to the root of the second: the functions of __init__.py for one block.
+// Values that are not finite are stored as zero. Values beyond the end of a tensor are zero already.
 
 static inline float per_root(float v) { return as_float(0x5f400000 - (as_bits(v) >> 1)); }
 
@@ -16,7 +16,7 @@ static inline void ratio_dequantize(
 static inline void ratio_quantize(
     uint8_t* __restrict codes, float* scales, const float* __restrict x, const float* __restrict partner) {
     float ratio[BLOCK];
-    int32_t largest = 0;  // positive numbers are ordered as their bits
+    int32_t largest = 0;  // positive numbers have the order of their bits
     for (int i = 0; i < BLOCK; ++i) {
         const int32_t kept = mask((partner[i] > 0.0f) & (absolute(x[i]) < __builtin_inff()));
         ratio[i] = as_float(as_bits(x[i] * per_root(partner[i])) & kept);

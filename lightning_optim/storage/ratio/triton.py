@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, misc"
-"""First moments as their ratio to the root of the second: the functions of `__init__.py` for the blocks of a tile.
+"""First moments relative to the root of the second: the functions of `__init__.py` for the blocks of a tile.
 
-A tile is (blocks, 256). `index` is the position of an element in the tile, `block` that of its scales, `there`
-whether the slot has that block.
+A tile has the shape (blocks, 256). `index` is the index of an element in the tile, `block` the index of its block, and
+`there` whether the slot has that block.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def ratio_quantize(codes_at, scales_at, index, block, there, x, partner):
     ratio = tl.where(partner > 0.0, x * per_root(partner), 0.0)
     scale = to_bfloat16(tl.max(tl.abs(ratio), axis=1, keep_dims=True)).to(tl.float32)
     y = tl.where(scale > 0.0, tl.div_rn(WIDEST * ratio, scale + CURVE * tl.abs(ratio)), 0.0)
-    code = (y + 12582912.0) - 12582912.0  # 1.5 * 2**23 leaves no room for a fraction: nearest, ties to even
+    code = (y + 12582912.0) - 12582912.0  # at 1.5 * 2**23 float32 holds only integers: nearest, ties to even
     codes = tl.minimum(tl.maximum(code, -127.0), 127.0) + 128.0
     tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
     tl.store(scales_at + block, scale, mask=there)
