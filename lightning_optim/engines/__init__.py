@@ -31,9 +31,12 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (triton, compiled, blocked, reference)
-}  # in descending order of speed
+ENGINES: dict[str, Engine] = {  # in descending order of speed
+    triton.name: triton,
+    compiled.name: compiled,
+    blocked.name: blocked,
+    reference.name: reference,
+}
 
 
 def check_name(name: str) -> str:

@@ -67,12 +67,14 @@ class KernelBackend(abc.ABC):
     by_alignment: bool
     tile: int
 
+    @staticmethod
     @abc.abstractmethod
-    def print(self, program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
+    def print(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
         """Print the pass that computes and stores the parameter and slots named in `outputs`."""
 
+    @staticmethod
     @abc.abstractmethod
-    def print_reduction(self, program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
+    def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
         """Print a pass that stores, for each tile, the sum or the maximum of each of the symbols `of`."""
 
     @abc.abstractmethod
@@ -162,6 +164,7 @@ class KernelBackend(abc.ABC):
         launches = self.launches(Batch.of(program, {}, params=params))
         for signature in dict.fromkeys(launch.signature for launch in launches):
             for level in range(1, program.levels + 1):
+                sums: list[tuple[tuple[Symbol, ...], By]]
                 sums = [(of, by) for by in REDUCTIONS if (of := program.summands(level, by))]
                 kernels += [self.reduction(program, signature, of, by)[0] for of, by in sums]
             if program.moving:
