@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -134,10 +134,10 @@ class GlobalBatches(Sampler[list[int]]):
 class Loader(DataLoader[Any]):
     """A DataLoader that Lightning saves and resumes, since it has `state_dict` and `load_state_dict`."""
 
-    sampler: GlobalBatches
-
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "taken": self.sampler.taken}
+        batches = cast(GlobalBatches, self.sampler)
+        return {"epoch": batches.epoch, "taken": batches.taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.epoch, self.sampler.taken = state["epoch"], state["taken"]
+        batches = cast(GlobalBatches, self.sampler)
+        batches.epoch, batches.taken = state["epoch"], state["taken"]
