@@ -460,7 +460,7 @@ def test_batch_norm_statistics_can_be_kept() -> None:
 class Buffers(Walk):
     """Also the statistics that training has after each step."""
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.weights.append(torch.cat([vector(pl_module), *(b.reshape(-1) for b in pl_module.buffers())]))
 
 
@@ -528,7 +528,7 @@ def test_the_modes_of_a_half_frozen_network_stay(tmp_path: Path) -> None:
     modes: list[list[bool]] = []
 
     class Modes(Walk):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             modes.append([part.training for part in pl_module.modules()])
 
     saving = checkpoints(tmp_path, every_n_train_steps=1)  # statistics are needed between two steps

@@ -245,7 +245,9 @@ def test_with_callbacks_that_change_weights(first: bool) -> None:
     assert applied.first == pytest.approx(rates("linear", "cosine", 12, 12), rel=1e-12)
 
     class Given(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
             trainer.optimizers[0].param_groups[0]["lr"] = rates("linear", "cosine", 12, 12)[trainer.global_step]
 
     by_hand = Run(adan, Given(), LookaheadSync(3), IterateAveraging("ema"), precision="64-true")
@@ -400,7 +402,9 @@ def test_a_run_that_it_joins_and_one_that_it_leaves(make: Make, tmp_path: Path) 
 
 def test_a_state_dict_taken_during_the_fit_loads_there() -> None:
     class Reloading(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             [optimizer] = trainer.optimizers
             state = optimizer.state_dict()
             assert state["param_groups"][0]["lr"] == LR
@@ -626,7 +630,7 @@ class SavesFirst(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 0:
             trainer.save_checkpoint(f"{self.folder}/0.ckpt")
 

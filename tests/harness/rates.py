@@ -137,7 +137,9 @@ SCHEDULED = {
 class Meddler(Callback):
     """Sets a learning rate by itself."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 2:
             trainer.optimizers[0].param_groups[0]["lr"] = 0.5
 

@@ -48,7 +48,9 @@ class Walk(Callback):
         self.weights: list[Tensor] = []
         self.slots: list[Tensor] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step > len(self.weights):
             self.weights.append(vector(pl_module))
             if self.slot_name is not None:
