@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_optim import OptimizerStrategy
 from tests.harness.ranks import run_ranks
@@ -76,7 +77,7 @@ class Before(Callback):
 
 
 def local_weights(module: LightningModule) -> list[Tensor]:
-    return [(p.to_local() if hasattr(p, "to_local") else p).detach().clone() for p in module.parameters()]
+    return [(p.to_local() if isinstance(p, DTensor) else p).detach().clone() for p in module.parameters()]
 
 
 def refusals(setting: Setting, paths: list[Path]) -> list[tuple[str, bool]]:

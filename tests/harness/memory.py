@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from lightning_optim import create_optimizer
 from tests.harness.modules import Make
@@ -26,7 +27,7 @@ def by_hand(optimizer: torch.optim.Optimizer) -> int:
 def storages(thing: Any) -> Iterator[torch.UntypedStorage]:
     """All memory behind an object, whatever it is made of. Shares nothing with the report."""
     if isinstance(thing, torch.Tensor):
-        yield (thing.to_local() if hasattr(thing, "to_local") else thing).untyped_storage()
+        yield (thing.to_local() if isinstance(thing, DTensor) else thing).untyped_storage()
     elif isinstance(thing, Mapping):
         for item in thing.values():
             yield from storages(item)

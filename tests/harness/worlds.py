@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -76,7 +77,7 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
         with FullyShardedDataParallel.summon_full_params(model, writeback=False):
             return {_plain(name): p.detach().clone() for name, p in model.named_parameters()}
     found = {_plain(name): p.detach() for name, p in model.named_parameters()}
-    return {n: p.full_tensor() if hasattr(p, "full_tensor") else p.clone() for n, p in found.items()}
+    return {n: p.full_tensor() if isinstance(p, DTensor) else p.clone() for n, p in found.items()}
 
 
 def _plain(name: str) -> str:
