@@ -22,6 +22,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_optim import create_optimizer
@@ -84,7 +86,7 @@ class Dies(Callback):
     def __init__(self, with_signal: signal.Signals) -> None:
         self.signal = with_signal
 
-    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if rank() == 1 and trainer.global_step == EPOCH + 1:
             os.kill(os.getpid(), self.signal)
 
@@ -298,7 +300,7 @@ def refusals(kind: Kind, folder: Path) -> tuple[str, bool]:
 
 
 def local_weights(module: nn.Module) -> Tensor:
-    parts = [p.to_local() if hasattr(p, "to_local") else p for p in module.parameters()]
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
     return torch.cat([part.detach().reshape(-1) for part in parts]).clone()
 
 
