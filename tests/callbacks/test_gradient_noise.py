@@ -113,11 +113,12 @@ def noisy(stage: Noise, optimizer: Any, grads: Sequence[Any]) -> Tensor:
     """The gradient of the last of some steps, as SGD with lr=1 shows it."""
     p: Tensor = optimizer.param_groups[0]["params"][0]
     optimizer.append(stage)
+    weights = [p.detach().clone()]
     for grad in grads:
-        before = p.detach().clone()
         p.grad = torch.tensor(grad, dtype=torch.float64)
         optimizer.step()
-    return before - p.detach()
+        weights.append(p.detach().clone())
+    return weights[-2] - weights[-1]
 
 
 GRADS = [(0.3, -0.2, 0.05), (0.1, 0.4, -0.05), (-0.2, 0.1, 0.0)]

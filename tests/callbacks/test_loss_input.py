@@ -37,11 +37,12 @@ def plain_loop(windows: Sequence[int], parts: int, epochs: int = 3, moment: bool
         for window in windows:
             optimizer.zero_grad()
             total = torch.zeros((), dtype=torch.float64)
-            for _ in range(window):
-                inputs, targets = (part.double() for part in next(left))
+            taken = [[part.double() for part in next(left)] for _ in range(window)]
+            for inputs, targets in taken:
                 loss = nn.functional.mse_loss(module(inputs), targets) / parts
                 torch.autograd.backward(loss)
                 total += loss.detach()
+            inputs, targets = taken[-1]
             with torch.no_grad():
                 each = (module(inputs) - targets).square().mean(1)
             optimizer.set_loss(total, each.square().mean() if moment else None)

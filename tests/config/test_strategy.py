@@ -109,12 +109,13 @@ def test_the_same_parameter_in_two_groups() -> None:
 def test_every_optimizer_refuses_alike(name: str) -> None:
     """The base does the checks, so no page is without them."""
     cls = OPTIMIZERS[name]
-    for options, words in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"lr": -1.0}, f"{cls.__name__}: lr=-1.0 is out of range"),
         ({"lr": "1"}, f"{cls.__name__}: lr='1' must be a number"),
         ({"learning_rate": 1.0}, f"{cls.__name__} has no option 'learning_rate'"),
         ({"state_bits": 7}, f"{cls.__name__}: state_bits=7 must be one of"),
-    ):
+    )
+    for options, words in wrong:
         with pytest.raises(OptionError, match=words):
             cls([nn.Parameter(torch.ones(2))], **options)
     with pytest.raises(OptionError, match=f"{cls.__name__} got an empty parameter list"):

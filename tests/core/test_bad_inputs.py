@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -179,9 +180,12 @@ def test_a_gradient_of_another_shape(engine: str) -> None:
 def test_a_parameter_that_is_turned_where_it_is(engine: str) -> None:
     """Its address stays the same; the state follows the elements by their indices, as in torch.optim."""
     ends = []
-    for make, options in ((AdamW, {"engine": engine_that_serves(engine)}), (torch.optim.AdamW, {"foreach": False})):
+    for make in (
+        functools.partial(AdamW, engine=engine_that_serves(engine)),
+        functools.partial(torch.optim.AdamW, foreach=False),
+    ):
         p = nn.Parameter(torch.arange(64.0 * 64).view(64, 64) / 64)
-        optimizer = make([p], lr=0.1, **options)
+        optimizer = make([p], lr=0.1)
         for grad in (torch.ones(64, 64), torch.linspace(-1, 1, 64 * 64).view(64, 64)):
             p.grad = grad
             optimizer.step()

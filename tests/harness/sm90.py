@@ -89,10 +89,12 @@ def combine_tiles() -> Any:
 
 def resources(cubin: bytes) -> dict[str, int]:
     """What the assembled kernel takes: registers of a thread, and bytes of stack, where spills would go."""
+    from triton import knobs  # of newer versions
+
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     words = {"registers": r"REG:(\d+)", "stack": r"STACK:(\d+)", "local": r"LOCAL:(\d+)", "shared": r"SHARED:(\d+)"}
     return {word: max(map(int, re.findall(pattern, report))) for word, pattern in words.items()}
