@@ -21,7 +21,7 @@ help:
 	@echo "make test    run the tests, some ten minutes on two cores (ARGS='-k adan' passes options to pytest)"
 	@echo "make test-full   the tests with every case of the long cross products"
 	@echo "make coverage    the tests with what they cover: a table, htmlcov/ and coverage.xml"
-	@echo "make check   lint, format and types"
+	@echo "make check   lint, format, and types by mypy and pyright"
 	@echo "make docs    write the tables that are read off the classes"
 	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
 	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
@@ -55,6 +55,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
