@@ -66,7 +66,7 @@ def refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any
     Raises:
         OptionError: where a parameter occurs twice.
     """
-    seen: dict[int, str] = {}
+    seen: dict[int, str] = {}  # the words for the group of each parameter, by id
     for i, group in enumerate(groups):
         seen.update({id(p): f"group {i}" for p in group["params"]})
     for position, p in enumerate(tensors):
@@ -121,15 +121,15 @@ def _overlapping(ranges: list[Range]) -> Iterator[list[Range]]:
 def _share_an_element(ranges: list[Range]) -> bool:
     """Whether any element belongs to two of the tensors."""
     begin, end = min(found[1] for found in ranges), max(found[2] for found in ranges)
-    unit = math.gcd(*(part.element_size() for *_, part in ranges), *(found[1] - begin for found in ranges))
+    unit = math.gcd(*(tensor.element_size() for *_, tensor in ranges), *(found[1] - begin for found in ranges))
     taken = torch.zeros((end - begin) // unit, dtype=torch.bool)
-    for _, low, _, _, part in ranges:
-        width = part.element_size() // unit
-        shape, strides = (*part.shape, width), (*(stride * width for stride in part.stride()), 1)
-        own = taken.as_strided(shape, strides, (low - begin) // unit)
-        if own.any():
+    for _, low, _, _, tensor in ranges:
+        width = tensor.element_size() // unit
+        shape, strides = (*tensor.shape, width), (*(stride * width for stride in tensor.stride()), 1)
+        elements = taken.as_strided(shape, strides, (low - begin) // unit)
+        if elements.any():
             return True
-        own.fill_(True)
+        elements.fill_(True)
     return False
 
 

@@ -1,9 +1,8 @@
-"""Which parameters take a step together: sorted into batches once, and kept while what was sorted stays the same.
+"""Sorts parameters into batches, and caches the batches while nothing changes.
 
-A step over many small tensors is short, so every Python operation per tensor counts. `Batches` sorts (by parameter
-group, step counter and traits), unwraps (shards, complex numbers) and looks things up once. Each later step only asks
-whether anything changed: a parameter, a gradient that came or went, a slot that was replaced, a counter that somebody
-else wrote.
+A step over many small tensors is short, so Python operations per tensor matter. `Batches` sorts parameters by parameter
+group, step counter and traits, and unwraps shards and complex numbers, once. Later steps only check whether anything
+changed: a parameter, whether it has a gradient, a slot that was replaced, a step counter that other code has written.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
 from lightning_optim.storage import Quantized
 
-Parameters = Sequence[tuple[int, Tensor]]  # each with the index of its parameter group
+Parameters = Sequence[tuple[int, Tensor]]  # parameters, each with the index of its parameter group
 
 
 class Batches:
-    """The batches of one kind of step.
+    """The batches of one kind of program ("update" or "predict").
 
     Args:
         params: The parameters that take part, each with the index of its group.
-        idle: Parameters without a gradient, which only stages serve.
-        state: The optimizer's state; every parameter in it has a step counter.
-        traits: What a parameter's shape and dtype decide, by the index of its group.
-        slots: The slots by name.
-        flags: What the traits depend on besides. The batches hold for equal flags only.
+        idle: Parameters without a gradient, on which only stages run.
+        state: The state of the optimizer. Every parameter in it has a step counter.
+        traits: A function of the index of a group and a parameter that returns the traits of the parameter.
+        slots: The declarations of all slots, by name.
+        flags: What traits depend on besides. The batches are valid only for equal flags.
 
     Attributes:
-        batches: The parameters, sorted.
-        reductions: Sums over the processes that share them.
+        batches: The batches.
+        reductions: Combines partial sums over the ranks that hold shards of a tensor.
         engines: The engine for each combination of programs.
     """
 
@@ -52,16 +51,16 @@ class Batches:
     ) -> None:
         self.state, self.flags = state, flags
         self.params = [p for _, p in params]
-        self.everyone = [*self.params, *(p for _, p in idle)]
-        self.has_dtensors = any(is_dtensor(p) for p in self.everyone)
-        self.reductions = Reductions(self.everyone)
+        self.all_params = [*self.params, *(p for _, p in idle)]
+        self.has_dtensors = any(is_dtensor(p) for p in self.all_params)
+        self.reductions = Reductions(self.all_params)
         self.engines: dict[Any, Any] = {}
-        self.ids = [id(p) for p in self.everyone]
+        self.ids = [id(p) for p in self.all_params]
         counters = _numbers([state[p]["step"] for p in self.params])
         found: dict[Any, Batch] = {}
         for (i, p), t in zip(params, counters, strict=True):
-            own = traits(i, p)
-            batch = found.setdefault((i, t, *own.values()), Batch(group=i, traits=own, t=t))
+            of_p = traits(i, p)
+            batch = found.setdefault((i, t, *of_p.values()), Batch(group=i, traits=of_p, t=t))
             self._add(batch, p, slots)
         if idle:
             found["idle"] = Batch()
@@ -74,7 +73,7 @@ class Batches:
 
     @property
     def active(self) -> list[Batch]:
-        """The batches whose parameters have gradients."""
+        """The batches of parameters with gradients."""
         return [batch for batch in self.batches if batch.group is not None]
 
     def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot]) -> None:
@@ -84,51 +83,51 @@ class Batches:
     # ------------------------------------------------------------------ what must stay the same
 
     def _remember(self) -> None:
-        """Note the identity and the address of everything that the batches refer to."""
+        """Store the identity and the address of everything to which the batches refer."""
         state = self.state
         self.steps = [state[param.source]["step"] for batch in self.active for param in batch.params]
-        self.state_ids = [id(value) for p in self.everyone for value in state[p].values()]
-        values = [value for p in self.everyone for value in (p, *state[p].values())]
+        self.state_ids = [id(value) for p in self.all_params for value in state[p].values()]
+        values = [value for p in self.all_params for value in (p, *state[p].values())]
         self.tensors: list[Tensor] = [
             tensor
             for value in values
             for tensor in ((value.codes, value.scales) if isinstance(value, Quantized) else (value,))
         ]
         self.addresses = self._addresses()
-        self.forms = self._forms()
+        self.shapes = self._shapes()
         self.versions = self._versions()
 
     def _addresses(self) -> list[int]:
         tensors = map(local, self.tensors) if self.has_dtensors else self.tensors
         return list(map(Tensor.data_ptr, tensors))
 
-    def _forms(self) -> list[Any]:
-        """What engines use of each parameter besides its address: `p.data = p.data.t()` keeps the address."""
-        return [list(map(Tensor.numel, self.everyone)), list(map(Tensor.is_contiguous, self.everyone))]
+    def _shapes(self) -> list[Any]:
+        """What engines use of a parameter besides its address, which `p.data = p.data.t()` does not change."""
+        return [list(map(Tensor.numel, self.all_params)), list(map(Tensor.is_contiguous, self.all_params))]
 
     def _versions(self) -> list[int]:
         return [step._version for step in self.steps]
 
-    def hold_for(self, params: Iterable[Tensor], flags: Any) -> bool:
-        """Whether the batches still describe these parameters."""
+    def valid_for(self, params: Iterable[Tensor], flags: Any) -> bool:
+        """Whether the batches are still valid for these parameters and flags."""
         same = self.flags == flags and self.ids == [id(p) for p in params] and self._unmoved()
-        return same and (self.versions == self._versions() or self._recounted())
+        return same and (self.versions == self._versions() or self._update_counters())
 
     def _unmoved(self) -> bool:
-        """Whether all state is the same objects at the same addresses in the same form."""
-        states = map(self.state.__getitem__, self.everyone)
+        """Whether all parameters and slots are the same objects at the same addresses with the same shapes."""
+        states = map(self.state.__getitem__, self.all_params)
         values = itertools.chain.from_iterable(map(dict.values, states))
         same = self.state_ids == list(map(id, values)) and self.addresses == self._addresses()
-        return same and self.forms == self._forms()
+        return same and self.shapes == self._shapes()
 
-    def _recounted(self) -> bool:
-        """Take over step counters that somebody else wrote; False where a batch is no longer of one counter."""
+    def _update_counters(self) -> bool:
+        """Read step counters that other code has written. False if the counters of a batch differ now."""
         counters = iter(_numbers(self.steps))
         for batch in self.active:
-            found = {next(counters) for _ in batch.params}
-            if len(found) > 1:
+            of_batch = {next(counters) for _ in batch.params}
+            if len(of_batch) > 1:
                 return False
-            batch.t = found.pop()
+            batch.t = of_batch.pop()
         self.versions = self._versions()
         return True
 
@@ -153,7 +152,7 @@ class Batches:
         return shared
 
     def take_gradients(self) -> None:
-        """Give the local parameters the gradients of this step.
+        """Set the gradients of the local parameters for this step.
 
         Raises:
             RuntimeError: for a gradient of another size than its parameter.
@@ -170,14 +169,14 @@ class Batches:
                 param.grad = grad
 
     def drop_gradients(self) -> None:
-        """Keep no reference to a gradient: its memory may be needed before the next step."""
+        """Drop references to gradients, whose memory may be needed before the next step."""
         for batch in self.batches:
             for param in batch.params:
                 param.grad = None
 
 
 def _local_gradient(param: LocalParameter) -> Tensor | None:
-    """The gradient in the form of the local parameter: local, real, with at least one axis."""
+    """The local gradient in the shape of the local parameter: real, with at least one axis."""
     grad = gradient_of(param.source)
     if grad is None:
         return None

@@ -10,9 +10,9 @@ from lightning_optim.language.options import check_options, signature
 
 
 def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
-    """An `__init__` with the page's options as its signature and the page's words as its help.
+    """An `__init__` with the options of the page as its signature and the docstring of the page as its help.
 
-    Editors, `help` and parsers of configs read both.
+    Editors, `help` and config parsers read both.
 
     Args:
         cls: The page.

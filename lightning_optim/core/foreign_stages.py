@@ -1,4 +1,4 @@
-"""Attach a stage to any optimizer. Ours run it in the pass of the update; for others it runs around their step."""
+"""Attaches stages to any optimizer: in the pass of the update for our optimizers, around the step for others."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_optim.stages.stage import Stage
 
 
 def attach(stage: Stage, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Let `stage` run in every step of `optimizer`.
+    """Attach a stage to an optimizer, in every step of which it runs.
 
-    The slots of the stage live in `optimizer.state[parameter]`, so they are saved with the optimizer.
+    The slots of the stage are in `optimizer.state[parameter]`, so they are saved with the optimizer.
 
     Args:
         stage: The stage.
@@ -66,7 +66,7 @@ def pending_slots(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tens
 
 
 def on_gradients(stage: Stage, optimizer: torch.optim.Optimizer) -> OnGradients:
-    """What runs the `before` of an attached stage on the gradients, for a caller that decides when."""
+    """An object whose `run` applies the `before` of an attached stage to the gradients."""
     return OnGradients(stage, optimizer, lambda p: pending_slots(optimizer, p))
 
 
@@ -80,8 +80,8 @@ def stage_slots(optimizer: torch.optim.Optimizer) -> set[str]:
 class _ForeignStage:
     """A stage that runs around the step of an optimizer of another library.
 
-    Such optimizers take an empty state as the sign of a first step. So a slot enters the state only after the step in
-    which its parameter first had a gradient; until then it is pending here.
+    Such optimizers recognize the first step by an empty state. So a slot enters the state after the first step in which
+    its parameter has a gradient. Until then it is in `pending`.
     """
 
     def __init__(self, stage: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -99,7 +99,7 @@ class _ForeignStage:
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Count the step, and run the stage if it acts in it."""
+        """Count the step, and run the stage if it acts in this step."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         if not any(map(has_gradient, params)):
             return

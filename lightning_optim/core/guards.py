@@ -1,4 +1,4 @@
-"""What an optimizer refuses, before it could be silently wrong."""
+"""Checks that raise an error where a step would give a wrong result without one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def refuse_nothing_to_quantize(owner: str, options: Mapping[str, Any], slots: Ma
     """Refuse `state_bits=8` for an optimizer without a slot that can be quantized.
 
     Raises:
-        OptionError: where there is none.
+        OptionError: where no slot can be quantized.
     """
     if options["state_bits"] == 8 and not any(storage.can_be_quantized(slot) for slot in slots.values()):
         raise OptionError(
@@ -53,7 +53,7 @@ def refuse_uncapturable(layout: StateLayout) -> None:
 
 
 def refuse_stale_parameters(owner: str, params: Sequence[Tensor]) -> None:
-    """Refuse to train nothing: FSDP2 replaces the parameters of a model, and an older optimizer holds the old ones.
+    """Refuse to train nothing: FSDP2 replaces the parameters of a model, but not those in an existing optimizer.
 
     Args:
         owner: The optimizer, for the message.
@@ -74,7 +74,7 @@ def refuse_stale_parameters(owner: str, params: Sequence[Tensor]) -> None:
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:
-    """Refuse reductions over tensors, or over their axes, where FSDP1 has dissolved them.
+    """Refuse reductions over tensors or their axes where FSDP1 has flattened them.
 
     Raises:
         RuntimeError: for sums over each tensor of a flat parameter, and for means along an axis of a flattened shard.

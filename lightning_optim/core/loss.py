@@ -1,4 +1,4 @@
-"""The loss of a step, for updates that read it."""
+"""The loss of a step, for optimizers whose update reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_optim.distributed.ranks import mean_over_ranks
 
 
 class Loss:
-    """The mean loss of a batch, and the mean of its samples' squared losses, until a step takes them."""
+    """The mean loss of a batch of samples and the mean of their squared losses, until a step uses them."""
 
     def __init__(self) -> None:
         self.mean: Any = None
@@ -21,11 +21,11 @@ class Loss:
         self.mean, self.second_moment = mean, second_moment
 
     def take(self, owner: str, returned: Any) -> dict[str, float]:
-        """The inputs of an update, averaged over ranks.
+        """The loss and its second moment as inputs of an update, averaged over ranks. This clears them.
 
         Args:
             owner: The optimizer, for the message.
-            returned: What the closure returned; it counts where no loss was set.
+            returned: What the closure returned, which is used if no loss was set.
 
         Raises:
             RuntimeError: where there is no loss.

@@ -1,7 +1,7 @@
 """The base class of every optimizer: construction, parameter groups, stages, the step, and saving and loading.
 
 A page (a module of `lightning_optim/optimizers/`) declares the mathematics. What every `torch.optim.Optimizer` must
-do is written here, once.
+do is implemented here, once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Optimizer(StateLayout):
         """Read options and slots off a page, give it a constructor, and register it under its name."""
         super().__init_subclass__(**kwargs)
         if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
-            return  # Lightning derives a class from each optimizer that it wraps; that is no page
+            return  # Lightning derives a class from each optimizer that it wraps, which is not a page
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Definition)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
@@ -217,7 +217,7 @@ class Optimizer(StateLayout):
         if not self._counters_agree:
             checkpoint.agree_on_counters(self)
             self._counters_agree = True
-        if closure is None and not self.state and torch_files.is_dry_run(self):
+        if closure is None and not self.state and torch_files.creates_state(self):
             for i, p in self.every_parameter():
                 self.start_state(p, i)
             return None
@@ -229,7 +229,7 @@ class Optimizer(StateLayout):
             with torch.enable_grad():
                 loss = closure()
         with_gradient = self._with_gradient()
-        if with_gradient:  # else no parameter moves, and stages do not count the step
+        if with_gradient:  # otherwise no parameter moves, and stages do not count the step
             inputs = self._loss.take(type(self).__name__, loss) if self.inputs else {}
             acting = {stage.name: stage.advance() for stage in self.stages}
             after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)

@@ -1,4 +1,4 @@
-"""Runs a step: gives each batch its program and its numbers, and all of them to an engine."""
+"""Runs a step: sets the program and the numbers of each batch, and passes all batches to an engine."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Runner:
     """Runs the programs of an optimizer over its parameters.
 
     Args:
-        layout: The optimizer, as it knows its options, its slots and its programs.
+        layout: The optimizer.
     """
 
     def __init__(self, layout: StateLayout) -> None:
         self.layout = layout
-        self.cached: dict[str, Batches] = {}  # by the kind of step
+        self.cached: dict[str, Batches] = {}  # by the kind of program
 
     def clear_cache(self) -> None:
-        """Sort all parameters anew in the next step."""
+        """Sort all parameters into batches again in the next step."""
         self.cached.clear()
 
     def run(self, what: str, params: Parameters, extra: Mapping[str, Any] | None = None, idle: Parameters = ()) -> None:
@@ -42,8 +42,8 @@ class Runner:
         Args:
             what: "update", which counts a step, or "predict".
             params: The parameters that take part, each with the index of its group.
-            extra: What the program reads besides options and scalars: inputs, and the options of stages that act.
-            idle: Parameters that have no gradient and that stages serve all the same.
+            extra: What the program reads besides options, traits and scalars: inputs, and the options of stages.
+            idle: Parameters without a gradient, on which only stages run.
         """
         layout, extra = self.layout, extra or {}
         capturable = layout.defaults["capturable"]
@@ -66,7 +66,7 @@ class Runner:
         programs = tuple(batch.program for batch in batches.batches)
         if programs not in batches.engines:
             for batch in batches.batches:
-                self._admit(batch)
+                self._check(batch)
             batches.engines[programs] = self._engine(programs, step)
         try:
             batches.engines[programs].run(step)
@@ -76,12 +76,14 @@ class Runner:
     def _batches(
         self, what: str, params: Parameters, idle: Parameters, options: Sequence[Mapping[str, Any]]
     ) -> Batches:
-        """The parameters in batches: those of the step before, unless something changed."""
+        """The batches of the parameters: those of the step before, unless something has changed."""
         layout = self.layout
         most_dims = layout.most_dims()
         flags = (most_dims, len(params), [[v for k, v in own.items() if k not in SCHEDULED] for own in options])
         cached = self.cached.get(what)
-        if cached is not None and cached.hold_for(itertools.chain((p for _, p in params), (p for _, p in idle)), flags):
+        if cached is not None and cached.valid_for(
+            itertools.chain((p for _, p in params), (p for _, p in idle)), flags
+        ):
             return cached
         for i, p in (*params, *idle):
             if "step" not in layout.state[p]:
@@ -95,7 +97,7 @@ class Runner:
         return self.cached[what]
 
     def _fill(self, what: str, batches: Batches, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> None:
-        """Set the program and the numbers of each batch; under `capturable` only the device knows the step counter."""
+        """Set the program and the numbers of each batch. Under `capturable` the step counter is read on the device."""
         layout = self.layout
         for batch, slots in zip(batches.batches, batches.slots, strict=True):
             if batch.group is None:
@@ -121,8 +123,8 @@ class Runner:
                 for name in sorted(batch.program.slots - layout.state[p].keys()):
                     layout.create_slot(name, p, group_of[p], batch.h)
 
-    def _admit(self, batch: Batch) -> None:
-        """Refuse sums that a strategy makes impossible; look up global indices for a program with normal numbers."""
+    def _check(self, batch: Batch) -> None:
+        """Refuse sums that a strategy makes impossible, and set global indices where normal numbers are needed."""
         refuse_unsummable(type(self.layout).__name__, batch.program, [param.source for param in batch.params])
         if batch.program.normals and batch.params[0].global_index is None:
             stage = next(stage for stage in self.layout.stages if stage.needs_normals)

@@ -1,4 +1,4 @@
-"""Stages that run on their own, not in the pass of an update: on gradients before a step, or on weights after it."""
+"""Runs stages outside the pass of an update: on gradients before a step, or on weights after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_optim.language.program import Programs
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 
-# The slots of optimizers of torch that hold first moments.
+# The first moments in the state of torch.optim optimizers.
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
 
 
@@ -27,7 +27,7 @@ class OnGradients:
     Args:
         stage: The stage.
         optimizer: Any optimizer.
-        pending: Gives the slots of a parameter that are not in the optimizer's state yet.
+        pending: A function that returns the slots of a parameter that are not in the state of the optimizer yet.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class OnWeights:
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
         for name in h.present:
-            getattr(s, name)  # there is no update that would show the stage which slots exist
+            getattr(s, name)  # so that `name in s` holds for the stage, as after an update
         return self.stage.update(p, s, h.stage)
 
     @torch.no_grad()

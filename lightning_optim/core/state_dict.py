@@ -1,4 +1,4 @@
-"""What `state_dict` returns and `load_state_dict` takes: plain tensors outside, quantized slots inside."""
+"""Converts state for `state_dict` and `load_state_dict`: plain tensors in a file, quantized slots in the optimizer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lightning_optim.language.options import check_options
 def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Replace the quantized slots in a state_dict of torch by plain tensors.
 
-    Values go to the CPU, one parameter after the other, so that a save needs no device memory for all of them. FSDP1
-    and FSDP2 move what they gather back to the device themselves, unit by unit and tensor by tensor.
+    Values are moved to the CPU one parameter after another, so that a save does not need device memory for all of them.
+    FSDP1 and FSDP2 move what they gather back to the device, one unit or one tensor at a time.
     """
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     for index, (_, p) in zip(order, layout.every_parameter(), strict=True):
@@ -46,7 +46,7 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
 
 
 def _in_one_dtype(state: dict[str, Any]) -> dict[str, Any]:
-    """The state with its tensors in the widest of their dtypes: FSDP1 wants one dtype."""
+    """The state with all tensors in the widest of their dtypes: FSDP1 needs a single dtype."""
     names = [name for name, value in state.items() if isinstance(value, Tensor) and value.dim()]
     dtypes = {state[name].dtype for name in names}
     if len(dtypes) < 2:
@@ -56,7 +56,7 @@ def _in_one_dtype(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def renumber(state_dict: dict[str, Any], model_order: Sequence[int]) -> dict[str, Any]:
-    """A state_dict that numbers parameters by their position in the model; unchanged where that is unknown."""
+    """A state_dict that numbers parameters by their index in the model; unchanged where that is unknown."""
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     if len(model_order) != len(order):
         return state_dict
@@ -70,8 +70,9 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
     """Refuse a state_dict that does not fit, before anything has changed.
 
     Raises:
-        OptionError: for state of a wrong shape or that is not finite, for a step counter that is no whole number, for a
-            slot that only some parameters have, and for options that this class refuses.
+        OptionError: for state of a wrong shape or that is not finite, for a step counter that is not a whole number,
+        for
+            a slot that only some parameters have, and for options that this class refuses.
     """
     owner = type(layout).__name__
     if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
@@ -88,8 +89,8 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     own = layout.every_parameter()
     if len(order) != len(own):
-        return  # torch says so
-    saved_of: dict[tuple[str, ...], set[str]] = {}  # by the slots that a parameter needs, those that are saved
+        return  # torch raises the error
+    saved_of: dict[tuple[str, ...], set[str]] = {}  # the saved slots, by the slots that a parameter needs
     not_finite = ""
     for index, (i, p) in zip(order, own, strict=True):
         saved = present(state_dict["state"].get(index))
@@ -111,12 +112,12 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
                 f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
                 f"{tuple(p.shape)}. The checkpoint is damaged; take an older one."
             )
-    if any(is_sharded(p) for _, p in own):  # all ranks refuse what one finds in its shard
+    if any(is_sharded(p) for _, p in own):  # all ranks raise an error if one finds NaN in its shard
         not_finite = next((found for found in gathered(not_finite) if found), "")
     if not_finite:
         raise OptionError(
-            f"{owner} cannot load {not_finite}: it holds NaN or infinity, with which no step is of use. The checkpoint "
-            "is damaged, or its run was lost before; take an older one."
+            f"{owner} cannot load {not_finite}: it holds NaN or infinity, which every later step would keep. The "
+            "checkpoint is damaged, or its run was lost before; take an older one."
         )
 
 
@@ -129,7 +130,7 @@ def _first_not_finite(layout: StateLayout, saved: dict[str, Any], p: Tensor) -> 
 
 
 def _check_slots(layout: StateLayout, i: int, p: Tensor, saved: dict[str, Any]) -> None:
-    """Refuse a saved slot that is no number or has another shape than this parameter needs."""
+    """Refuse a saved slot that is not a number or has a wrong shape."""
     slots, traits = layout.all_slots(), layout.traits_of(i, p)
     for name, value in saved.items():
         without = slots[name].without if name in slots else None
@@ -153,13 +154,13 @@ def present(saved: dict[str, Any] | None) -> dict[str, Any]:
 def adopt(
     layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str, Any]], other_groups: bool = False
 ) -> None:
-    """Complete a load: options into this optimizer's types, saved slots into its formats.
+    """Complete a load: convert options to their types and saved slots to the formats of this optimizer.
 
     Args:
         layout: The optimizer, with the parameter groups of the state_dict and without state.
-        state_dict: What is loaded. It passed `check`.
+        state_dict: The state_dict, which has passed `check`.
         before: The parameter groups before the load, without parameters.
-        other_groups: Whether the file has other parameter groups, so that this optimizer keeps its own options.
+        other_groups: Whether the file has other parameter groups, so that options stay those of this optimizer.
     """
     owner = type(layout).__name__
     foreign = other_groups
@@ -185,16 +186,16 @@ def adopt(
         takes = f"{', '.join(sorted(taken)) or 'nothing'} taken"
         starts = f"; {', '.join(sorted(fresh))} starts fresh" if fresh else ""
         drops = f"; {', '.join(sorted(left))} of the checkpoint is left out" if left else ""
-        whose = "of torch.optim" if foreign else "with other state"
+        source = "of torch.optim" if foreign else "with other state"
         keeps = "; options are those of this optimizer, as its parameter groups are others" if other_groups else ""
-        said = f"{owner} loads a checkpoint {whose}: {takes}{starts}{drops}{keeps}."
+        message = f"{owner} loads a checkpoint {source}: {takes}{starts}{drops}{keeps}."
         if fresh or left:
-            warnings.warn(said, stacklevel=7)
+            warnings.warn(message, stacklevel=7)
         else:
             # Imported here: it takes seconds, and an optimizer alone does not need it.
             from lightning.pytorch.utilities import rank_zero_info
 
-            rank_zero_info(said)
+            rank_zero_info(message)
 
 
 def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> None:
@@ -216,10 +217,10 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> N
 
 
 def agree_on_counters(layout: StateLayout) -> None:
-    """Give shards without elements the step counters that other ranks loaded.
+    """Set the step counters of shards without elements to those that other ranks have loaded.
 
-    FSDP1 loads no state where there is no element. But ranks must sort parameters alike, by their counters, or their
-    all-reduces do not match.
+    FSDP1 loads no state for a shard without elements. But all ranks must sort parameters alike, by their counters, so
+    that their all-reduces match.
     """
     split = [(i, p) for i, p in layout.every_parameter() if is_flattened(p) and shard_of(p).splits]
     if not split:

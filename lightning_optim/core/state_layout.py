@@ -1,7 +1,7 @@
-"""What state an optimizer keeps: which slots a parameter has, in which format, and how they are created.
+"""The state of an optimizer: which slots a parameter has, in which format, and how they are created.
 
-Everything is read off the program: a slot exists when the update, traced under the options of a parameter group,
-reads or writes it.
+All of it follows from the program: a slot exists if the update, traced under the options of a parameter group, reads or
+writes it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from lightning_optim.stages.stage import Stage
 
 # Options of the whole optimizer, which a parameter group cannot change.
 WHOLE = ("engine", "capturable")
-# Options that say how state is kept, not how to train: a checkpoint does not change them.
+# Options for how state is stored, not for how to train: loading a checkpoint does not change them.
 STORAGE_OPTIONS = ("state_bits", "state_format")
 NUMBERS = (float, float | None)
 
 
 class StateLayout(Definition, torch.optim.Optimizer):
-    """The programs and the slots of an optimizer, for whoever runs, saves or counts them.
+    """The programs and the slots of an optimizer.
 
     Attributes:
-        name: The word in a config.
-        options: Declared options by name.
-        slots: Declared slots by name.
-        stages: What callbacks added to the update.
-        model_order: For each parameter its position in `module.parameters()`; empty where it is unknown.
+        name: The name in a config.
+        options: The options of the page by name.
+        slots: The slots of the page by name.
+        stages: The stages that callbacks have attached.
+        model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
     """
 
     name: ClassVar[str]
@@ -44,7 +44,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
     slots: ClassVar[dict[str, Slot]]
 
     def _prepare_layout(self) -> None:
-        """Make what is not saved; stages and the order of the model stay where they exist."""
+        """Create what is not saved. Stages and the order of the model are kept."""
         self.stages: list[Stage] = getattr(self, "stages", [])
         self.model_order: list[int] = getattr(self, "model_order", [])
         self._programs: dict[str, Programs] = {}
@@ -79,7 +79,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return found
 
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
-        """What the shape and dtype of a parameter in group `i` decide for its update."""
+        """The traits of a parameter in group `i`."""
         view = namespace(self.options_of(self.param_groups[i]))
         return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
 
@@ -92,7 +92,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
     # ------------------------------------------------------------------ programs
 
     def program(self, what: str, h: Mapping[str, Any]) -> Program:
-        """The program of "update" (with all stages), "stages" (alone) or "predict" under options and scalars."""
+        """The program of "update" (with all stages), "stages" (alone) or "predict" for the values `h`."""
         if what not in self._programs:
             update = {"update": self._update, "stages": self._only_stages, "predict": self._predict}[what]
             scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
@@ -115,7 +115,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def _only_stages(self, p: Any, g: Any, s: Any, h: Any) -> Any:
         for name in h.present:
-            getattr(s, name)  # there is no update that would show the stages which slots exist
+            getattr(s, name)  # so that `name in s` holds for the stages, as after an update
         return self._after(p, s, h)
 
     def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
@@ -138,7 +138,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return {**self.slots, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
 
     def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
-        """Names of the page's slots that a parameter in group `i` has, in whatever step."""
+        """Names of the slots of the page that a parameter in group `i` has, in any step."""
         options, traits = self.options_of(self.param_groups[i]), self.traits_of(i, p)
         key = (*options.values(), *traits.values())
         if key not in self._slots_by_options:
@@ -158,18 +158,18 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return tuple(name for name in self.slots if name in touched)
 
     def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
-        """Names of the slots that the stages keep for a parameter in group `i`."""
+        """Names of the slots of stages that a parameter in group `i` has."""
         return tuple(name for stage in self.stages for name in stage.slots_beside(self.slots_of(i, p)))
 
     def shared_slots(self) -> dict[str, Tensor]:
-        """The slots that belong to the whole optimizer; they live in the first parameter group."""
+        """The slots of the whole optimizer by name. They are stored in the first parameter group."""
         first = self.param_groups[0]
         return {name: first[name] for name, slot in self.slots.items() if slot.per == "optimizer" and name in first}
 
     # ------------------------------------------------------------------ creating them
 
     def start_state(self, p: Tensor, i: int) -> None:
-        """Give a parameter its step counter and its slots."""
+        """Create the step counter and the slots of a parameter."""
         self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
         h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
         for name in self.slots_of(i, p):
@@ -187,18 +187,18 @@ class StateLayout(Definition, torch.optim.Optimizer):
         else:
             self.state[p][name] = value
 
-    def quantized_slot(self, slot: Slot, i: int, p: Tensor, part: Tensor) -> storage.Quantized:
-        """A quantized slot of zeros for `p` in group `i`, shaped like its local tensor `part`."""
+    def quantized_slot(self, slot: Slot, i: int, p: Tensor, shard: Tensor) -> storage.Quantized:
+        """A quantized slot of zeros for `p` in group `i`, in the shape of its local tensor `shard`."""
         partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
-        return storage.empty(part, slot, partner, self.param_groups[i]["state_format"])
+        return storage.empty(shard, slot, partner, self.param_groups[i]["state_format"])
 
     def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
-        """The dtype of a slot of `p` in group `i` where it is not quantized."""
+        """The dtype of a slot of `p` in group `i` that is not quantized."""
         return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
 
 
 def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any]) -> Tensor:
-    """The value of a slot of `p` before its first step, as a tensor that is sharded as `p` is."""
+    """The value of a slot of `p` before the first step, as a tensor that is sharded like `p`."""
     start = slot.start(namespace(h))
     if slot.per != "element":
         return torch.full((), start, dtype=torch.float64)
@@ -207,6 +207,6 @@ def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any])
     if slot.without is not None:
         return full_with_axis_reduced(p, h[slot.without] % p.dim(), start, dtype)
     value = torch.full_like(p, start, dtype=dtype, memory_format=torch.contiguous_format)
-    if value.is_complex():  # both parts are elements
+    if value.is_complex():  # real and imaginary parts are elements
         torch.view_as_real(value).fill_(start)
     return value

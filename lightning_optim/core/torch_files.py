@@ -1,4 +1,4 @@
-"""State_dicts that torch's loaders bring: files of torch.optim with other groups, and FSDP2's loading in place."""
+"""Special cases of loading: files of torch.optim with other groups, and FSDP2, which fills tensors in place."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor, is_sharded, local
 from lightning_optim.distributed.ranks import any_rank
 
-# Tensors that a state_dict lent to a loader, by their id: a reference, and the version counter at that time.
+# Tensors that `state_dict` has returned for a loader to fill, by id: a weak reference, and the version counter then.
 Lent = dict[int, tuple["weakref.ref[Tensor]", int]]
 
-# Keys of a parameter group that say how torch.optim runs a step. They mean nothing here.
+# Keys of a parameter group for how torch.optim runs a step. They have no meaning here.
 TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
 
 
 def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state_dict of `torch.optim` with a single parameter group, sorted into the groups of this optimizer.
 
-    A run of `torch.optim.AdamW(self.parameters())` so continues in groups by role. Parameters are matched by their
-    order in the model, with or without the frozen ones. Options stay this optimizer's own: one set of options for all
-    would undo what the groups are for.
+    So a run of `torch.optim.AdamW(self.parameters())` can continue with groups by role. Parameters are matched by their
+    order in the model, with or without the frozen ones. Options stay those of this optimizer, since the file has the
+    same options for all groups.
 
     Returns:
         The state_dict with other groups; the same object where it needs no change.
@@ -47,7 +47,7 @@ def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]
 
 
 def _numbers_in_file(layout: StateLayout, saved: list[dict[str, Any]]) -> list[int]:
-    """The number in the file of each parameter; empty where the file has no other groups, or nothing to match by."""
+    """The number of each parameter in the file; empty if the groups are the same or parameters cannot be matched."""
     count, order = len(layout.every_parameter()), layout.model_order
     if len(saved) != 1 or "state_bits" in saved[0] or len(order) != count:
         return []
@@ -62,10 +62,10 @@ def _numbers_in_file(layout: StateLayout, saved: list[dict[str, Any]]) -> list[i
     return [ids[position] for position in order] if len(ids) > max(order) else []
 
 
-def is_dry_run(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step without closure is torch's loader creating state: lr and all gradients are zero.
+def creates_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch's loader calls `step` to create state: lr and all gradients are zero, and there is no closure.
 
-    It comes after the weights were loaded, so it must not count as a step.
+    The weights are loaded by then, so this must not count as a step.
     """
     if any(group.get("lr") != 0 for group in optimizer.param_groups):
         return False
@@ -75,7 +75,7 @@ def is_dry_run(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def lent(state_dict: dict[str, Any]) -> Lent:
-    """The sharded tensors of a state_dict before the first step, which FSDP2 fills in place when it loads a file."""
+    """The sharded tensors of a state_dict before the first step. FSDP2 fills them in place when it loads a file."""
     return {
         id(value): (weakref.ref(value), local(value)._version)
         for slots in state_dict["state"].values()
@@ -85,9 +85,9 @@ def lent(state_dict: dict[str, Any]) -> Lent:
 
 
 def without_lent(state_dict: dict[str, Any], given: Lent) -> dict[str, Any]:
-    """The state_dict without the tensors that this optimizer lent and that nobody has filled since.
+    """The state_dict without the tensors that `state_dict` has returned and that no loader has filled since.
 
-    Where the file lacks a slot, FSDP2 returns the optimizer's own tensor, which would pass for the file's.
+    Where the file lacks a slot, FSDP2 returns the tensor of the optimizer, which must not be taken from the file.
     """
     if not given:
         return state_dict
@@ -97,7 +97,7 @@ def without_lent(state_dict: dict[str, Any], given: Lent) -> dict[str, Any]:
         original = reference() if reference is not None else None
         return original is not None and original is value and local(original)._version == version
 
-    filled: dict[str, bool] = {}  # by slot; a shard without elements does not tell
+    filled: dict[str, bool] = {}  # by slot; a shard without elements has nothing to fill
     for slots in state_dict["state"].values():
         for name, value in slots.items():
             if isinstance(value, Tensor) and local(value).numel():

@@ -1,4 +1,4 @@
-"""What callbacks add to a step: arithmetic on a parameter, with slots of its own, in the pass of the update."""
+"""Stages: arithmetic that callbacks add to an update, with slots of its own, in the same pass over memory."""
 
 from lightning_optim.stages.average import Average
 from lightning_optim.stages.lookahead import Lookahead

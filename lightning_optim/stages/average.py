@@ -1,7 +1,8 @@
 """The running average of the iterates.  Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv:1803.05407.
 
-The mean of n iterates moves by 1/n of the distance to the newest one; an exponential mean by 1 - decay of it, and
-its first iterate is copied. Without the weight that this copy keeps, by (1 - decay) / (1 - decay^n) of it.
+In one collection an average moves towards the newest iterate by a fraction of the distance: the mean of n iterates by
+1 / n, an exponential average that starts as a copy of the first iterate by 1 - decay, and one without the bias towards
+that copy by (1 - decay) / (1 - decay^n).
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ class Average(Stage):
     Args:
         kind: "mean" gives all collected iterates the same weight, "ema" forgets old ones exponentially, "ema_debiased"
             also the first one.
-        decay: Decay of an exponential mean for one collection.
-        start: The real step (1 is the first) from which on iterates are collected.
-        every: Steps between two collections; None where only calls of `collect` say when.
-        window: For "mean": how many of the last collections it is of. A second slot has the mean of those since the
-            last time that there were so many, and then takes the place of the first; so it is the mean of the last
-            `window` to 2 * `window` - 1.
-        ramp: For "ema": use the decay (1 + n) / (10 + n) after n collections while it is smaller.
+        decay: The decay of an exponential average, per collection.
+        start: The first step to collect; 1 is the first step.
+        every: The number of steps between two collections; None to collect only on calls of `collect`.
+        window: For "mean": average only the last `window` to 2 * `window` - 1 collections. A second slot has the mean
+            of up to `window` of the last collections. Once it has `window`, the first slot becomes a copy of it.
+        ramp: For "ema": use the decay (1 + n) / (10 + n) after n collections while that is smaller.
     """
 
     name = "average"
-    order = 1  # of what the step, and a sync of Lookahead in it, leave
+    order = 1  # after a sync of Lookahead in the same step
     average = Slot(exact=True, copies=True)
     block = Slot(exact=True, copies=True)
     raw = Slot(exact=True)  # the weights of training while a model in 16 bits holds the average, else absent
@@ -49,8 +49,8 @@ class Average(Stage):
         self.window, self.ramp = window, ramp
         self.steps = 0
         self.count = 0
-        self.members = 0  # how many iterates the mean is of
-        self.recent = 0  # and how many the one that will take its place
+        self.members = 0  # the number of iterates in `average`
+        self.recent = 0  # the number of iterates in `block`
         self.latest = 0  # the step of the newest iterate
 
     def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
@@ -76,7 +76,7 @@ class Average(Stage):
         return found
 
     def _weight(self, n: int) -> float:
-        """The share of the n-th collected iterate in the average."""
+        """The weight of collected iterate number n in the average."""
         if self.kind == "mean" or n == 1:
             return 1 / n
         if self.kind == "ema_debiased":

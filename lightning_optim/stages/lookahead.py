@@ -1,7 +1,7 @@
 """Lookahead.  Zhang, Lucas, Hinton & Ba 2019, arXiv:1907.08610, Algorithm 1.
 
-Every k steps the slow weights move by alpha of the way to the fast ones, and the fast ones restart there. What the
-optimizer remembers of the fast weights' way may be forgotten then, or be pulled back in the same way as they are.
+Every k steps the slow weights move by the fraction alpha of the distance to the fast weights, and the fast weights
+continue from there. The first moments of the optimizer may be reset then, or pulled back like the weights.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Lookahead(Stage):
     """Pull the parameter to slow weights every `k` steps.
 
     Args:
-        k: Steps of the fast weights between two syncs.
-        alpha: How far the slow weights move to the fast ones, in (0, 1].
-        momentum: What a sync does to first moments: "none" leaves them, "reset" makes them zero, "pullback" keeps slow
-            ones beside them, which begin at zero, and treats both as the weights.
+        k: The number of steps between two syncs.
+        alpha: The fraction of the distance by which the slow weights move to the fast ones, in (0, 1].
+        momentum: What a sync does to first moments: "none" leaves them, "reset" sets them to zero, "pullback" adds slow
+            first moments, initially zero, and treats both like the weights.
         moments: The slots of the optimizer that are first moments.
     """
 
     name = "lookahead"
     slow = Slot(exact=True, copies=True)
-    raw = Slot(exact=True)  # the weights of training while a model in 16 bits holds the slow ones, else absent
+    raw = Slot(exact=True)  # the fast weights while a model in 16 bits holds the slow ones, else absent
 
     def __init__(
         self, k: int = 5, alpha: float = 0.5, momentum: Momentum = "none", moments: Sequence[str] = ()

@@ -1,7 +1,8 @@
 """Noise on gradients.  Neelakantan et al. 2015, arXiv:1511.06807, equation 1.
 
-sigma_t^2 = eta / (1 + t)^gamma with t = 0, 1, ... The shaped kinds multiply it by an estimate of the size that the
-gradient of each element has from batch to batch; then eta is a share of the noise that is there already.
+The variance is sigma_t^2 = eta / (1 + t)^gamma with t = 0, 1, ... The kinds "second_moment" and "moments" multiply it
+by an estimate of the variance of the gradient of each element over batches, so that eta is relative to the noise of the
+gradient itself.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ class Noise(Stage):
     """Add normal numbers to the gradient before the update.
 
     Args:
-        sites: Which elements of which tensor each parameter holds here.
-        kind: "isotropic" is the same for all elements; "second_moment" is in units of the root of the optimizer's own
-            second moment; "moments" in units of the standard deviation, from two slots of its own.
-        eta: The variance at the first step, in the square of these units.
-        gamma: How fast the variance falls.
-        seed: 64 bits that choose the noise.
-        decay: Decay of the two slots of "moments".
-        start: Real steps that pass without noise.
-        in_pass: Whether `before` runs in the pass of the update. If not, who owns the stage runs it on the gradients.
-        second_moment: For that kind, the slot of the optimizer, the option that is its decay, and where in that the
-            decay stands, if it is a tuple.
+        indices: The global index of the local elements of each parameter.
+        kind: The unit of the noise: "isotropic" is 1 for all elements, "second_moment" the root of the second moment of
+            the optimizer, "moments" the standard deviation of the gradient, from two slots of the stage.
+        eta: The variance at the first step, in the square of this unit.
+        gamma: The exponent with which the variance decays.
+        seed: The seed, below 2^64.
+        decay: The decay of the two slots of "moments".
+        start: The number of first steps without noise.
+        in_pass: Whether `before` runs in the pass of the update. If not, the callback runs it on the gradients.
+        second_moment: For that kind, the slot of the optimizer, the option that is its decay, and the index of the
+            decay if that option is a tuple, as a string.
     """
 
     name = "gradient_noise"
@@ -42,7 +43,7 @@ class Noise(Stage):
 
     def __init__(
         self,
-        sites: Mapping[Tensor, GlobalIndex],
+        indices: Mapping[Tensor, GlobalIndex],
         kind: Kind = "isotropic",
         eta: float = 0.01,
         gamma: float = 0.55,
@@ -52,19 +53,19 @@ class Noise(Stage):
         in_pass: bool = True,
         second_moment: tuple[str, str, str] = ("exp_avg_sq", "betas", "1"),
     ) -> None:
-        self.sites, self.kind, self.eta, self.gamma, self.seed = sites, kind, eta, gamma, seed
+        self.indices, self.kind, self.eta, self.gamma, self.seed = indices, kind, eta, gamma, seed
         self.decay, self.start, self.in_pass, self.second_moment = decay, start, in_pass, second_moment
         self.slots = type(self).slots if kind == "moments" else {}
         self.steps = 0
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of the noise of the next step, in the units of the kind."""
+        """The standard deviation of the noise of the next step, in the unit of the kind."""
         t = self.steps
         return 0.0 if t < self.start else float((self.eta / (1 + t) ** self.gamma) ** 0.5)
 
     def options(self) -> dict[str, Any]:
-        """What `before` is told in the next step."""
+        """The options of `before` for the next step."""
         return {
             "kind": self.kind,
             "sigma": self.sigma,
@@ -77,9 +78,9 @@ class Noise(Stage):
         }
 
     def advance(self) -> dict[str, Any] | None:
-        found = self.options() if self.in_pass else None
+        options = self.options() if self.in_pass else None
         self.steps += 1
-        return found
+        return options
 
     @staticmethod
     def before(g: Value, s: Slots, h: Options, of: Options) -> Value:
@@ -90,17 +91,17 @@ class Noise(Stage):
             mean = s.grad_mean / h.debias
             size = sqrt(maximum(s.grad_square / h.debias - mean * mean, 0.0))
         elif h.kind == "second_moment":
-            slot, option, place = map(str, h.second_moment)
+            slot, option, item = map(str, h.second_moment)
             decay: Setting = getattr(of, option)
-            decay = decay[int(place)] if place else decay
-            # Of the step before: at the first one there is none, and so no noise, whatever it is divided by.
+            decay = decay[int(item)] if item else decay
+            # The slot is that of the step before. In the first step it is zero, and so is the noise.
             size = sqrt(getattr(s, slot)) * (1 / sqrt(maximum(1 - decay ** (of.t - 1), 1e-12)))
         if not h.sigma:
             return g
         return g + h.sigma * (size * normal(h.seed_low, h.seed_high, h.t))
 
     def global_index_of(self, p: Tensor) -> GlobalIndex:
-        return self.sites[p]
+        return self.indices[p]
 
     def __repr__(self) -> str:
         return f"Noise {self.kind} (eta={self.eta}, gamma={self.gamma}), {self.steps} steps, sigma {self.sigma:.3g}"

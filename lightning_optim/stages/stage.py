@@ -1,7 +1,7 @@
-"""A stage: what a callback adds to a step, in the same pass over memory as the update.
+"""The base class of stages: what a callback adds to an update, in the same pass over memory.
 
-A stage is shaped like an optimizer page: slots, and one function over elements. When it acts is decided by its
-`advance`, which is asked once for every real step; the callback that owns the stage usually answers there.
+A stage is like a page: it declares slots, and a function of elements. `advance`, which the optimizer calls once in
+every step, decides whether the stage acts in that step.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Stage:
     """Arithmetic on a gradient before the update or on a parameter after it, with slots in the optimizer's state.
 
     Attributes:
-        name: The word under which its options reach `before` and `update`; one stage of a name per optimizer.
-        slots: Its slots by name, which are also the keys in the optimizer's state.
-        order: Stages run in this order, and those of one order as they were attached.
-        needs_normals: Whether it needs normal numbers, and so has a `global_index_of`.
-        steps: Number of real steps so far, counted by `advance`.
-        moments: Slots of the optimizer that its `update` treats beside the parameter.
-        in_pass: Whether its `before` runs with the update. If not, its owner runs it on the gradients.
+        name: The name of its options in programs. An optimizer has at most one stage of a name.
+        slots: Its slots by name, which is also the key in the state of the optimizer.
+        order: Stages run in ascending order, and those of equal order as they were attached.
+        needs_normals: Whether it uses normal numbers, and so implements `global_index_of`.
+        steps: The number of steps so far, which `advance` counts.
+        moments: The slots of the optimizer that its `update` changes besides the parameter.
+        in_pass: Whether its `before` runs in the pass of the update. If not, the callback runs it on the gradients.
         acts_before: Whether it has a `before`.
         acts_after: Whether it has an `update`.
     """
@@ -46,30 +46,46 @@ class Stage:
         cls.acts_before, cls.acts_after = cls.before is not Stage.before, cls.update is not Stage.update
 
     def advance(self) -> dict[str, Any] | None:
-        """Count one real step; the options of this step for `update`, or None where the stage does not act."""
+        """Count a step.
+
+        Returns:
+            The options of this step for `before` and `update`, or None if the stage does not act in it.
+        """
         raise NotImplementedError
 
     @staticmethod
     def before(g: Value, s: Slots, h: Options, of: Options) -> Value:
-        """The gradient that the update gets.
+        """Change the gradient before the update.
 
         Args:
             g: The gradient.
-            s: The slots: of the stage, and those of the optimizer as the step before left them.
-            h: The options of this step.
-            of: The options and scalars of the optimizer for this parameter, with `t`, the number of its step.
+            s: The slots of the stage, and those of the optimizer before its update.
+            h: The options of the stage for this step.
+            of: The options and scalars of the optimizer for this parameter, and the step counter `t`.
+
+        Returns:
+            The gradient for the update.
         """
         return g
 
     @staticmethod
     def update(p: Value, s: Slots, h: Options) -> Value:
-        """The parameter after the stage, from the updated parameter, the slots `s` and the options `h` of this step."""
+        """Change the parameter after the update.
+
+        Args:
+            p: The updated parameter.
+            s: The slots of the stage, and the updated slots of the optimizer.
+            h: The options of the stage for this step.
+
+        Returns:
+            The new parameter.
+        """
         return p
 
     def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
-        """Names of the slots that it keeps for a parameter for which the optimizer keeps the slots `theirs`."""
+        """Names of its slots for a parameter that has the slots `theirs` of the optimizer."""
         return tuple(self.slots)
 
     def global_index_of(self, p: Tensor) -> GlobalIndex:
-        """Where the elements of a parameter that this process holds are, for a stage that needs normal numbers."""
+        """The global index of the local elements of a parameter, for a stage that uses normal numbers."""
         raise NotImplementedError

@@ -168,9 +168,9 @@ def write(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int, low: int 
     """Quantize new values of a range of several slots, those of partners first.
 
     Args:
-        slots: All slots of a parameter by name. new: The new values of the quantized slots that change, flat, by name.
-        A slot whose partner is among them must be
-            among them too.
+        slots: All slots of a parameter by name.
+        new: The new values of the quantized slots that change, flat, by name. They must include each slot whose
+            partner they include.
         t: The step, on which stochastic rounding depends.
         low: The index of the first value, a multiple of BLOCK.
     """
