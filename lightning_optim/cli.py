@@ -45,16 +45,16 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
             parser.add_argument("--test_after_fit", type=bool, default=False, help="Run the test loop after fit.")
 
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            said = StringIO()
+            printed = StringIO()
             try:
-                with redirect_stderr(said):
+                with redirect_stderr(printed):
                     super().parse_arguments(parser, args)
             except SystemExit as end:
                 if error := _option_error(end):  # without the usage message around it
                     raise error from None
-                sys.stderr.write(said.getvalue())
+                sys.stderr.write(printed.getvalue())
                 raise
-            sys.stderr.write(said.getvalue())
+            sys.stderr.write(printed.getvalue())
 
         def after_fit(self) -> None:
             if self.config.fit.test_after_fit:

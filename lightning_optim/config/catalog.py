@@ -1,4 +1,4 @@
-"""What there is to choose from: the table of optimizers, and a page for each, both read off the classes."""
+"""The catalog of optimizers: a table, and a description of each, both read off the classes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Line:
     """One optimizer in the table, under its default options and for a large matrix.
 
     Attributes:
-        name: The word in a config.
-        title: The class.
-        paper: Where it comes from.
-        slots: State per parameter.
+        name: The name in a config.
+        title: The name of the class.
+        paper: The source.
+        slots: Names of the slots.
         bytes: Bytes of state per parameter, by `state_bits`.
-        needs: What it needs beyond one element.
+        needs: What the update needs besides single elements.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Line:
 
 
 def lines() -> list[Line]:
-    """The table's lines, by name."""
+    """The lines of the table, sorted by name."""
     return [line(name) for name in sorted(OPTIMIZERS)]
 
 
 def line(name: str) -> Line:
-    """What the table says of one optimizer."""
+    """The line of one optimizer."""
     cls = OPTIMIZERS[name]
     optimizer = _sample(cls)
     return Line(
@@ -76,9 +76,9 @@ def _sample(cls: type[Optimizer], **options: Any) -> Optimizer:
 
 
 def _bytes_per_parameter(cls: type[Optimizer], bits: int) -> float:
-    """Bytes of state for each parameter; where fewer bits have nothing to keep, those of 32."""
-    codable = any(storage.can_be_quantized(slot) for slot in cls.slots.values())
-    optimizer = _sample(cls, state_bits=bits if codable else 32)
+    """Bytes of state per parameter. Optimizers that cannot quantize a slot have those of 32 bits."""
+    can_be_quantized = any(storage.can_be_quantized(slot) for slot in cls.slots.values())
+    optimizer = _sample(cls, state_bits=bits if can_be_quantized else 32)
     elements = [e for e in predicted_memory(optimizer) if e.slot != "step" and cls.slots[e.slot].per == "element"]
     return sum(entry.bytes for entry in elements) / 4096**2
 
@@ -98,10 +98,13 @@ def markdown() -> str:
 
 
 def show(args: Sequence[str]) -> int:
-    """Print the table, or the page of each optimizer that is named, with its formula; the exit status.
+    """Print the table, or the description of each named optimizer with its formula.
 
     Args:
-        args: Names; `name=value` sets an option in the formula, as in `adamw amsgrad=true`.
+        args: Names, and options for the formula as `name=value` (`adamw amsgrad=true`).
+
+    Returns:
+        The exit status.
     """
     console = Console()
     names = [arg for arg in args if "=" not in arg]

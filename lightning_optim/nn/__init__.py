@@ -1,4 +1,4 @@
-"""Modules whose training is easier on the optimizer."""
+"""Modules that train stably with 8-bit optimizer state."""
 
 from lightning_optim.nn.stable_embedding import StableEmbedding
 

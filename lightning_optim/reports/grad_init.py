@@ -1,4 +1,4 @@
-"""What GradInit found, for people: a line, a table, and values for loggers."""
+"""The results of GradInit: a line and a table to print, and values for loggers."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ def batch_norm_buffers(module: nn.Module) -> dict[str, Tensor]:
     """The running statistics of all batch normalizations of a module, by name."""
     return {
         f"{prefix}.{name}": buffer
-        for prefix, part in module.named_modules()
-        if isinstance(part, _BatchNorm)
-        for name, buffer in part.named_buffers(recurse=False)
+        for prefix, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm)
+        for name, buffer in layer.named_buffers(recurse=False)
     }
 
 
@@ -55,26 +55,26 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
     Raises:
         OptionError: If the training loader has no batch, or batches that `inputs_of` does not support.
     """
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
-    momenta = [part.momentum for part in norms]
-    modes = {part: part.training for part in module.modules()}
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+    momenta = [layer.momentum for layer in norms]
+    modes = {layer: layer.training for layer in module.modules()}
     seen = 0
     forward = _gathering(trainer.strategy.model, module)
     module.eval()
-    for part in norms:
-        part.reset_running_stats()
-        part.train()
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.train()
     try:
         with isolate_rng(), _pass(trainer) as loader, trainer.precision_plugin.forward_context():
             for batch in itertools.islice(loader, batches):
                 inputs = inputs_of(trainer.precision_plugin.convert_input(batch))
                 seen += len(inputs)
-                for part in norms:
-                    part.momentum = len(inputs) / seen
+                for layer in norms:
+                    layer.momentum = len(inputs) / seen
                 forward(trainer.strategy.batch_to_device(inputs))
     finally:
-        for part, momentum in zip(norms, momenta, strict=True):
-            part.momentum = momentum
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
         for member, mode in modes.items():
             member.training = mode
         reshard(trainer.strategy.model)
@@ -83,11 +83,11 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
             "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "
             "batch_norm='keep'."
         )
-    share = seen / float(mean_over_ranks(torch.tensor(float(seen))))
-    for part in norms:
-        for buffer in (part.running_mean, part.running_var):
+    weight = seen / float(mean_over_ranks(torch.tensor(float(seen))))
+    for layer in norms:
+        for buffer in (layer.running_mean, layer.running_var):
             assert buffer is not None
-            buffer.copy_(mean_over_ranks(buffer.double() * share))
+            buffer.copy_(mean_over_ranks(buffer.double() * weight))
 
 
 def _gathering(outermost: Any, module: LightningModule) -> Any:
@@ -118,7 +118,7 @@ def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
     loader = copy.copy(loader)
     vars(loader)["_iterator"] = None  # with persistent workers this is the iterator of training
     samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    generators = {getattr(part, "generator", None) for part in (loader, *samplers)}
+    generators = {getattr(source, "generator", None) for source in (loader, *samplers)}
     states = [(generator, generator.get_state()) for generator in generators if generator is not None]
     try:
         yield iter(loader)

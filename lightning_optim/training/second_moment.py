@@ -1,6 +1,7 @@
-"""Where an optimizer keeps its second moment, and which option is the decay of it.
+"""Finds the second moment of an optimizer, and the option that is its decay.
 
-Our pages state it at the slot (`mean_square_by`, `second_moment_by`). For torch and other libraries there is one table.
+Our pages declare it at the slot (`mean_square_by`, `second_moment_by`). A table lists optimizers of torch and of other
+libraries.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class SecondMoment(NamedTuple):
 ADAM = SecondMoment("exp_avg_sq", "betas", "1")
 
 # Optimizers of torch and other libraries, by the name of the class or of one that it inherits from. None: it keeps no
-# second moment, or one whose decay is not constant. What is not here and has two `betas` is taken for a kind of Adam.
+# second moment, or one whose decay is not constant. What is not here and has two `betas` is treated like Adam.
 OTHERS: dict[str, SecondMoment | None] = {
     "Adadelta": SecondMoment("square_avg", "rho"),
     "Adamax": SecondMoment("", "betas", "1"),  # a decaying maximum
