@@ -80,9 +80,9 @@ class CheckpointIntegrity(Callback):
     @staticmethod
     def serves(strategy: Strategy) -> bool:
         """Whether the strategy writes checkpoints in a supported format, and before the save returns."""
-        known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
+        supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
         other = isinstance(strategy, DeepSpeedStrategy | XLAStrategy)  # subclasses of DDP with formats of their own
-        return known and not other and isinstance(strategy.checkpoint_io, TorchCheckpointIO)
+        return supported and not other and isinstance(strategy.checkpoint_io, TorchCheckpointIO)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

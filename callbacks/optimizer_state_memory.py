@@ -104,7 +104,7 @@ class OptimizerStateMemory(Callback):
             self._predicted = []
 
     def _after_step(self, i: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # A step without gradients creates no state. The state itself is not asked: ranks must agree, and may have none.
+        # A step without gradients creates no state. The state cannot tell: a rank may have none, and ranks must agree.
         if i not in self._moved and any(has_gradient(p) for group in optimizer.param_groups for p in group["params"]):
             self._moved.add(i)
 

@@ -82,7 +82,7 @@ def find(name: str) -> Recipe:
         return RECIPES[word]
     if word in OPTIMIZERS:
         return Recipe(name=word, base=word)
-    by_class = {cls.__name__: known for known, cls in OPTIMIZERS.items()}
+    by_class = {cls.__name__: key for key, cls in OPTIMIZERS.items()}
     hint = f" Did you mean {by_class[word]}?" if word in by_class else nearest(word, list_optimizers())
     raise OptionError(f"There is no optimizer named {name!r}.{hint} There are {', '.join(list_optimizers())}.")
 

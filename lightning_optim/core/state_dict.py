@@ -87,12 +87,12 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             if not math.isfinite(float(group[name])):
                 raise OptionError(f"{owner} cannot load {name}={float(group[name])!r}: the checkpoint is damaged.")
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
-    own = layout.every_parameter()
-    if len(order) != len(own):
+    params = layout.every_parameter()
+    if len(order) != len(params):
         return  # torch raises the error
     saved_of: dict[tuple[str, ...], set[str]] = {}  # the saved slots, by the slots that a parameter needs
     not_finite = ""
-    for index, (i, p) in zip(order, own, strict=True):
+    for index, (i, p) in zip(order, params, strict=True):
         saved = present(state_dict["state"].get(index))
         if not saved:
             continue
@@ -112,7 +112,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
                 f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
                 f"{tuple(p.shape)}. The checkpoint is damaged; take an older one."
             )
-    if any(is_sharded(p) for _, p in own):  # all ranks raise an error if one finds NaN in its shard
+    if any(is_sharded(p) for _, p in params):  # all ranks raise an error if one finds NaN in its shard
         not_finite = next((found for found in gathered(not_finite) if found), "")
     if not_finite:
         raise OptionError(

@@ -101,14 +101,14 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
     shared: set[str] = set()  # slots of the whole optimizer, which count once
     for i, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
-            part = local(p)
+            shard = local(p)
             existing = optimizer.state.get(p, {})
             moves = p.requires_grad or optimizer.stages  # a frozen one has state only if there is a stage
             slots = dict.fromkeys(("step", *optimizer.slots_of(i, p), *existing) if moves else existing)
             shared |= {slot for slot in slots if slot in optimizer.slots and optimizer.slots[slot].per == "optimizer"}
             for slot in slots:
                 if slot not in shared:
-                    value = _expected(optimizer, i, p, part, slot, existing)
+                    value = _expected(optimizer, i, p, shard, slot, existing)
                     found.append(count.entry(i, slot, value, names[p]))
     found += [count.entry(0, slot, torch.empty((), dtype=torch.float64, device="meta")) for slot in shared]
     return [entry for entry in found if entry is not None]
@@ -181,12 +181,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Quantized):
         yield from (value.codes, value.scales)
     elif isinstance(value, Tensor):
-        part: Any = local(value)
-        if hasattr(part, "__tensor_flatten__"):  # a wrapper subclass, as of quantized state in other libraries
-            for name in part.__tensor_flatten__()[0]:
-                yield from _tensors(getattr(part, name))
+        shard: Any = local(value)
+        if hasattr(shard, "__tensor_flatten__"):  # a wrapper subclass, as of quantized state in other libraries
+            for name in shard.__tensor_flatten__()[0]:
+                yield from _tensors(getattr(shard, name))
         else:
-            yield part
+            yield shard
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)
@@ -197,9 +197,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _plain(group: int, kind: Literal["parameter", "gradient"], tensor: Tensor, name: str) -> Entry:
     """A parameter or a gradient, by its number of values: under FSDP1 it is a view of a flat tensor."""
-    part = local(tensor)
-    word = str(part.dtype).removeprefix("torch.")
-    return Entry(group, kind, word, part.numel(), part.numel() * part.element_size(), kind, name)
+    shard = local(tensor)
+    word = str(shard.dtype).removeprefix("torch.")
+    return Entry(group, kind, word, shard.numel(), shard.numel() * shard.element_size(), kind, name)
 
 
 def _named(optimizer: torch.optim.Optimizer, names: Names | None) -> Names:
@@ -208,7 +208,7 @@ def _named(optimizer: torch.optim.Optimizer, names: Names | None) -> Names:
     return {p: f"{i}.{j}" for i, group in enumerate(optimizer.param_groups) for j, p in enumerate(group["params"])}
 
 
-def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, existing: Any) -> Tensor | Quantized:
+def _expected(optimizer: Optimizer, i: int, p: Tensor, shard: Tensor, name: str, existing: Any) -> Tensor | Quantized:
     """The future slot of a parameter, on the meta device."""
     if name in existing:
         value: Tensor | Quantized = existing[name]
@@ -217,9 +217,9 @@ def _expected(optimizer: Optimizer, i: int, p: Tensor, part: Tensor, name: str, 
         return torch.empty((), dtype=torch.float32, device="meta")
     slot, group = optimizer.all_slots()[name], optimizer.param_groups[i]
     if storage.is_quantized(p, group["state_bits"], slot):
-        return optimizer.quantized_slot(slot, i, p, torch.empty_like(part, device="meta"))
+        return optimizer.quantized_slot(slot, i, p, torch.empty_like(shard, device="meta"))
     dtype = storage.dtype(p.dtype, optimizer.param_groups[i]["state_bits"], slot)
-    shape = slot.shape(part.shape, optimizer.traits_of(i, p))
+    shape = slot.shape(shard.shape, optimizer.traits_of(i, p))
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
