@@ -17,6 +17,7 @@ from lightning_optim.callbacks import (
     OptimizerStateMemory,
     WarmupFreeSchedule,
 )
+from lightning_optim.distributed.names import plain_name
 from tests.harness.data import batches
 from tests.harness.journeys import Outer
 from tests.harness.ranks import run_ranks
@@ -36,7 +37,7 @@ def torchs(params: Any) -> torch.optim.Optimizer:
 
 class OneBias(Outer):
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        named = {name.replace("_fsdp_wrapped_module.", ""): p for name, p in self.named_parameters()}
+        named = {plain_name(name): p for name, p in self.named_parameters()}
         return self.make([named[LAST]])
 
 

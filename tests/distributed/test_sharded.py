@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from lightning_optim import create_optimizer
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed.clipping import clip_gradient_norm
+from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import gradient_of, local, shard_of
 from tests.harness.nets import Odd
 from tests.harness.ranks import RankFailure, run_ranks
@@ -130,7 +131,7 @@ def look_at_pieces(world: World) -> int:
     nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
     empty = 0
     for name, p in model.named_parameters():
-        tensor, piece = values[name.replace("_fsdp_wrapped_module.", "")], shard_of(p)
+        tensor, piece = values[plain_name(name)], shard_of(p)
         part = local(p).detach().reshape(-1)
         assert piece.shape == tensor.shape
         assert piece.numel == tensor.numel()
@@ -158,7 +159,7 @@ def coded_slots(world: World) -> set[str]:
     model(torch.ones(2, 5)).sum().backward()
     optimizer.step()
     found = {n for n, p in model.named_parameters() if hasattr(optimizer.state.get(p, {}).get("exp_avg"), "codes")}
-    return {name.replace("_fsdp_wrapped_module.", "") for name in found}
+    return {plain_name(name) for name in found}
 
 
 @pytest.mark.parametrize("world", ["fsdp1", "fsdp2"])

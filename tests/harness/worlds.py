@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_optim import OptimizerStrategy
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.distributed.names import plain_name
 from tests.harness.nets import Odd, Wide
 from tests.harness.strategies import shard
 
@@ -81,7 +82,7 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+    return plain_name(name).removeprefix("module.")
 
 
 def train(

@@ -258,7 +258,6 @@ def test_every_option_changes_the_iterates(name: str, trajectory: Trajectory) ->
     contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
     pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]
     run_it = functools.partial(trajectory, name)
-    # XX(functools.partial(trajectory, name))
     dead = [o.name for o in own if not reacts(run_it, o, contexts) and not reacts(run_it, o, pairs)]
     assert not dead
 
