@@ -186,7 +186,7 @@ def _launches(
         addresses: list[int] = []
         copies: list[tuple[str, Tensor, Tensor]] = []
         for name in names:
-            value: Any = param.param if name == "p" else param.grad if name == "g" else param.state[name]
+            value = param.operand(name)
             if isinstance(value, Quantized):
                 operands.append((name, value.format))
                 addresses += [value.codes.data_ptr(), value.scales.data_ptr()]

@@ -82,6 +82,10 @@ class LocalParameter:
         """The dtype in which the update computes: float32 for half precision, else the dtype of the parameter."""
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
+    def operand(self, name: str) -> Any:
+        """What the update calls `name`: the parameter ("p"), its gradient ("g") or a slot, which may be quantized."""
+        return self.param if name == "p" else self.grad if name == "g" else self.state[name]
+
 
 @dataclass(slots=True, eq=False)
 class Batch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +94,7 @@ def _one_by_one(
 ) -> Iterator[list[Tensor]]:
     """The blocks of one local parameter."""
     dtype, total = param.compute_dtype, param.param.numel()
-    operands = {name: _operand(param, name) for name in code.inputs if name not in counters}
+    operands = {name: param.operand(name) for name in code.inputs if name not in counters}
     quantized = [name for name, value in operands.items() if isinstance(value, Quantized)]
     written = [name for name in quantized if name in code.written]
     flat = {name: value.reshape(-1) for name, value in operands.items() if isinstance(value, Tensor)}  # copy if strided
@@ -130,7 +129,7 @@ def _side_by_side(
     """One block that holds several small tensors."""
     dtype, sizes = params[0].compute_dtype, [param.param.numel() for param in params]
     total = sum(sizes)
-    tensors = {name: [_operand(param, name) for param in params] for name in code.inputs if name not in counters}
+    tensors = {name: [param.operand(name) for param in params] for name in code.inputs if name not in counters}
     values = {name: torch.empty(total, dtype=dtype) for name in tensors}
     for name, sources in tensors.items():
         torch._foreach_copy_(torch.split(values[name], sizes), [tensor.reshape(-1) for tensor in sources])
@@ -141,11 +140,6 @@ def _side_by_side(
         flat = torch.split(values[name], sizes)
         shaped = [new.view(tensor.shape) for new, tensor in zip(flat, tensors[name], strict=True)]
         torch._foreach_copy_(tensors[name], shaped)
-
-
-def _operand(param: LocalParameter, name: str) -> Any:
-    """An operand of the update: a tensor, or a quantized slot."""
-    return param.param if name == "p" else param.grad if name == "g" else param.state[name]
 
 
 def _normals(counter: tuple[int, int], spans: Sequence[tuple[LocalParameter, int, int]], dtype: torch.dtype) -> Tensor:
