@@ -25,7 +25,7 @@ from lightning_optim.reports.memory import predicted_memory
 
 @dataclass(frozen=True)
 class Line:
-    """One optimizer in the table, under its default options and for a large matrix.
+    """One optimizer in the table, under its default options or others, and for a large matrix.
 
     Attributes:
         name: The name in a config.
@@ -49,16 +49,16 @@ def lines() -> list[Line]:
     return [line(name) for name in sorted(OPTIMIZERS)]
 
 
-def line(name: str) -> Line:
-    """The line of one optimizer."""
+def line(name: str, **options: Any) -> Line:
+    """The line of one optimizer, under its default options and those that are given."""
     cls = OPTIMIZERS[name]
-    optimizer = _sample(cls)
+    optimizer = _sample(cls, **options)
     return Line(
         name=name,
         title=cls.__name__,
         paper=cls.paper,
         slots=optimizer.slots_of(0, optimizer.param_groups[0]["params"][0]),
-        bytes={bits: _bytes_per_parameter(cls, bits) for bits in state_bits()},
+        bytes={bits: _bytes_per_parameter(cls, **{**options, "state_bits": bits}) for bits in state_bits()},
         needs=optimizer.first_programs()[0].needs,
     )
 
@@ -75,10 +75,10 @@ def _sample(cls: type[Optimizer], **options: Any) -> Optimizer:
     return optimizer
 
 
-def _bytes_per_parameter(cls: type[Optimizer], bits: int) -> float:
+def _bytes_per_parameter(cls: type[Optimizer], state_bits: int, **options: Any) -> float:
     """Bytes of state per parameter. Optimizers that cannot quantize a slot have those of 32 bits."""
     can_be_quantized = any(storage.can_be_quantized(slot) for slot in cls.slots.values())
-    optimizer = _sample(cls, state_bits=bits if can_be_quantized else 32)
+    optimizer = _sample(cls, **{**options, "state_bits": state_bits if can_be_quantized else 32})
     elements = [e for e in predicted_memory(optimizer) if e.slot != "step" and cls.slots[e.slot].per == "element"]
     return sum(entry.bytes for entry in elements) / 4096**2
 
@@ -101,7 +101,7 @@ def show(args: Sequence[str]) -> int:
     """Print the table, or the description of each named optimizer with its formula.
 
     Args:
-        args: Names, and options for the formula as `name=value` (`adamw amsgrad=true`).
+        args: Names, and options for the descriptions as `name=value` (`adamw amsgrad=true`).
 
     Returns:
         The exit status.
@@ -153,7 +153,7 @@ def _page(console: Console, name: str, given: Mapping[str, Any]) -> None:
         default: Any = options.get(option.name, option.default)
         table.add_row(option.name, describe(option.type), str(default), str(start), helps.get(option.name, ""))
     console.print(table)
-    entry = line(recipe.base)
+    entry = line(recipe.base, **{key: value for key, value in options.items() if key not in ("engine", "capturable")})
     sizes = ", ".join(f"{size:.3g} at {bits} bits" for bits, size in entry.bytes.items())
     console.print(f"State: {', '.join(entry.slots) or 'none'}; bytes per parameter: {sizes}.")
     console.print(f"Needs: {', '.join(entry.needs) or 'nothing beyond one element'}.")

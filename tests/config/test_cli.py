@@ -162,6 +162,50 @@ def test_what_only_the_module_shows_is_said_before_training(
     assert not (tmp_path / "end.ckpt").exists()
 
 
+# ---------------------------------------------------------------- the page of an optimizer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state", "needs"),
+    [
+        (
+            ["adam"],
+            "exp_avg, exp_avg_sq; bytes per parameter: 8 at 32 bits, 4 at 16 bits",
+            "nothing beyond one element",
+        ),
+        (
+            ["adam", "amsgrad=true"],
+            "exp_avg, exp_avg_sq, max_exp_avg_sq; bytes per parameter: 12 at 32 bits, 8 at 16 bits",
+            "nothing beyond one element",
+        ),
+        (
+            ["adafactor", "mode=paper", "beta1=0.9"],
+            "row_var, col_var, exp_avg; bytes per parameter: 4 at 32 bits, 2 at 16 bits",
+            "norm of each tensor, row and column means",
+        ),
+        (["lamb", "max_grad_norm=1"], "exp_avg, exp_avg_sq;", "norm of all tensors, norm of each tensor"),
+        (["lamb", "adapt=false"], "exp_avg, exp_avg_sq;", "nothing beyond one element"),
+        (["sgdw", "momentum=0"], "none; bytes per parameter: 0 at 32 bits", "nothing beyond one element"),
+        (
+            ["koala_v", "r=2.0", "engine=reference"],
+            "P; bytes per parameter: 0 at 32 bits",
+            "norm of each tensor, loss, norm of all tensors",
+        ),
+    ],
+)
+def test_the_page_counts_state_and_needs_under_the_given_options(
+    arguments: list[str], state: str, needs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["optimizers", *arguments])
+    assert not done.value.code
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"State: {state}" in text
+    found = re.search(r"Needs: ([^.]*)\.", text)
+    assert found
+    assert sorted(found[1].split(", ")) == sorted(needs.split(", "))
+
+
 # ---------------------------------------------------------------- a LightningCLI of one's own
 
 
