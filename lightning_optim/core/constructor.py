@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_optim.language.docstrings import arguments, constructor_doc
+from lightning_optim.language.docstrings import constructor_doc
 from lightning_optim.language.options import check_options, signature
 
 
@@ -16,7 +16,7 @@ def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
 
     Args:
         cls: The page.
-        base_doc: The docstring of the base class, which describes the options that all pages share.
+        base_doc: The docstring of the base class, which describes the options and errors that all pages share.
     """
     form = signature(cls.options)
 
@@ -29,5 +29,5 @@ def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
 
     __init__.__signature__ = form  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{cls.__qualname__}.__init__"
-    __init__.__doc__ = constructor_doc(cls.__doc__, arguments(base_doc))
+    __init__.__doc__ = constructor_doc(cls.__doc__, base_doc)
     return __init__

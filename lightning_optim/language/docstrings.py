@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
 
 
 def sections(doc: str | None) -> dict[str, str]:
@@ -33,20 +32,21 @@ def arguments(doc: str | None) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", what) for name, what in entries}
 
 
-def constructor_doc(own: str | None, shared: Mapping[str, str]) -> str:
-    """The docstring of a constructor: the summary and the options of a page, then the options of all optimizers.
+def constructor_doc(own: str | None, base: str | None) -> str:
+    """The docstring of a constructor: options and errors of a page first, then those of all optimizers.
 
     Args:
         own: The docstring of the page.
-        shared: The descriptions of the options of all optimizers, by name.
+        base: The docstring of the base class.
     """
-    found = sections(own)
+    found, shared = sections(own), arguments(base)
     entries = {**shared, **arguments(own)}
     order = [*(name for name in entries if name not in shared or name == "params"), *shared]
     lines = [_entry(name, entries[name]) for name in dict.fromkeys(order)]
     parts = [found[""], "Args:\n" + "\n".join(lines)]
-    if "Raises" in found:
-        parts.append("Raises:\n" + textwrap.indent(found["Raises"], "    "))
+    raises = [doc["Raises"] for doc in (found, sections(base)) if "Raises" in doc]
+    if raises:
+        parts.append("Raises:\n" + textwrap.indent("\n".join(raises), "    "))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -121,6 +121,8 @@ def test_the_constructor_shows_the_options_of_the_page(cls: type[Optimizer]) -> 
         if not option.shared:
             assert helps[name] == arguments(cls.__doc__)[name]
     assert (cls.__init__.__doc__ or "").startswith(sections(cls.__doc__)[""])
+    raises = sections(cls.__init__.__doc__)["Raises"]
+    assert all(sections(doc).get("Raises", "") in raises for doc in (cls.__doc__, Optimizer.__doc__))
 
 
 @each_page
