@@ -167,7 +167,7 @@ def reference() -> str:
     parts = [REFERENCE]
     for name, cls in sorted(OPTIMIZERS.items()):
         about = sections(cls.__doc__)
-        *_, legend = formula(cls).splitlines()
+        legend = "with " + " ".join(formula(cls).partition("\nwith ")[2].split())
         own = [option for option in cls.options.values() if not option.shared]
         helps = arguments(cls.__doc__)
         rows = [f"| `{o.name}` | `{o.default!r}` | {helps[o.name].replace('|', chr(92) + '|')} |" for o in own]
@@ -187,4 +187,4 @@ REFERENCE = """# Optimizers
 Every optimizer with its formula, its options and advice for those who come from AdamW or SGD. The formulas are printed
 from the updates that run, under the default options. `lightning-optim optimizers adamw amsgrad=true` prints one under
 other options. In all of them θ is the parameter (w in KOALA-M), g or ∇f its gradient, and t the step, 1 at the first;
-a norm with "all" is that of all parameters together, n and N are the numbers of elements of the tensor and of all."""
+a norm with "all" is that of all parameters together."""

@@ -71,7 +71,7 @@ class Writer:
         return self.input(name), ATOM
 
     def _count(self, over: str) -> Text:
-        return self.notation.letter("n" if over == "tensor" else "N"), ATOM
+        return self.input(f"count({over})"), ATOM
 
     # ------------------------------------------------------------------ sums
 

@@ -20,6 +20,7 @@ import torch
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.notation import LATEX, TEXT
 from lightning_optim.language.sheet import Sheet, is_derived
+from lightning_optim.language.slot import Slot
 from lightning_optim.language.symbols import Kind, State, Symbol, Tracer
 
 # Letters of options, which a page may override. An item of a tuple is "betas.0".
@@ -41,13 +42,25 @@ LETTERS = {
     "loss_second_moment": "L₂",
     "rho": "ρ",
     "rho_inf": "ρ∞",
+    "count(tensor)": "n",
+    "count(all)": "N",
+}
+# The meaning of letters that are no options, for the legend.
+WORDS = {
+    "loss": "the loss",
+    "loss_second_moment": "the mean of the samples' squared losses",
+    "count(tensor)": "the number of elements of the tensor",
+    "count(all)": "the number of elements of all tensors",
 }
 SHARED = tuple(f"lightning_optim.language.{name}" for name in ("recursions", "rectification", "kalman"))
 EXAMPLE = torch.Size([64, 32])  # formulas are printed for a matrix
 
 
 def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", **options: Any) -> str:
-    """The formula of an optimizer: one line for each slot and each named intermediate value, then the parameter.
+    """The formula of an optimizer: a line for each slot and each named intermediate value, the parameter, and a legend.
+
+    The legend tells which letters are which options, the first values of slots unless they are 0, and what other
+    letters mean.
 
     Args:
         cls: The optimizer.
@@ -69,7 +82,7 @@ def formula(cls: type[Definition], notation: Literal["text", "latex"] = "text", 
     if notation == "latex":
         return " \\\\\n".join(line for sheet in sheets for line in sheet.lines(LATEX))
     lines = [line for sheet in sheets for line in sheet.lines(TEXT)]
-    return "\n".join([*lines, derivation.legend()])
+    return "\n".join([*lines, derivation.legend(sheets[0])])
 
 
 @dataclass
@@ -94,13 +107,15 @@ class Derivation:
         values = {**values, "maximize": False, **options}
         cls.check(values)
         plain: Any = SimpleNamespace(**values)
+        self.plain = plain
         self.traits = traits = cls.traits(plain, EXAMPLE, torch.float32, len(EXAMPLE))
         axes = {slot.without: slot.without for slot in self.slots.values() if slot.without}
         settings = {**values, **traits, **{name: axis for name, axis in axes.items() if name in traits}}
         self.h = {name: self.tracer.host(name, value) for name, value in settings.items()}
         self.h.update({name: self.tracer.host(name, 1.0) for name in cls.inputs})
         self.names: dict[Symbol, str] = {}
-        self.used: dict[str, None] = {}  # names of options in the formula, in order
+        self.used: dict[str, None] = {}  # names of options and of `WORDS` in the formula, in order
+        self.read: dict[str, None] = {}  # names of slots in the formula, in order
         t = self.tracer.symbol("host", ("t",), Kind.HOST, 0)
         self.h.update(self.call(cls.scalars, SimpleNamespace(**self.h), t))
         self.functions = self._functions()
@@ -121,6 +136,7 @@ class Derivation:
         s = State(lambda name: self.tracer.symbol("element", (name,), Kind.ELEMENT, 0))
         values = [self.tracer.symbol("element", (name,), Kind.ELEMENT, 0) for name in given]
         new = self.call(function, *values, s, SimpleNamespace(**self.h))
+        self.read.update(dict.fromkeys(s.seen))
         return {**s.written, "p": new}
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -158,8 +174,37 @@ class Derivation:
             name = next((item for item, letter in LETTERS.items() if "." in item and letter == self.letter(name)), name)
         self.used[name] = None
 
-    def legend(self) -> str:
-        """The line that tells which letters are which options."""
+    def legend(self, writer: Sheet) -> str:
+        """What the letters mean: options, first values of slots unless they are 0, and other letters."""
+        first = self._starts(writer)
+        words = [(self.letter(name), what) for name, what in WORDS.items() if name in self.used]
+        parts = ["with " + ", ".join(self._options())]
+        if first:
+            parts.append("at the start " + ", ".join(first))
+        if words:
+            (letter, what), *others = words
+            parts.append(", ".join([f"{letter} is {what}", *map(" ".join, others)]))
+        return ";\n     ".join(parts)
+
+    def _starts(self, writer: Sheet) -> list[str]:
+        """Equations with the first values of slots, unless they are 0."""
+        found = []
+        for name in self.read:
+            first, letter = self._start(self.slots[name]), f"{TEXT.letter(self.letter(name))}₀"
+            text = writer.write(first)
+            if text not in ("0", letter):  # an option may have that letter
+                found.append(TEXT.equation(letter, text))
+        return found
+
+    def _start(self, slot: Slot) -> Any:
+        """The first value of a slot: a symbol, or a number if the page computes one."""
+        try:
+            return slot.start(SimpleNamespace(**self.h))
+        except TypeError:  # as `float(h.name)` raises
+            return slot.start(self.plain)
+
+    def _options(self) -> list[str]:
+        """Which letters are which options."""
         own: Any = self.cls
         entries = []
         for option in own.options:
@@ -167,4 +212,4 @@ class Derivation:
             letters = [self.letter(name) for name in names]
             if names and letters != [option]:
                 entries.append(f"{', '.join(letters)} = {option}")
-        return "with " + ", ".join(entries)
+        return entries

@@ -36,7 +36,9 @@ class KoalaM(Optimizer, name="koala_m"):
         Pʷᵛₜ = P̄ʷᵛₜ − Hₜ·P̄ʷʷₜ·P̄ʷᵛₜ
         Pᵛᵛₜ = P̄ᵛᵛₜ − Hₜ·P̄ʷᵛₜ²
         wₜ = w̄ₜ − κₜ·P̄ʷʷₜ·dₜ
-        with α = lr, qᵛ = qv, ρ = alpha_r, λ = weight_decay, L₀ = loss_target
+        with α = lr, qᵛ = qv, ρ = alpha_r, λ = weight_decay, L₀ = loss_target;
+             at the start Pʷʷ₀ = sw, Pʷᵛ₀ = sc, Pᵛᵛ₀ = sv, R₀ = R0, q₀ = qw;
+             L is the loss, L₂ the mean of the samples' squared losses, N the number of elements of all tensors
 
     Args:
         params: Parameters, named parameters or parameter groups to optimize.

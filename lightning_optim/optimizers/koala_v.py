@@ -24,7 +24,9 @@ class KoalaV(Optimizer, name="koala_v"):
         Pₜ = P̄ₜ − P̄ₜ²·maxₐₗₗ(‖dₜ‖² / Sₜ if ‖gₜ‖² ≥ 10⁻¹⁸ else 0)
         κₜ = α·max(L + 0.5·λ·‖θₜ₋₁‖² − L₀, 0) / Sₜ if ‖gₜ‖² ≥ 10⁻¹⁸ else 0
         θₜ = θₜ₋₁ − κₜ·P̄ₜ·dₜ
-        with α = lr, ρ = alpha_r, λ = weight_decay, L₀ = loss_target
+        with α = lr, ρ = alpha_r, λ = weight_decay, L₀ = loss_target;
+             at the start P₀ = sigma, R₀ = R0;
+             L is the loss, L₂ the mean of the samples' squared losses
 
     Args:
         params: Parameters, named parameters or parameter groups to optimize.

@@ -10,9 +10,10 @@ from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt, total, where
 
 
-def first_value(h: Options) -> float:
+def first_value(h: Any) -> float:
     """What G is before the first step; with init="first" the first step sets it."""
-    return 0.0 if h.init == "first" else float(h.init)
+    first: float = 0.0 if h.init == "first" else h.init
+    return first
 
 
 class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):

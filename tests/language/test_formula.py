@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 from torch.nn import Parameter
 
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.language import Options, Slot, Slots, Value
 from lightning_optim.language.formula import formula
 from tests.optimizers.settings import SETS
 
@@ -78,16 +80,20 @@ def to_python(text: str) -> str:
     return text.replace("·", "*").replace("−", "-").replace("≥", ">=").replace("^", "**").replace("\n", " ")
 
 
-def read(text: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """The lines of a formula as letters and Python, and the options behind letters."""
+def read(text: str) -> tuple[list[tuple[str, str]], dict[str, str], dict[str, str]]:
+    """The lines of a formula as letters and Python, the options behind letters, and with what slots start."""
     *lines, legend = unicodedata.normalize("NFD", text).replace("\n ", " ").splitlines()
+    legend, *more = re.split("; +", legend)
+    starts = [
+        entry.split(" = ") for part in more if " = " in part for entry in part[len("at the start ") :].split(", ")
+    ]
     pairs = [line.split(" = ", 1) for line in lines]
     options: dict[str, str] = {}
     for entry in re.findall(r"([^=]+) = (\w+)(?:, |$)", legend.removeprefix("with ")):
         letters = entry[0].split(", ")
         for i, letter in enumerate(letters):
             options[letter] = entry[1] + (f".{i}" if len(letters) > 1 else "")
-    return [(left, to_python(right)) for left, right in pairs], options
+    return [(left, to_python(right)) for left, right in pairs], options, {a.removesuffix("₀"): b for a, b in starts}
 
 
 def known_letters(cls: type[Optimizer], legend: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,12 +117,14 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
     generator = np.random.default_rng(0)
     p = Parameter(torch.from_numpy(generator.normal(size=SHAPE)))
     optimizer = cls([p], engine="reference", **options)
-    lines, legend = read(formula(cls, **options))
+    lines, legend, starts = read(formula(cls, **options))
     values = {key: optimizer.param_groups[0][key] for key in cls.options if key in optimizer.param_groups[0]}
     V = known_letters(cls, legend, values)
     theta = lines[-1][0].removesuffix("ₜ")
     for slot in cls.slots.values():
-        V[unicodedata.normalize("NFD", slot.letter) + "ₜ₋₁"] = float(slot.start(type("h", (), values)))
+        letter = unicodedata.normalize("NFD", slot.letter)
+        start = starts.get(letter, legend.get(letter + "₀", "0"))
+        V[letter + "ₜ₋₁"] = float(values.get(start, start))
     V[theta + "ₜ₋₁"] = p.detach().numpy().copy()
     for t in range(1, STEPS + 1):
         g = generator.normal(size=SHAPE)
@@ -132,3 +140,34 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
 
         optimizer.step(closure)
     np.testing.assert_allclose(V[theta + "ₜ"], p.detach().numpy(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda case: case if isinstance(case, str) else "")
+def test_every_letter_is_explained(name: str, options: dict[str, Any]) -> None:
+    """By a line of its own, as an option of that name or in the legend; the parameter, gradient and step are known."""
+    cls = OPTIMIZERS[name]
+    text = formula(cls, **options)
+    lines, legend, _ = read(text)
+    words = re.findall(r"(?:^|, )(\S+) (?:is )?the ", text.rpartition(";")[2].strip())
+    known = {*cls.options, *legend, *(left for left, _ in lines), *words, "gₜ", "∇fₜ", "t", "rows", "columns"}
+    used = {letter for _, right in lines for letter in re.findall(r'V\["(.*?)"\]', right)}
+    assert {letter.replace("ₜ₋₁", "ₜ") for letter in used} <= known
+
+
+def test_the_legend_says_with_what_a_slot_starts_that_asks_for_a_number() -> None:
+    class Warm(Optimizer):
+        """A mean that starts at a number which Python computes."""
+
+        lr: float = 0.1
+        first: float = 4.0
+        mean = Slot("m", init=lambda h: math.sqrt(h.first))
+
+        @staticmethod
+        def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
+            s.mean = m = (s.mean + g) / 2
+            return p - h.lr * m
+
+    try:
+        assert formula(Warm).splitlines()[-1].strip() == "at the start m₀ = 2"
+    finally:
+        del OPTIMIZERS["warm"]
