@@ -16,7 +16,7 @@ def ema(average: Operand, x: Operand, beta: Operand) -> Value:
     return lerp(average, x, 1 - beta)
 
 
-def decayed(p: Value, g: Value, h: Options, decoupled: Condition) -> tuple[Value, Value]:
+def decayed(p: Value, g: Value, h: Options, decoupled: Setting | bool) -> tuple[Value, Value]:
     """The parameter and the gradient after weight decay.
 
     Args:

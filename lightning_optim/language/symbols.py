@@ -57,7 +57,7 @@ class Symbol(Value):
     def normal(self, *counter: Any) -> Symbol:
         return self.tracer.symbol("normal", counter, Kind.ELEMENT, 0)
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # type: ignore[override]  # for checkers it never answers; an option does
         return self.tracer.is_nonzero(self)
 
     def __repr__(self) -> str:

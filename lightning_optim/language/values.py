@@ -8,7 +8,7 @@ tensors and numbers it exists for type checkers and editors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from torch import Tensor
 
@@ -88,6 +88,10 @@ class Value:
     def __ge__(self, other: Operand) -> Value:
         return self.record("ge", self, other)
 
+    def __bool__(self) -> NoReturn:
+        """An update cannot branch on a value, which is unknown while the update is traced; use `where`."""
+        raise NotImplementedError
+
 
 Operand = Value | float
 Condition = Value | bool
@@ -105,6 +109,9 @@ class Setting(Value):
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Setting]:
+        raise NotImplementedError
+
+    def __bool__(self) -> bool:  # type: ignore[override]  # pages may ask an option
         raise NotImplementedError
 
     def __int__(self) -> int:
@@ -130,7 +137,7 @@ class Slots(Protocol):
 
     def __getattr__(self, name: str, /) -> Value: ...
 
-    def __setattr__(self, name: str, value: Any, /) -> None: ...
+    def __setattr__(self, name: str, value: Operand, /) -> None: ...
 
     def __contains__(self, name: str, /) -> bool:
         """Whether the update has read or written the slot. A stage asks this to find the slots of an optimizer."""

@@ -62,7 +62,8 @@ def test_needs_and_levels() -> None:
 
 def test_a_branch_on_a_value_is_refused_with_the_way_out() -> None:
     def branching(p: Any, g: Any, s: Any, h: Any) -> Any:
-        return p - g if norm(g) > 1 else p
+        large: Any = norm(g) > 1
+        return p - g if large else p
 
     with pytest.raises(TypeError, match=r"cannot branch on gt\(.*where"):
         trace(branching, {})

@@ -1,6 +1,7 @@
 """User code with one mistake in each marked line, which type checkers must find there and nowhere else.
 
-The mark names mypy's error code, and pyright's rule where that differs from `reportArgumentType`. Nothing here runs:
+The mark names mypy's error code, or - where mypy finds nothing, and pyright's rule where that differs from
+`reportArgumentType`. Nothing here runs:
 the functions are never called.
 """
 
@@ -28,6 +29,7 @@ from lightning_optim.callbacks import (
     OptimizerStateMemory,
     WarmupFreeSchedule,
 )
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, norm
 
 
 def wrong_options(model: nn.Module) -> None:
@@ -79,3 +81,33 @@ def wrong_callbacks() -> None:
     BatchSizeScaling()  # error: call-arg reportCallIssue
     BatchSizeScaling(256, rule="cubic")  # error: arg-type
     OptimizerStateMemory(csv=3)  # error: arg-type
+
+
+def wrong_page(model: nn.Module) -> None:
+    class WrongPage(Optimizer):
+        """An optimizer with mistakes in its options, its scalars and its update."""
+
+        batch_scaling = "cubic"  # error: assignment reportAssignmentType
+        lr: float = "fast"  # error: assignment reportAssignmentType
+        buf = Slot("m", per="row")  # error: arg-type
+
+        @staticmethod
+        def scalars(h: Options, t: Operand) -> dict[str, Operand]:
+            return {"late": "yes"}  # error: dict-item reportReturnType
+
+        @staticmethod
+        def predict(p: Value, s: Slots, h: Options) -> Value:
+            return p if h.lr else -p if s.buf else p  # error: - reportGeneralTypeIssues
+
+        @staticmethod
+        def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
+            s.buf = "oops"  # error: assignment
+            s.buf = None  # error: assignment
+            p.grad = g  # error: attr-defined reportAttributeAccessIssue
+            if g > 0:  # error: - reportGeneralTypeIssues
+                return p
+            p = p - norm(g, over="layer")  # error: arg-type
+            return p - h.lr * g if not g > 0 else p  # error: - reportGeneralTypeIssues
+
+    WrongPage(model.parameters(), momentum=0.9)  # error: call-arg reportCallIssue
+    WrongPage(model.parameters(), lr="1e-3")  # error: arg-type

@@ -14,7 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.typing import accepted, accepted_module
+from lightning_optim.core import optimizer
+from tests.typing import accepted, accepted_module, accepted_page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent
@@ -32,7 +33,8 @@ def marked(checker: str) -> dict[int, set[str]]:
     """The marked lines of `refused.py`, with the code that a checker must give."""
     lines = enumerate(REFUSED.read_text().splitlines(), 1)
     found = {number: mark for number, line in lines if (mark := MARK.search(line))}
-    return {number: {mark[checker] or "reportArgumentType"} for number, mark in found.items()}
+    codes = {number: mark[checker] or "reportArgumentType" for number, mark in found.items()}
+    return {number: {code} for number, code in codes.items() if code != "-"}
 
 
 def run(*arguments: str | Path) -> str:
@@ -94,10 +96,13 @@ def functions(module: ModuleType) -> list[Callable[[], None]]:
 
 
 @pytest.mark.parametrize(
-    "function", [*functions(accepted), *functions(accepted_module)], ids=lambda function: function.__name__
+    "function",
+    [*functions(accepted), *functions(accepted_module), *functions(accepted_page)],
+    ids=lambda function: function.__name__,
 )
 def test_what_type_checkers_accept_runs(
     function: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(optimizer, "OPTIMIZERS", dict(optimizer.OPTIMIZERS))  # a page registers itself
     function()
