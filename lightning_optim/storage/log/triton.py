@@ -10,13 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lightning_optim.storage import log as constants
 from lightning_optim.storage.triton import nearest
 
-LEVELS = tl.constexpr(254.0)
-SNAP = tl.constexpr(2.0**-10)
-FINEST = tl.constexpr(2048.0)
-OCTAVES = tl.constexpr(40)
-INVERSE_LEVELS = tl.constexpr(1.0 / 254.0)
+LEVELS = tl.constexpr(constants.LEVELS)
+SNAP = tl.constexpr(constants.SNAP)
+FINEST = tl.constexpr(constants.FINEST)
+OCTAVES = tl.constexpr(constants.OCTAVES)
+INVERSE_LEVELS = tl.constexpr(1.0 / constants.LEVELS)
 
 
 @triton.jit

@@ -10,10 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lightning_optim.storage import ratio as constants
 from lightning_optim.storage.triton import to_bfloat16
 
-CURVE = tl.constexpr(2.0)
-WIDEST = tl.constexpr(381.0)
+CURVE = tl.constexpr(constants.CURVE)
+WIDEST = tl.constexpr(constants.WIDEST)
 
 
 @triton.jit
