@@ -44,7 +44,7 @@ class BatchSizeScaling(Callback):
         global_batch: The global batch size, in samples; 0 before training starts.
 
     Raises:
-        OptionError: If an option is out of range. At the start of training: if "auto" has no rule for the optimizer, or
+        OptionError: if an option is out of range. At the start of training: if "auto" has no rule for the optimizer, or
             if the batch size is unknown. During training: if something else changes the learning rates.
 
     Example:

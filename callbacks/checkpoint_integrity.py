@@ -43,7 +43,7 @@ class CheckpointIntegrity(Callback):
     `ConfiguredOptimizer` adds this callback where it is supported.
 
     Raises:
-        OptionError: Before a load, for a checkpoint that is truncated, incomplete or changed. At the start, for
+        OptionError: before a load, for a checkpoint that is truncated, incomplete or changed. At the start, for
             `AsyncCheckpointIO`, which writes after the save has returned.
 
     Example:

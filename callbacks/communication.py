@@ -42,7 +42,7 @@ class Communication(Callback):
             node, or 1 on a single node.
 
     Raises:
-        OptionError: For an unknown kind, or an option that the kind does not have or that is out of range. At the start
+        OptionError: for an unknown kind, or an option that the kind does not have or that is out of range. At the start
             of the fit: under a strategy other than DDP, or if the strategy has a communication hook already.
 
     Example:

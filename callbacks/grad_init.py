@@ -70,7 +70,7 @@ class GradInit(Callback):
         history: The iterations of the search, on rank 0.
 
     Raises:
-        OptionError: If an option is out of range. At the start of the fit: under manual optimization, with several
+        OptionError: if an option is out of range. At the start of the fit: under manual optimization, with several
             optimizers, if parameters have no values yet, or if the optimizer cannot take a trial step.
 
     Example:

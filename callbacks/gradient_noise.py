@@ -49,7 +49,7 @@ class GradientNoise(StageCallback):
         seed: Seed of the noise, below 2^64. Default: that of `seed_everything`, or 0.
 
     Raises:
-        OptionError: If an option is out of range. At the start of the fit: for "second_moment", if the optimizer has no
+        OptionError: if an option is out of range. At the start of the fit: for "second_moment", if the optimizer has no
             such mean; for "after", if the optimizer clips in its own update; and for a fused optimizer under a
             gradient scaler.
 

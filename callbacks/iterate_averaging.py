@@ -55,7 +55,7 @@ class IterateAveraging(SwappedWeights):
         batch_norm_batches: Number of training batches for that. Default: all of an epoch.
 
     Raises:
-        OptionError: If an option is out of range; at the start of the fit, if `start` is a fraction and the length of
+        OptionError: if an option is out of range; at the start of the fit, if `start` is a fraction and the length of
             training is unknown, or if another callback also chooses the weights to evaluate; when a checkpoint is
             loaded, if its average has another `kind` or `window`.
 

@@ -37,7 +37,7 @@ class LookaheadSync(SwappedWeights):
             "slow" the slow ones, once there was a sync.
 
     Raises:
-        OptionError: If an option is out of range; at the start of the fit, if `momentum` is not "none" and the
+        OptionError: if an option is out of range; at the start of the fit, if `momentum` is not "none" and the
             optimizer has no first moments, or if another callback also chooses the weights to evaluate.
 
     Example:

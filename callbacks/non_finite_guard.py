@@ -40,9 +40,9 @@ class NonFiniteGuard(Callback):
         in_a_row: Number of consecutive skipped steps up to now.
 
     Raises:
-        OptionError: If an option is out of range; at the start of the fit, for "raise" with a gradient scaler, which
+        OptionError: if an option is out of range; at the start of the fit, for "raise" with a gradient scaler, which
             finds its scale by overflows.
-        FloatingPointError: During training, for `action="raise"`, or after `patience` consecutive skips.
+        FloatingPointError: during training, for `action="raise"`, or after `patience` consecutive skips.
 
     Example:
         >>> import warnings

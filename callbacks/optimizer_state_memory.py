@@ -52,7 +52,7 @@ class OptimizerStateMemory(Callback):
             Default: none.
 
     Raises:
-        OptionError: If an option has the wrong type.
+        OptionError: if an option has the wrong type.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -24,7 +24,12 @@ class StageCallback(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def attach(self, trainer: Trainer, stages: Sequence[Stage]) -> None:
-        """Attach stages, one for each optimizer. To be called in `on_fit_start`, followed by `restore_counters`."""
+        """Attach a stage to each optimizer. Call this in `on_fit_start`, and `restore_counters` after it.
+
+        Args:
+            trainer: The Trainer.
+            stages: The stages, one for each optimizer and in their order.
+        """
         self._stages = []
         for stage, optimizer in zip(stages, trainer.optimizers, strict=True):
             self._undo.append(attach(stage, optimizer))

@@ -45,7 +45,7 @@ class SwappedWeights(StageCallback):
         """Prepare a fit. To be called in `on_fit_start` after `attach`.
 
         Raises:
-            OptionError: If another callback swaps weights too.
+            OptionError: if another callback swaps weights too.
         """
         self.swapped = False
         if not self.swaps:

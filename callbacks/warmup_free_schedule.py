@@ -52,7 +52,7 @@ class WarmupFreeSchedule(Callback):
             does not exist in manual optimization.
 
     Raises:
-        OptionError: If an option is out of range or has no effect. At the start of the fit: for an optimizer without a
+        OptionError: if an option is out of range or has no effect. At the start of the fit: for an optimizer without a
             known second moment, or one that the warm-up does not suit; for a decay together with a scheduler, or
             without a known length of training. During training: if something else changes the learning rates.
 

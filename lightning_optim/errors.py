@@ -39,7 +39,7 @@ def check_choice(owner: str, name: str, value: object, choices: Sequence[object]
     """Refuse an option that is none of the choices.
 
     Raises:
-        OptionError: If it is none of them.
+        OptionError: if it is none of them.
 
     Example:
         >>> check_choice("LookaheadSync", "evaluate", "both", ["fast", "slow"])

@@ -30,7 +30,7 @@ def consolidate(folder: Path | str, file: Path | str) -> None:
         file: Path to write to.
 
     Raises:
-        OptionError: If the folder is not such a checkpoint.
+        OptionError: if the folder is not such a checkpoint.
     """
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 

@@ -79,13 +79,16 @@ def _remove(path: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint, in one sentence; empty if it is intact.
+    """Find out what is wrong with a checkpoint.
 
     `torch.save` writes a checksum for every tensor, and `torch.load` does not verify it. Here everything is read once
     and compared. A file in the format before torch 1.6 has no checksums and passes.
 
     Args:
         path: A file of `torch.save`, or a folder of shards saved by FSDP1 or FSDP2.
+
+    Returns:
+        What is wrong, in one sentence, or "" if the checkpoint is intact.
     """
     if path.is_dir():
         return _damage_of_folder(path)

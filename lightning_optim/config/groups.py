@@ -74,7 +74,7 @@ def make_groups(
         Parameter groups with `params`, `name` and the options that differ from the optimizer's.
 
     Raises:
-        OptionError: If no parameter is trainable, or a pattern matches no parameter.
+        OptionError: if no parameter is trainable, or a pattern matches no parameter.
     """
     roles = named_roles(module)
     if not roles:

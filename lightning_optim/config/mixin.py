@@ -36,7 +36,7 @@ class ConfiguredOptimizer(GradientClipping):
         """The strategy for `hparams.optimizer`.
 
         Raises:
-            OptionError: If `hparams.optimizer` is missing or invalid.
+            OptionError: if `hparams.optimizer` is missing or invalid.
         """
         if "optimizer" not in self.hparams:
             raise OptionError(

@@ -75,7 +75,7 @@ def find(name: str) -> Recipe:
     """The recipe of a name; for an optimizer, one without options and callbacks.
 
     Raises:
-        OptionError: For an unknown name.
+        OptionError: for an unknown name.
     """
     word = str(name)
     if word in RECIPES:

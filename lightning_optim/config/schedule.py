@@ -31,7 +31,7 @@ def read(spec: Any) -> Schedule | None:
     """Read a word, a mapping with `name`, `warmup_steps` and `final`, or None.
 
     Raises:
-        OptionError: For an unknown schedule or option, or a value out of range.
+        OptionError: for an unknown schedule or option, or a value out of range.
 
     Example:
         >>> read({"name": "cosine", "warmup_steps": 100})
@@ -66,7 +66,7 @@ def scheduler_for(
     """A scheduler over all steps of a fit.
 
     Raises:
-        OptionError: If the schedule needs the length of training, and the Trainer does not know it.
+        OptionError: if the schedule needs the length of training, and the Trainer does not know it.
     """
     shape, warmup, final = schedule
     unbounded = shape != "constant" and trainer.max_epochs == -1 and trainer.max_steps == -1

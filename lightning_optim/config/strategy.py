@@ -41,7 +41,7 @@ class OptimizerStrategy:
         options: Options of the optimizer.
 
     Raises:
-        OptionError: For an unknown name or option, or a value of the wrong type or out of range.
+        OptionError: for an unknown name or option, or a value of the wrong type or out of range.
 
     Example:
         >>> OptimizerStrategy.parse({"name": "adan", "lr": 2e-3})
@@ -89,7 +89,7 @@ class OptimizerStrategy:
         """Read a name, a mapping with `name` and options, or a strategy.
 
         Raises:
-            OptionError: For anything else, and as the constructor.
+            OptionError: for anything else, and as the constructor.
         """
         if isinstance(spec, OptimizerStrategy):
             return spec
@@ -123,7 +123,7 @@ class OptimizerStrategy:
         """The trainable parameters of a module in parameter groups by role and name pattern.
 
         Raises:
-            OptionError: For a sparse embedding, a pattern without a match, or flat parameters of FSDP1 that cannot be
+            OptionError: for a sparse embedding, a pattern without a match, or flat parameters of FSDP1 that cannot be
                 split by role.
         """
         for name, child in module.named_modules():
@@ -160,7 +160,12 @@ class OptimizerStrategy:
         return optimizer
 
     def callbacks(self) -> list[Callback]:
-        """New companion callbacks: of the recipe, `LossInput` if the update reads the loss, and `Communication`."""
+        """Create the callbacks that the optimizer needs.
+
+        Returns:
+            The callbacks of the recipe, `LossInput` if the update reads the loss, and `Communication` if that option is
+            set.
+        """
         from lightning_optim.callbacks import Communication, LossInput
 
         companions = [make() for make in self.recipe.callbacks]
@@ -207,7 +212,7 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any]) -> O
         model_or_params: A module, or parameters or parameter groups as for `torch.optim`.
 
     Raises:
-        OptionError: For an unknown name or option, or a value of the wrong type or out of range.
+        OptionError: for an unknown name or option, or a value of the wrong type or out of range.
 
     Example:
         >>> optimizer = create_optimizer({"name": "adamw", "lr": 1e-3}, nn.Linear(2, 2))

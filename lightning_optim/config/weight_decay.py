@@ -35,7 +35,7 @@ def from_paper(weight_decay: float, lr: float) -> float:
         lr: The base learning rate, before any schedule.
 
     Raises:
-        ValueError: If `lr` is not positive.
+        ValueError: if `lr` is not positive.
 
     Example:
         >>> round(from_paper(3.265986e-05, lr=1e-3), 8)

@@ -27,7 +27,7 @@ def read(spec: Any) -> tuple[str, dict[str, Any]]:
     """The kind and all its options, from a word or from a mapping with `kind` and options.
 
     Raises:
-        OptionError: For an unknown kind or option, or a value out of range.
+        OptionError: for an unknown kind or option, or a value out of range.
 
     Example:
         >>> read({"kind": "powersgd", "rank": 4})

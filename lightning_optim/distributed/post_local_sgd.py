@@ -26,7 +26,7 @@ class PostLocalSGD:
         optimizers: The optimizers whose parameters are averaged.
 
     Raises:
-        OptionError: If `local_ranks` does not divide the number of ranks, or equals it.
+        OptionError: if `local_ranks` does not divide the number of ranks, or equals it.
     """
 
     def __init__(self, period: int, start: int, local_ranks: int, optimizers: Sequence[Optimizer]) -> None:

@@ -38,7 +38,7 @@ class PowerSGD:
         params: The trainable parameters, in the same order on every rank.
 
     Raises:
-        OptionError: For a parameter of shape (), which torch's hook does not support.
+        OptionError: for a parameter of shape (), which torch's hook does not support.
     """
 
     def __init__(self, rank: int, start: int, params: Sequence[Tensor]) -> None:

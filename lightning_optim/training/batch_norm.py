@@ -53,7 +53,7 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
         batches: Number of batches. Default: all of an epoch.
 
     Raises:
-        OptionError: If the training loader has no batch, or batches that `inputs_of` does not support.
+        OptionError: if the training loader has no batch, or batches that `inputs_of` does not support.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
     momenta = [layer.momentum for layer in norms]
@@ -131,7 +131,7 @@ def inputs_of(batch: Any) -> Tensor:
     """The input of the module's `forward`: the batch if it is a tensor, or the first item of a list or tuple.
 
     Raises:
-        OptionError: For other batches.
+        OptionError: for other batches.
     """
     first = batch[0] if isinstance(batch, list | tuple) else batch
     if isinstance(first, Tensor):

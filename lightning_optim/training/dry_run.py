@@ -42,7 +42,7 @@ class TrainingStep(nn.Module):
         pl_module: The module, before it is sharded.
 
     Raises:
-        OptionError: When called, if training_step returns no loss.
+        OptionError: when called, if training_step returns no loss.
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,7 +109,7 @@ def half_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
     """Endless halves of training batches, from a copy of the training loader that shares the dataset only.
 
     Raises:
-        OptionError: If the loader is an iterator, which would lose these batches, or has no batch.
+        OptionError: if the loader is an iterator, which would lose these batches, or has no batch.
     """
     batches = _copies(trainer.fit_loop._data_source.dataloader())
     while True:

@@ -104,7 +104,7 @@ class ScaleSearch:
         """Run one iteration. It takes two half-batches for the gradient, and one more for a trial step.
 
         Raises:
-            FloatingPointError: If a loss or the gradient's norm is not finite.
+            FloatingPointError: if a loss or the gradient's norm is not finite.
         """
         a, b = next(halves), next(halves)
         theta = {name: p.requires_grad_() for name, p in self.parameters().items()}

@@ -31,7 +31,7 @@ class LearningRates:
         factors: The factors for the groups, by the name of the callback.
 
     Raises:
-        OptionError: If the optimizer does not use its learning rates.
+        OptionError: if the optimizer does not use its learning rates.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedulers: Iterable[Any]) -> None:
@@ -72,7 +72,7 @@ class LearningRates:
         """Check that nothing else has changed a learning rate or added a group.
 
         Raises:
-            OptionError: If something has. There is no way to tell whether such a rate includes the factors.
+            OptionError: if something has. There is no way to tell whether such a rate includes the factors.
         """
         if self.untouched():
             return

@@ -94,7 +94,7 @@ def taken_by(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], rat
         rates: The learning rate of each parameter group; empty to leave them.
 
     Raises:
-        OptionError: When the step is called, if the optimizer cannot be copied or cannot take a step on one process.
+        OptionError: when the step is called, if the optimizer cannot be copied or cannot take a step on one process.
     """
     all_params = {id(p): p for group in optimizer.param_groups for p in group["params"]}
 
@@ -134,7 +134,7 @@ def norm_of(first_step: FirstStep, params: Mapping[str, Tensor], owner: str) -> 
         owner: The name of the optimizer, for messages.
 
     Raises:
-        OptionError: If the step is along neither.
+        OptionError: if the step is along neither.
     """
     theta = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
     grads = {name: (torch.arange(p.numel(), device=p.device) % 4 + 1.0).view_as(p) for name, p in theta.items()}

@@ -16,7 +16,21 @@ TURN = tl.constexpr(2.0 * math.pi)
 
 @triton.jit
 def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
-    """`normals` of `distributed/philox.py` for elements of these local indices, int64."""
+    """The normal numbers of some elements of one tensor, as `normals` of `distributed/philox.py` computes them.
+
+    Args:
+        seed_low: The lower 32 bits of the seed, a scalar, int64.
+        seed_high: The upper 32 bits, a scalar, int64.
+        t: The step, a scalar, int64.
+        tensor: The identifier of the tensor, a scalar, int64.
+        first: The global index of the first local element, a scalar, int64.
+        run: How many local elements are consecutive in the whole tensor, a scalar, int64.
+        stride: The distance between the starts of two runs in the whole tensor, a scalar, int64.
+        local: The local indices of the elements, (blocks, 256), int64.
+
+    Returns:
+        One number per element, (blocks, 256), float32.
+    """
     if run == stride:  # noqa: SIM108  only one branch runs, while a conditional expression would compute both
         index = first + local
     else:
@@ -38,7 +52,10 @@ def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
 
 @triton.jit
 def cosine(turn):
-    """The cosine of angles in turns, float64, below a million. CUDA's own takes any angle, and needs a stack for it."""
+    """The cosine of angles in turns below a million, (blocks, 256), float64.
+
+    CUDA's own function takes any angle, and needs a stack for it.
+    """
     quarter = tl.floor(turn * 4.0 + 0.5)
     x = (turn - quarter * 0.25) * tl.full((), TURN, tl.float64)  # at most an eighth of a turn
     z = x * x
@@ -62,5 +79,5 @@ def cosine(turn):
 
 @triton.jit
 def uniform(a, b):
-    """A uniform number in (0, 1) with 53 bits, float64, from two words."""
+    """Uniform numbers in (0, 1) with 53 bits, (blocks, 256), float64, from two words each, uint32."""
     return (((a >> 6).to(tl.int64) * 134217728 + (b >> 5).to(tl.int64)).to(tl.float64) + 0.5) * LAST_BIT
