@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from benchmarks.pages import RESULTS
 from benchmarks.records import commit, machine, save
 
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "before_after.json")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # as the runs do, for the record
     checkouts = {"before": given.before.resolve(), "after": ROOT}
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=given.before, check=True, capture_output=True, text=True
