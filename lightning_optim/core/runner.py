@@ -58,11 +58,12 @@ class Runner:
             for batch, slots in zip(batches.batches, batches.slots, strict=True)
         ):
             self._create_missing(batches)
+            shared = layout.shared_slots()
             batches = self._batches(what, params, idle, options)
             self._fill(what, batches, options, extra)
         if what == "update":
             batches.take_gradients()
-        step = Step(batches.batches, layout.shared_slots(), batches.reductions)
+        step = Step(batches.batches, shared, batches.reductions)
         programs = tuple(batch.program for batch in batches.batches)
         if programs not in batches.engines:
             for batch in batches.batches:
