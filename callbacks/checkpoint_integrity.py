@@ -152,7 +152,7 @@ def _refuse_damage(trainer: Trainer, path: Path) -> None:
     if trainer.is_global_zero:
         integrity.recover(path)
     damage = integrity.damage(path) if trainer.local_rank == 0 and path.exists() else ""
-    bad = torch.tensor(float(bool(damage)), device=trainer.strategy.root_device)
+    bad = torch.tensor(float(bool(damage)), dtype=torch.float32, device=trainer.strategy.root_device)
     if mean_over_ranks(bad).item():
         raise OptionError(
             f"The checkpoint is damaged: {damage or 'see the error of local rank 0.'} Nothing was loaded. Use an "

@@ -91,7 +91,7 @@ class NonFiniteGuard(Callback):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        bad = torch.tensor(float(not all_finite(params)), device=trainer.strategy.root_device)
+        bad = torch.tensor(float(not all_finite(params)), dtype=torch.float32, device=trainer.strategy.root_device)
         if not mean_over_ranks(bad).item():
             self.in_a_row = 0
             return

@@ -11,7 +11,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.harness.engines import exact_roots, torch_functions  # noqa: F401  fixtures of several rooms
+from tests.harness.engines import exact_roots, quiet_interpreter, torch_functions  # noqa: F401  fixtures of several rooms
 
 
 @pytest.fixture(autouse=True)

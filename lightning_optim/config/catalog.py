@@ -71,7 +71,9 @@ def state_bits() -> tuple[int, ...]:
 def _sample(cls: type[Optimizer], **options: Any) -> Optimizer:
     """The optimizer of one large matrix without memory."""
     make: Any = cls
-    optimizer: Optimizer = make([torch.nn.Parameter(torch.empty(4096, 4096, device="meta"))], **options)
+    optimizer: Optimizer = make(
+        [torch.nn.Parameter(torch.empty(4096, 4096, dtype=torch.float32, device="meta"))], **options
+    )
     return optimizer
 
 

@@ -122,7 +122,7 @@ def _share_an_element(ranges: list[Range]) -> bool:
     """Whether any element belongs to two of the tensors."""
     begin, end = min(found[1] for found in ranges), max(found[2] for found in ranges)
     unit = math.gcd(*(tensor.element_size() for *_, tensor in ranges), *(found[1] - begin for found in ranges))
-    taken = torch.zeros((end - begin) // unit, dtype=torch.bool)
+    taken = torch.zeros((end - begin) // unit, dtype=torch.bool, device="cpu")
     for _, low, _, _, tensor in ranges:
         width = tensor.element_size() // unit
         shape, strides = (*tensor.shape, width), (*(stride * width for stride in tensor.stride()), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_optim.distributed.ranks import mean_over_ranks
 
@@ -38,7 +39,10 @@ class Loss:
                 f"{owner} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a closure that "
                 "returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
             )
-        mean = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
-        squares = torch.as_tensor(0.0 if square is None else square, dtype=torch.float64, device=mean.device)
-        first, second = mean_over_ranks(torch.stack([mean, squares.detach().reshape(())])).tolist()
+        device = loss.device if isinstance(loss, Tensor) else "cpu"
+        pair = (
+            torch.as_tensor(x, dtype=torch.float64, device=device).detach().reshape(())
+            for x in (loss, 0.0 if square is None else square)
+        )
+        first, second = mean_over_ranks(torch.stack([*pair])).tolist()
         return {"loss": first, "loss_second_moment": first * first if square is None else second}

@@ -139,11 +139,25 @@ def _check_slots(layout: StateLayout, i: int, p: Tensor, saved: dict[str, Any]) 
         shape = slots[name].shape(p.shape, traits)
         if not isinstance(value, Tensor | int | float):
             raise OptionError(f"{type(layout).__name__} cannot load {name}: it is a {type(value).__name__}, no tensor.")
-        if torch.as_tensor(value).shape != shape:
+        if (found := value.shape if isinstance(value, Tensor) else torch.Size()) != shape:
             raise OptionError(
-                f"{type(layout).__name__} cannot load {name} of shape {tuple(torch.as_tensor(value).shape)} for a "
+                f"{type(layout).__name__} cannot load {name} of shape {tuple(found)} for a "
                 f"parameter of shape {tuple(p.shape)}; it must be {tuple(shape)}. Was it saved from another model?"
             )
+
+
+def warn_of_stopped_counters(layout: StateLayout, state_dict: dict[str, Any]) -> None:
+    """Say where a saved step counter has a dtype in which it cannot count on."""
+    for saved in state_dict["state"].values():
+        step = saved.get("step")
+        if isinstance(step, Tensor) and step.is_floating_point() and bool((step > 0) & (step + 1 == step)):
+            warnings.warn(
+                f"{type(layout).__name__} loads a step counter in {str(step.dtype).removeprefix('torch.')}, which "
+                f"stops at {float(step):.0f}: the run may have taken more steps, and bias corrections stood still. It "
+                "counts on from there, in float32.",
+                stacklevel=7,
+            )
+            return
 
 
 def present(saved: dict[str, Any] | None) -> dict[str, Any]:
@@ -163,6 +177,7 @@ def adopt(
         other_groups: Whether the file has other parameter groups, so that options stay those of this optimizer.
     """
     owner = type(layout).__name__
+    warn_of_stopped_counters(layout, state_dict)
     foreign = other_groups
     for group, own in zip(layout.param_groups, before, strict=True):
         for key in TORCH_FLAGS:
@@ -208,7 +223,12 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> N
     for name in [name for name in saved if name in slots]:  # in the same order on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = layout.slot_dtype(slots[name], p, i)
-        values = torch.as_tensor(saved[name]).to(dtype=dtype, device=here, copy=True)
+        value = saved[name]
+        values = (
+            value.to(dtype=dtype, device=here, copy=True)
+            if isinstance(value, Tensor)
+            else torch.full((), value, dtype=dtype, device=here)
+        )
         if isinstance(state.get(name), storage.Quantized):
             quantized[name] = local(values).reshape(-1)
         else:

@@ -170,7 +170,8 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def start_state(self, p: Tensor, i: int) -> None:
         """Create the step counter and the slots of a parameter."""
-        self.state[p]["step"] = torch.zeros((), device=local(p).device if self.defaults["capturable"] else "cpu")
+        device = local(p).device if self.defaults["capturable"] else "cpu"
+        self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
         h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
         for name in self.slots_of(i, p):
             self.create_slot(name, p, i, h)
@@ -201,7 +202,7 @@ def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any])
     """The value of a slot of `p` before the first step, as a tensor that is sharded like `p`."""
     start = slot.start(namespace(h))
     if slot.per != "element":
-        return torch.full((), start, dtype=torch.float64)
+        return torch.full((), start, dtype=torch.float64, device="cpu")
     if slot.copies:
         return p.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
     if slot.without is not None:

@@ -73,9 +73,9 @@ def _normals(seed: int, t: int, batch: list[tuple[GlobalIndex, int, int]], devic
     if not batch:
         return torch.empty(0, dtype=torch.float64, device=device)
     indices = torch.cat([index.of(low, high, device) for index, low, high in batch])
-    sizes = torch.tensor([high - low for _, low, high in batch], device=device)
-    tensors = torch.tensor([index.tensor for index, _, _ in batch], device=device).repeat_interleave(sizes)
-    radius, angle = _polar(seed, t, indices >> 1, tensors)
+    sizes = torch.tensor([high - low for _, low, high in batch], dtype=torch.int64, device=device)
+    tensors = torch.tensor([index.tensor for index, _, _ in batch], dtype=torch.int64, device=device)
+    radius, angle = _polar(seed, t, indices >> 1, tensors.repeat_interleave(sizes))
     return radius * torch.where(indices & 1 == 1, torch.sin(angle), torch.cos(angle))
 
 

@@ -72,7 +72,7 @@ def full_with_axis_reduced(p: Tensor, axis: int, value: float, dtype: torch.dtyp
     shard = part.new_full((*part.shape[:axis], 1, *part.shape[axis + 1 :]), value, dtype=dtype)
     along = [not x.is_replicate() and x.dim % p.dim() == axis for x in p.placements]  # type: ignore[attr-defined]
     placements = [Replicate() if split else x for split, x in zip(along, p.placements, strict=True)]
-    stride = torch.empty(shape, device="meta").stride()
+    stride = torch.empty(shape, dtype=dtype, device="meta").stride()
     return DTensor.from_local(shard, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)
 
 

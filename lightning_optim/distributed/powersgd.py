@@ -155,7 +155,8 @@ class PowerSGD:
 
 
 def _normal(size: int, seed: int) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _gather_on_rank_0(local: Tensor) -> list[Tensor]:

@@ -46,7 +46,7 @@ class Reductions:
             over: Each tensor by itself, or all of them together.
             by: Sum or maximum.
         """
-        values = torch.stack([torch.as_tensor(partial, dtype=torch.float64).cpu() for partial in partials])
+        values = torch.stack([torch.as_tensor(partial, dtype=torch.float64, device="cpu") for partial in partials])
         return list(self.reduce_vector(values, process_groups, over, by))
 
     def reduce_vector(
@@ -54,7 +54,7 @@ class Reductions:
     ) -> Tensor:
         """As `reduce`, for a (tensors,) float64 vector, which stays on its device."""
         for group in self.process_groups:
-            shared = torch.tensor([group in own for own in process_groups])
+            shared = torch.tensor([group in own for own in process_groups], dtype=torch.bool, device="cpu")
             if shared.any():
                 reduced = self._all_reduce(values, by, group)
                 if shared.all():

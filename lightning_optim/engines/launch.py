@@ -60,13 +60,13 @@ class Launch:
     def build_table(self) -> None:
         """Fill the table with the addresses of all operands."""
         device = self.params[0].param.device
-        numel = torch.tensor([param.param.numel() for param in self.params], dtype=torch.int64)
+        numel = torch.tensor([param.param.numel() for param in self.params], dtype=torch.int64, device="cpu")
         tiles = (numel + self.tile - 1) // self.tile
-        table = torch.zeros(len(numel) + 1, self.signature.width, dtype=torch.int64)
+        table = torch.zeros(len(numel) + 1, self.signature.width, dtype=torch.int64, device="cpu")
         table[1:, 0] = tiles.cumsum(0)
         table[:-1, 1] = numel
-        table[:-1, FIXED:] = torch.tensor(self.addresses, dtype=torch.int64).view(len(numel), -1)
-        row_of = torch.repeat_interleave(torch.arange(len(numel), dtype=torch.int32), tiles)
+        table[:-1, FIXED:] = torch.tensor(self.addresses, dtype=torch.int64, device="cpu").view(len(numel), -1)
+        row_of = torch.repeat_interleave(torch.arange(len(numel), dtype=torch.int32, device="cpu"), tiles)
         self.host = pinned(table, device)
         self.tiles, self.count = to_device(row_of, device), len(row_of)
         self.table = self.cached_table = copied_to(self.host, device)
@@ -88,7 +88,7 @@ class Launch:
             self.table = _filled_on_device(self.cached_table, column, grads)
             return
         self.host = pinned(self.host.clone(), self.cached_table.device)
-        self.host[:-1, column] = torch.tensor(grads, dtype=torch.int64)
+        self.host[:-1, column] = torch.tensor(grads, dtype=torch.int64, device="cpu")
         self.table = self.cached_table = copied_to(self.host, self.cached_table.device)
         self.grads = grads
 
@@ -99,7 +99,7 @@ class Launch:
     @functools.cached_property
     def positions_on_device(self) -> Tensor:
         """`positions` as a tensor on the device, (params,) int64."""
-        return to_device(torch.tensor(self.positions, dtype=torch.int64), self.table.device)
+        return to_device(torch.tensor(self.positions, dtype=torch.int64, device="cpu"), self.table.device)
 
     def copy_back(self, names: Sequence[str]) -> None:
         """Copy what a kernel wrote to the copies of these operands back to their tensors."""

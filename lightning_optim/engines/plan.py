@@ -114,7 +114,7 @@ class Plan(Generic[L]):
     def _elements_of_each(self) -> Tensor:
         """The number of elements of each whole tensor, (params,) float64."""
         if "numel" not in self.batch.cache:
-            numbers = torch.tensor([param.numel for param in self.batch.params], dtype=torch.float64)
+            numbers = torch.tensor([param.numel for param in self.batch.params], dtype=torch.float64, device="cpu")
             self.batch.cache["numel"] = to_device(numbers, self.device)
         return self.batch.cache["numel"]  # type: ignore[no-any-return]
 

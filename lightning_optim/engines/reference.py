@@ -46,7 +46,7 @@ def run(step: Step) -> None:
         waiting = [call for call in waiting if not call.finished(shared)]
         _reduce(waiting, step.reductions)
     for slot, value in shared.items():
-        step.shared[slot].copy_(torch.as_tensor(value))
+        _store(value, step.shared[slot])
 
 
 def _reduce(waiting: list[_Call], reductions: Reductions) -> None:
@@ -111,7 +111,7 @@ class _Call:
                 quantized[slot] = value.reshape(-1)
             else:
                 target = param.param if slot == "p" else param.state[slot]
-                target.copy_(torch.as_tensor(value))
+                _store(value, target)
         storage.write(param.state, quantized, self.batch.t)
         return True
 
@@ -159,6 +159,14 @@ class _Call:
         return flat.view(param.param.shape)
 
 
+def _store(value: Any, target: Tensor) -> None:
+    """Write a value of the update, which may be a number."""
+    if isinstance(value, Tensor):
+        target.copy_(value)
+    else:
+        target.fill_(value)
+
+
 def _partial(x: Any, by: By) -> Any:
     """The sum in float64, or the maximum, of the local elements of a tensor."""
     if not isinstance(x, Tensor) or x.dim() == 0:
@@ -167,4 +175,4 @@ def _partial(x: Any, by: By) -> Any:
         return x.sum(dtype=torch.float64)
     if by == "sum":  # in chunks: torch makes a float64 copy of everything that it sums
         return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(x.reshape(-1), CHUNK)]).sum()
-    return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64)
+    return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64, device=x.device)

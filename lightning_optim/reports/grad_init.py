@@ -63,7 +63,9 @@ def write_to_tensorboard(writer: Any, scales: Mapping[str, float], history: Sequ
     rows = ["| block | scale |", "| --- | ---: |", *(f"| `{name}` | {scale:.4f} |" for name, scale in scales.items())]
     writer.add_text(f"{PREFIX}/scales", "\n".join(rows), 0)
     if scales:
-        writer.add_histogram(f"{PREFIX}/scales", torch.tensor(list(scales.values())), 0)
+        writer.add_histogram(
+            f"{PREFIX}/scales", torch.tensor(list(scales.values()), dtype=torch.float32, device="cpu"), 0
+        )
     for i, iteration in enumerate(history):
         curves = {"loss": iteration.loss, "gradient_norm": iteration.norm, "loss_after_step": iteration.loss_after}
         for name, value in curves.items():

@@ -41,7 +41,7 @@ class Quantized:
             torch.zeros(blocks, format.scales_per_block, dtype=torch.float32, device=device),
         )
         if blocks and device.type != "meta":
-            zeros = torch.zeros(blocks, BLOCK, device=device)
+            zeros = torch.zeros(blocks, BLOCK, dtype=torch.float32, device=device)
             quantized.codes, quantized.scales = format.quantize(zeros, zeros if format.partner else None, zeros)
         return quantized
 

@@ -83,7 +83,7 @@ def recompute(trainer: Trainer, module: LightningModule, batches: int | None = N
             "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "
             "batch_norm='keep'."
         )
-    weight = seen / float(mean_over_ranks(torch.tensor(float(seen))))
+    weight = seen / float(mean_over_ranks(torch.tensor(float(seen), dtype=torch.float64, device="cpu")))
     for layer in norms:
         for buffer in (layer.running_mean, layer.running_var):
             assert buffer is not None

@@ -137,8 +137,8 @@ def norm_of(first_step: FirstStep, params: Mapping[str, Tensor], owner: str) -> 
         OptionError: if the step is along neither.
     """
     theta = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
-    grads = {name: (torch.arange(p.numel(), device=p.device) % 4 + 1.0).view_as(p) for name, p in theta.items()}
-    loss = torch.ones((), device=next(iter(theta.values())).device)
+    grads = {name: _digits(p) for name, p in theta.items()}
+    loss = next(iter(theta.values())).new_ones(())
     moved = first_step(theta, grads, loss)
     with_gradient, with_sign = [], []
     for name, g in grads.items():
@@ -153,6 +153,11 @@ def norm_of(first_step: FirstStep, params: Mapping[str, Tensor], owner: str) -> 
             "norm of the gradient to bound: norm=2 as for SGD, or norm=1 as for Adam."
         )
     return 2 if means[0] >= means[1] else 1
+
+
+def _digits(p: Tensor) -> Tensor:
+    """A gradient of different values: 1, 2, 3, 4, 1, ... in the shape of `p`."""
+    return (torch.arange(p.numel(), dtype=torch.int64, device=p.device) % 4 + 1).to(p.dtype).view_as(p)
 
 
 def gradient_norm(grads: Gradients, norm: Norm) -> Tensor:

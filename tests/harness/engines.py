@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,16 +12,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim import storage
+from lightning_optim import engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.language.math import FUNCTIONS, Function
 from lightning_optim.storage import Quantized
-from tests.harness.problems import NAMES, apply, gradients, make_params
+from tests.harness.problems import NAMES, apply, build, gradients, make_params
 
 SHAPES = ((0,), (1,), (7,), (255,), (257,), (64, 64), (5000,), (20, 30))  # the last one turned: not contiguous
 SMALL = ((0,), (7,), (257,), (3, 1400))
 SERVED = [name for name in NAMES if name != "adafactor"]
 QUANTIZED = [name for name in SERVED if any(storage.can_be_quantized(slot) for slot in OPTIMIZERS[name].slots.values())]
+
+
+INTERPRETED = ("adamw",)  # Triton's interpreter is slow, and its kernels are held to the reference elsewhere
+
+
+def quantizes(name: str) -> bool:
+    """Whether an optimizer has a slot that can be kept in 8 bits."""
+    return any(storage.can_be_quantized(slot) for slot in OPTIMIZERS[name].slots.values())
+
+
+def serves(engine: str, name: str) -> bool:
+    """Whether an engine runs the update of an optimizer on this machine."""
+    params = make_params(((3, 4),), torch.float32)
+    return not engines.ENGINES[engine].refusal(build(name, params).first_programs(), params)
+
+
+def serving(names: Sequence[str]) -> list[Any]:
+    """Optimizers, each with each engine of the registry that serves it: parameters of a test."""
+    found = []
+    for name, engine in itertools.product(names, engines.ENGINES):
+        if (engine == "triton" and name not in INTERPRETED) or not serves(engine, name):
+            continue
+        marks = () if engine == "reference" else (pytest.mark.engines,)
+        found.append(pytest.param(name, engine, marks=marks, id=f"{name}-{engine}"))
+    return found
 
 
 def make(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, turned: bool = False) -> list[Tensor]:
@@ -54,7 +80,7 @@ def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, othe
 
 
 @pytest.fixture
-def torch_functions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def torch_functions(monkeypatch: pytest.MonkeyPatch, quiet_interpreter: None) -> None:
     """Let the interpreter take roots, exponentials and logarithms from torch.
 
     NumPy's differ from torch's in the last place on a CPU, where neither rounds all of them correctly. With the same
@@ -72,7 +98,12 @@ def torch_functions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     functions = {"exp": torch.exp, "exp2": torch.exp2, "log2": torch.log2, "sqrt": torch.sqrt}
     for name, function in {**functions, "precise_sqrt": torch.sqrt}.items():
         use(f"create_{name}", function)
-    with np.errstate(all="ignore"):  # what is masked out may divide by zero
+
+
+@pytest.fixture
+def quiet_interpreter() -> Iterator[None]:
+    """Let the interpreter divide by zero where the result is masked out."""
+    with np.errstate(all="ignore"):
         yield
 
 

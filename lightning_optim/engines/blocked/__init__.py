@@ -61,7 +61,7 @@ class _Backend:
                 else:
                     sums = [max(x, float(value.max())) for x, value in zip(sums, values, strict=True)]
             results.append(sums)
-        return torch.tensor(results, dtype=torch.float64)
+        return torch.tensor(results, dtype=torch.float64, device="cpu")
 
     def write(self, plan: Plan[Pack], outputs: tuple[str, ...]) -> None:
         code = code_of(plan.program, tuple(plan.program.outputs[name] for name in outputs), outputs)

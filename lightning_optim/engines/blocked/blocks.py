@@ -98,7 +98,9 @@ def _one_by_one(
     quantized = [name for name, value in operands.items() if isinstance(value, Quantized)]
     written = [name for name in quantized if name in code.written]
     flat = {name: value.reshape(-1) for name, value in operands.items() if isinstance(value, Tensor)}  # copy if strided
-    staged = {name: torch.empty(size, dtype=dtype) for name, value in flat.items() if value.dtype != dtype}
+    staged = {
+        name: torch.empty(size, dtype=dtype, device="cpu") for name, value in flat.items() if value.dtype != dtype
+    }
     for low in range(0, total, size):
         high = min(low + size, total)
         values = storage.read(param.state, quantized, low, high)
@@ -130,7 +132,7 @@ def _side_by_side(
     dtype, sizes = params[0].compute_dtype, [param.param.numel() for param in params]
     total = sum(sizes)
     tensors = {name: [param.operand(name) for param in params] for name in code.inputs if name not in counters}
-    values = {name: torch.empty(total, dtype=dtype) for name in tensors}
+    values = {name: torch.empty(total, dtype=dtype, device="cpu") for name in tensors}
     for name, sources in tensors.items():
         torch._foreach_copy_(torch.split(values[name], sizes), [tensor.reshape(-1) for tensor in sources])
     for name, counter in counters.items():
@@ -152,6 +154,6 @@ def _normals(counter: tuple[int, int], spans: Sequence[tuple[LocalParameter, int
 def _scratch(dtype: torch.dtype, counts: tuple[int, int], size: int) -> tuple[Tensor, ...]:
     """Buffers that every block overwrites: `counts[0]` of the compute dtype and `counts[1]` of bools."""
     return (
-        *(torch.empty(size, dtype=dtype) for _ in range(counts[0])),
-        *(torch.empty(size, dtype=torch.bool) for _ in range(counts[1])),
+        *(torch.empty(size, dtype=dtype, device="cpu") for _ in range(counts[0])),
+        *(torch.empty(size, dtype=torch.bool, device="cpu") for _ in range(counts[1])),
     )

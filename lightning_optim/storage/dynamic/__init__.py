@@ -24,7 +24,7 @@ def values(signed: bool, device: torch.device) -> Tensor:
     entries = [0.0, 1.0]
     for i in range(7):
         count = 2**i if signed else 2 ** (i + 1)
-        edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float32)
+        edges = torch.linspace(0.1, 1.0, count + 1, dtype=torch.float32, device="cpu")
         positive = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (i - 6)).tolist()
         entries += positive + ([-value for value in positive] if signed else [])
     return torch.tensor(sorted(entries), dtype=torch.float32, device=device)
@@ -55,11 +55,11 @@ def searchable(signed: bool) -> Tensor:
         cell the smallest number of the next code. All of it is one flat float32 tensor.
     """
     begins = first_of_each_code(signed)
-    edges = ((torch.arange(CELLS + 1, dtype=torch.int32) + NEAREST_CELL) << 16).view(torch.float32)
+    edges = ((torch.arange(CELLS + 1, dtype=torch.int32, device="cpu") + NEAREST_CELL) << 16).view(torch.float32)
     edges[0] = 0.0
-    low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.tensor(0.0))])  # the smallest number of each cell
+    low = torch.cat([edges[:-1], -edges[1:].nextafter(torch.zeros_like(edges[1:]))])  # the smallest number of each cell
     below = torch.searchsorted(begins, low, right=True)
-    following = torch.cat([begins, torch.tensor([torch.inf])])[below]
+    following = torch.cat([begins, begins.new_full((1,), torch.inf)])[below]
     return torch.cat([values(signed, torch.device("cpu")), below.int().view(torch.float32), following])
 
 
