@@ -9,12 +9,13 @@ import functools
 import math
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from rich.console import Console
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training.batch_scaling import RULES, Rule, rule_of, scale
 from lightning_optim.training.learning_rates import LearningRates, learning_rates_of
@@ -22,7 +23,7 @@ from lightning_optim.training.learning_rates import LearningRates, learning_rate
 NAME = "BatchSizeScaling"
 
 
-class BatchSizeScaling(Callback):
+class BatchSizeScaling(FitCallback):
     """Multiply learning rates by a factor for the global batch size, given the batch size they were tuned at.
 
     The global batch size is the batch size of the loader, times accumulated batches, times data-parallel ranks. It is
@@ -73,6 +74,7 @@ class BatchSizeScaling(Callback):
         batch_size: int | None = None,
         max_factor: float | None = None,
     ) -> None:
+        super().__init__()
         check = functools.partial(errors.check, NAME)
         check("reference_batch", reference_batch, is_whole(reference_batch), "an integer of at least 1")
         errors.check_choice(NAME, "rule", rule, [*RULES, "auto"])
@@ -82,6 +84,9 @@ class BatchSizeScaling(Callback):
         self.reference_batch, self.batch_size = reference_batch, batch_size
         self.rule: Rule | Literal["auto"] = rule
         self.max_factor = math.inf if max_factor is None else float(max_factor)
+
+    @override
+    def forget(self) -> None:
         self.global_batch = 0
         self._rules: list[Rule] = []
         self._rates: list[LearningRates] = []
@@ -107,6 +112,7 @@ class BatchSizeScaling(Callback):
         # In this hook, since now the loader exists and the states of a checkpoint are loaded under every strategy.
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._rates = [learning_rates_of(optimizer, schedulers) for optimizer in trainer.optimizers]
+        self.undo += [functools.partial(rates.release, NAME) for rates in self._rates]
         self.global_batch = 0
         self._update(trainer)
 
@@ -163,24 +169,17 @@ class BatchSizeScaling(Callback):
             logger.log_metrics({f"batch_size_scaling/{k}": v for k, v in values.items()}, trainer.global_step)
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        while self._rates:
-            self._rates.pop().release(NAME)
+    def release(self) -> None:
+        super().release()
+        self._rates = []
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"global_batch": self.global_batch}
+        return {"global_batch": self._loaded or self.global_batch}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = int(state_dict["global_batch"])
+        self._loaded = 0 if self._rates else int(state_dict["global_batch"])  # not in the middle of a fit
 
 
 @rank_zero_only

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -25,13 +24,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.checkpoints import integrity
 from lightning_optim.distributed.placement import local
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 
 
-class CheckpointIntegrity(Callback):
+class CheckpointIntegrity(FitCallback):
     """Write checkpoints atomically, verify them before anything is loaded, and undo a load that fails.
 
     A checkpoint is written to a folder `.partial` next to its path and renamed when all ranks are done, whether it is
@@ -73,9 +73,8 @@ class CheckpointIntegrity(Callback):
                 - class_path: lightning_optim.callbacks.CheckpointIntegrity
     """
 
-    def __init__(self) -> None:
+    def forget(self) -> None:
         self._before: list[tuple[Tensor, Tensor]] = []  # tensors of the model, and their values before the load
-        self._undo: list[Callable[[], None]] = []
 
     @staticmethod
     def serves(strategy: Strategy) -> bool:
@@ -86,15 +85,14 @@ class CheckpointIntegrity(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.teardown(trainer, pl_module, stage)  # an earlier fit may have ended with an exception
+        super().setup(trainer, pl_module, stage)
         strategy: Any = trainer.strategy
         if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
             raise OptionError(
                 "CheckpointIntegrity cannot know when AsyncCheckpointIO has written a checkpoint. Use one of the two."
             )
-        save, load = strategy.save_checkpoint, strategy.load_checkpoint
 
-        def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        def save_checkpoint(save: Any, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
             filepath = strategy.broadcast(filepath)
             if _is_remote(filepath):
                 save(checkpoint, filepath, storage_options)
@@ -107,7 +105,7 @@ class CheckpointIntegrity(Callback):
             if trainer.is_global_zero:
                 integrity.commit(Path(filepath))
 
-        def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        def load_checkpoint(load: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
             if not _is_remote(checkpoint_path):
                 _refuse_damage(trainer, Path(checkpoint_path))
             if trainer.state.fn == TrainerFn.FITTING:  # this copy takes memory that gradients need later
@@ -125,9 +123,8 @@ class CheckpointIntegrity(Callback):
                     f"python -m lightning_optim.checkpoints.consolidate {checkpoint_path} full.ckpt"
                 ) from error
 
-        strategy.save_checkpoint, strategy.load_checkpoint = save_checkpoint, load_checkpoint
-        self._undo = [lambda: setattr(strategy, "save_checkpoint", save)]
-        self._undo.append(lambda: setattr(strategy, "load_checkpoint", load))
+        self.wrap(strategy, "save_checkpoint", save_checkpoint)
+        self.wrap(strategy, "load_checkpoint", load_checkpoint)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,11 +136,11 @@ class CheckpointIntegrity(Callback):
         for tensor, before in self._before:
             local(tensor).copy_(before)
         self._before = []
+        super().on_exception(trainer, pl_module, exception)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._undo:
-            self._undo.pop()()
+    def release(self) -> None:
+        super().release()
         self._before = []
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.communication import CommunicationHook, HalfPrecision, read
 from lightning_optim.distributed.post_local_sgd import PostLocalSGD
 from lightning_optim.distributed.powersgd import PowerSGD
@@ -23,7 +24,7 @@ ADVICE = (
 )
 
 
-class Communication(Callback):
+class Communication(FitCallback):
     """Set a communication hook of DDP, on any device, and save its state in checkpoints.
 
     In a single process the callback does nothing, except to pass on a state that it loaded to the next checkpoint.
@@ -75,16 +76,17 @@ class Communication(Callback):
         period: int | None = None,
         local_ranks: int | None = None,
     ) -> None:
+        super().__init__()
         given = {"rank": rank, "start": start, "period": period, "local_ranks": local_ranks}
         self.kind, self.options = read({"kind": kind, **{n: value for n, value in given.items() if value is not None}})
+
+    @override
+    def forget(self) -> None:
         self._hook: CommunicationHook | None = None
-        self._loaded: Mapping[str, Any] | None = None
-        self._undo: list[Callable[[], None]] = []
+        self._state: Mapping[str, Any] = {}  # of a checkpoint, until there is a hook
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.teardown(trainer, pl_module, "fit")  # an earlier fit may have ended with an exception
-        self._hook = None
         if trainer.world_size == 1:
             return
         model: Any = trainer.strategy.model
@@ -96,9 +98,9 @@ class Communication(Callback):
         if getattr(trainer.strategy, "_ddp_comm_hook", None) is not None:
             raise OptionError("Communication: the strategy has a ddp_comm_hook already. Use one of the two.")
         self._hook = hook = self._make(trainer, pl_module)
-        if self._loaded is not None:
-            hook.load(self._loaded["exchange"])
-            self._loaded = None
+        if self._state:
+            hook.load(self._state["exchange"])
+            self._state = {}
         # In a lambda, since torch refuses its bf16 hook by name on machines without a GPU.
         model.register_comm_hook(None, lambda _, bucket: hook.hook(bucket))
 
@@ -110,21 +112,19 @@ class Communication(Callback):
             options = {**self.options, "local_ranks": self.options["local_ranks"] or per_node}
             hook = PostLocalSGD(**options, optimizers=trainer.optimizers)
             for optimizer in trainer.optimizers:
-                self._undo.append(optimizer.register_step_post_hook(hook.after_step).remove)
+                self.undo.append(optimizer.register_step_post_hook(hook.after_step).remove)
             self._synchronize_before_saves(trainer, hook)
             return hook
         return HalfPrecision({"bf16": torch.bfloat16, "fp16": torch.float16}[self.kind])
 
     def _synchronize_before_saves(self, trainer: Trainer, hook: PostLocalSGD) -> None:
         """Wrap the method of the trainer; no callback hook runs before the model's state is collected."""
-        save = trainer.save_checkpoint
 
-        def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+        def save_checkpoint(save: Callable[..., None], *args: Any, **kwargs: Any) -> None:
             hook.synchronize()
             save(*args, **kwargs)
 
-        trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-        self._undo.append(lambda: setattr(trainer, "save_checkpoint", save))
+        self.wrap(trainer, "save_checkpoint", save_checkpoint)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -137,17 +137,12 @@ class Communication(Callback):
             self._hook.synchronize()
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._undo:
-            self._undo.pop()()
-
-    @override
     def state_dict(self) -> dict[str, Any]:
         if self._hook is not None:
             return {"kind": self.kind, "exchange": self._hook.state()}
-        return dict(self._loaded or {})
+        return dict(self._state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["kind"] == self.kind:  # otherwise start without state
-            self._loaded = state_dict
+            self._state = state_dict

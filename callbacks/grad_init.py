@@ -6,11 +6,12 @@ import contextlib
 import functools
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor
 from lightning_optim.errors import OptionError, is_number, is_whole
@@ -36,14 +38,14 @@ CLIP: dict[Norm, float] = {2: 1.0, 1: math.inf}
 MAX_BATCHES_WITHOUT_LOSS = 100  # in a row
 
 
-class GradInit(Callback):
+class GradInit(FitCallback):
     """Learn one scale for each parameter tensor before training, and multiply the initial weights by it.
 
     With these scales the first step of the optimizer lowers the loss as much as possible, while the norm of the
     gradient stays below a bound. Rank 0 runs the search, on batches of the training loader, before the strategy wraps
     or shards the model; then all ranks receive the scales. Except for the weights, training is the same as without
     the callback: random states, buffers, gradients and the loader are restored. A fit that resumes from a checkpoint is
-    not changed, and neither is a second fit. Frozen parameters keep their values.
+    not changed, and neither is a second fit of the same module. Frozen parameters keep their values.
 
     Source: Zhu, Ni, Xu, Kong, Huang & Goldstein 2021, arXiv:2102.08098, Algorithm 1.
 
@@ -95,6 +97,8 @@ class GradInit(Callback):
                   init_args: {gamma: 1.0, iterations: 100}
     """
 
+    _seen: weakref.ref[LightningModule] | None = None  # the module of the last fit
+
     def __init__(
         self,
         gamma: float | None = None,
@@ -106,6 +110,7 @@ class GradInit(Callback):
         second_order: bool = False,
         table: bool = True,
     ) -> None:
+        super().__init__()
         check = functools.partial(errors.check, "GradInit")
         check("gamma", gamma, gamma is None or (is_number(gamma) and gamma > 0), "a number above 0")
         for name, value in (("eta", eta), ("lr", lr)):
@@ -122,27 +127,38 @@ class GradInit(Callback):
         self.second_order, self.table = second_order, table
         self.alphas: dict[str, float] | None = None
         self.history: list[Iteration] = []
-        self._searched = False  # in this fit
-        self._undo: Callable[[], None] | None = None
+
+    @override
+    def forget(self) -> None:
+        self._searched = False
 
     # ------------------------------------------------------------------ hooks
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._searched = False
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
 
         def search() -> None:
-            if self.alphas is None and not _is_resumed(trainer):
-                self._scale(trainer, pl_module)
-            else:
+            if _is_resumed(trainer) or (self._seen is not None and self._seen() is pl_module):
                 rank_zero_info("GradInit is skipped: the weights are scaled already, or come from a checkpoint.")
+            else:
+                self._scale(trainer, pl_module)
+            self._seen = weakref.ref(pl_module)
+
+        def after(setup: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            setup(*args, **kwargs)
+            search()
+
+        def before(setup: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            search()
+            setup(*args, **kwargs)
 
         if isinstance(trainer.strategy, ModelParallelStrategy):  # before configure_model shards the parameters
-            self._undo = _wrap(pl_module, "setup", search, first=False)
+            self.wrap(pl_module, "setup", after)
         else:  # once the module has its layers, in whichever hook they are made
-            self._undo = _wrap(trainer.strategy, "setup", search, first=True)
+            self.wrap(trainer.strategy, "setup", before)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,12 +169,6 @@ class GradInit(Callback):
             logger.log_metrics(report.metrics(scales, self.history), trainer.global_step)
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 report.write_to_tensorboard(logger.experiment, scales, self.history)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -310,27 +320,3 @@ def _is_resumed(trainer: Trainer) -> bool:
     while frame is not None and frame.f_code is not Trainer._run.__code__:
         frame = frame.f_back
     return frame is not None and frame.f_locals.get("ckpt_path") is not None
-
-
-def _wrap(owner: Any, name: str, action: Callable[[], None], first: bool) -> Callable[[], None]:
-    """Run `action` once, before or after the next call of a method of `owner`; returns a function that undoes this."""
-    method, previous = getattr(owner, name), vars(owner).get(name)
-
-    @functools.wraps(method)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        undo()
-        if first:
-            action()
-        result = method(*args, **kwargs)
-        if not first:
-            action()
-        return result
-
-    def undo() -> None:
-        if previous is None:
-            vars(owner).pop(name, None)
-        else:
-            vars(owner)[name] = previous
-
-    vars(owner)[name] = wrapped
-    return undo

@@ -101,6 +101,10 @@ class GradientNoise(StageCallback):
         self.eta, self.gamma, self.clipping = float(eta), float(gamma), clipping
         self.kind: Kind = kind
         self.start, self.decay, self.seed = start, float(decay), seed
+
+    @override
+    def forget(self) -> None:
+        super().forget()
         self._before_clipping: dict[int, OnGradients] = {}  # by id of the optimizer; runs a stage outside of a step
 
     # ------------------------------------------------------------------ hooks
@@ -155,15 +159,23 @@ class GradientNoise(StageCallback):
     ) -> None:
         i = next(i for i, other in enumerate(trainer.optimizers) if other is optimizer)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.loggers and self._stages[i].steps % every == 0:  # global_step counts all optimizers together
+        self._number_new_parameters(pl_module, i, optimizer)
+        # By the steps of this optimizer, since global_step counts those of all together.
+        if trainer.loggers and every and self._stages[i].steps % every == 0:
             self._log(trainer, i)
         if id(optimizer) in self._before_clipping:
             self._before_clipping[id(optimizer)].run()
 
+    def _number_new_parameters(self, pl_module: LightningModule, i: int, optimizer: torch.optim.Optimizer) -> None:
+        """Find the global indices of parameters that have joined the optimizer since."""
+        stage = self._stages[i]
+        if any(p not in stage.indices for group in optimizer.param_groups for p in group["params"]):
+            stage.indices = global_indices(pl_module.named_parameters(), optimizer)
+
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._before_clipping.clear()
+    def release(self) -> None:
+        super().release()
+        self._before_clipping = {}
 
     # ------------------------------------------------------------------ logging
 
@@ -182,9 +194,8 @@ class GradientNoise(StageCallback):
     # ------------------------------------------------------------------ checkpoints
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        seed = self._stages[0].seed if self._stages else self._seed()
-        return {"seed": seed, "steps": [stage.steps for stage in self._stages]}
+    def counters(self) -> dict[str, Any]:
+        return {**super().counters(), "seed": self._stages[0].seed}
 
     @override
     def set_counters(self, state: Mapping[str, Any]) -> None:

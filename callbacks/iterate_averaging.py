@@ -116,6 +116,10 @@ class IterateAveraging(SwappedWeights):
         self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
         self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
         self.batch_norm, self.batch_norm_batches = batch_norm, batch_norm_batches
+
+    @override
+    def forget(self) -> None:
+        super().forget()
         self._collectors: list[OnWeights] = []  # run a stage outside of a step
         self._raw_buffers: dict[str, Tensor] = {}  # batch-norm statistics of the raw weights, while swapped
         self._averaged_buffers: tuple[int, dict[str, Tensor]] | None = None  # those of the average, with its count
@@ -132,6 +136,7 @@ class IterateAveraging(SwappedWeights):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         by_epoch = self.every == "epoch"
         for stage in self._stages:
             stage.every = None if by_epoch else int(self.every)
@@ -139,7 +144,6 @@ class IterateAveraging(SwappedWeights):
         if by_epoch and 0 < self.start < 1 and fraction_done(trainer) is None:
             raise self._unknown_length()
         self._warn_if_nothing_is_collected(trainer)
-        super().on_train_start(trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -209,10 +213,9 @@ class IterateAveraging(SwappedWeights):
                 logger.log_metrics(values, trainer.global_step)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        if stage == "fit":
-            self._raw_buffers.clear()
+    def release(self) -> None:
+        super().release()
+        self._collectors, self._raw_buffers, self._averaged_buffers = [], {}, None
 
     # ------------------------------------------------------------------ swapping
 
@@ -242,15 +245,14 @@ class IterateAveraging(SwappedWeights):
     # ------------------------------------------------------------------ checkpoints
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Any]:
         return {
+            **super().counters(),
             "kind": self.kind,
             "window": self.window,
-            "steps": [stage.steps for stage in self._stages],
             "counts": [stage.count for stage in self._stages],
             "latest": [stage.latest for stage in self._stages],
             "members": [(stage.members, stage.recent) for stage in self._stages],
-            "swapped": self.swapped,
             "raw_buffers": dict(self._raw_buffers),
         }
 
@@ -277,5 +279,5 @@ class IterateAveraging(SwappedWeights):
             stage.latest = latest
         for stage, members in zip(self._stages, state.get("members", []), strict=False):
             stage.members, stage.recent = members
-        self.swapped = state["swapped"]
         self._raw_buffers = dict(state["raw_buffers"])
+        self._averaged_buffers = None

@@ -114,7 +114,7 @@ class LookaheadSync(SwappedWeights):
     ) -> None:
         """Log the distance between fast and slow weights, in the step before a sync and every `log_every_n_steps`."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = trainer.loggers and trainer.global_step - self._last_log >= every
+        due = trainer.loggers and every and trainer.global_step - self._last_log >= every
         if due and any((stage.steps + 1) % self.k == 0 for stage in self._stages):
             self._last_log = trainer.global_step
             values = {"lookahead/distance": self.distance(trainer)}
@@ -123,13 +123,14 @@ class LookaheadSync(SwappedWeights):
 
     @override
     def ready(self, i: int) -> bool:
-        return self._stages[i].steps >= self.k
+        return self._stages[i].syncs > 0
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": [stage.steps for stage in self._stages], "swapped": self.swapped}
+    def counters(self) -> dict[str, Any]:
+        return {**super().counters(), "syncs": [stage.syncs for stage in self._stages]}
 
     @override
     def set_counters(self, state: Mapping[str, Any]) -> None:
         super().set_counters(state)
-        self.swapped = state.get("swapped", False)
+        for stage, syncs in zip(self._stages, state.get("syncs", [n // self.k for n in state["steps"]]), strict=True):
+            stage.syncs = syncs

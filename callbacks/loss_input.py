@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.core.optimizer import Optimizer
 
 
-class LossInput(Callback):
+class LossInput(FitCallback):
     """Call `optimizer.set_loss` with the mean loss of the batch of this rank, summed over accumulated batches.
 
     `ConfiguredOptimizer` adds this callback for an optimizer that needs it. The loss is read where the backward pass
@@ -45,7 +46,8 @@ class LossInput(Callback):
                 - class_path: lightning_optim.callbacks.LossInput
     """
 
-    def __init__(self) -> None:
+    @override
+    def forget(self) -> None:
         self._sum: Tensor | float = 0.0
         self._step = -1
 

@@ -7,20 +7,21 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import drop_gradients, local
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 
 
-class NonFiniteGuard(Callback):
+class NonFiniteGuard(FitCallback):
     """Skip the step, or raise an error, on all ranks if a gradient on any rank contains NaN or infinity.
 
     Under DDP a gradient that is not finite is on all ranks after the all-reduce; under FSDP it may be in the shard of
@@ -36,7 +37,7 @@ class NonFiniteGuard(Callback):
             that are not finite never recover.
 
     Attributes:
-        skipped: Number of skipped steps.
+        skipped: Number of skipped steps in the last fit, with those before a resume.
         in_a_row: Number of consecutive skipped steps up to now.
 
     Raises:
@@ -73,10 +74,14 @@ class NonFiniteGuard(Callback):
     """
 
     def __init__(self, action: Literal["skip", "raise"] = "skip", patience: int | None = 10) -> None:
+        super().__init__()
         errors.check_choice("NonFiniteGuard", "action", action, ["skip", "raise"])
         whole = patience is None or (type(patience) is int and patience >= 1)
         errors.check("NonFiniteGuard", "patience", patience, whole, "an integer of at least 1, or None")
         self.action, self.patience = action, patience
+
+    @override
+    def forget(self) -> None:
         self.skipped = 0
         self.in_a_row = 0
 
@@ -101,7 +106,7 @@ class NonFiniteGuard(Callback):
         drop_gradients(params)
         self.skipped += 1
         self.in_a_row += 1
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.log_every_n_steps else ():  # type: ignore[attr-defined]
             logger.log_metrics({"skipped_steps": float(self.skipped)}, trainer.global_step)
         if self.in_a_row == self.patience:
             raise FloatingPointError(

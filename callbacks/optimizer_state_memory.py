@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.distributed.ranks import gathered
@@ -33,7 +34,7 @@ from lightning_optim.reports.memory_views import (
 PREFIX = "optimizer_state"
 
 
-class OptimizerStateMemory(Callback):
+class OptimizerStateMemory(FitCallback):
     """Print the predicted memory of the optimizer state before the first step, and log the actual memory after it.
 
     The tables list the bytes of the state by group and slot, with those of the same values in 32 bits; the bytes of
@@ -78,24 +79,26 @@ class OptimizerStateMemory(Callback):
     """
 
     def __init__(self, table: bool = True, log: bool = True, csv: str | Path | None = None) -> None:
+        super().__init__()
         check = functools.partial(errors.check, "OptimizerStateMemory")
         for name, value in (("table", table), ("log", log)):
             check(name, value, isinstance(value, bool), "True or False")
         check("csv", csv, csv is None or isinstance(csv, str | Path), "the path of a file, or None")
         self.table, self.scalars = table, log  # `log` is a method of Lightning's callbacks
         self.csv = None if csv is None else Path(csv)
+
+    @override
+    def forget(self) -> None:
         self._predicted: list[OptimizerMemory] = []
         self._printed = False
         self._moved: set[int] = set()  # indices of the optimizers that have taken a step in this fit
         self._reported: set[int] = set()  # those whose first step is reported
         self._drawn: dict[int, int] = {}  # bytes in the last figure of each optimizer
-        self._undo: list[Callable[[], None]] = []
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._moved, self._reported, self._drawn = set(), set(), {}
         for i, optimizer in enumerate(trainer.optimizers):
-            self._undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
+            self.undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
         self._predicted = _measure(trainer, pl_module, predicted_memory, predicted=True)
         self._printed = all(state(rank) for memory in self._predicted for rank in memory.ranks)
         if self._printed:
@@ -118,11 +121,6 @@ class OptimizerStateMemory(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, pl_module)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._undo:
-            self._undo.pop()()
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         actual = _measure(trainer, pl_module, state_memory)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.core.foreign_stages import attach
 from lightning_optim.stages.stage import Stage
+from lightning_optim.training.schedules import steps_before
 
 
-class StageCallback(Callback):
+class StageCallback(FitCallback):
     """Attaches one stage to each optimizer for the length of a fit, and restores the counters of a checkpoint.
 
-    The slots of a stage are optimizer state, so they are saved with the optimizer. Only counters are saved here.
+    The slots of a stage are optimizer state, so they are saved with the optimizer. Only counters are saved here. A
+    stage whose callback joins a training that has run without it counts the steps from the beginning too.
     """
 
-    def __init__(self) -> None:
+    @override
+    def forget(self) -> None:
         self._stages: list[Any] = []
-        self._undo: list[Callable[[], None]] = []
-        self._loaded: dict[str, Any] | None = None
+        self._state: Mapping[str, Any] = {}  # of a checkpoint, until there are stages; of a fit, when it is over
+        self._joins = True  # no counters were loaded
 
     def attach(self, trainer: Trainer, stages: Sequence[Stage]) -> None:
         """Attach a stage to each optimizer. Call this in `on_fit_start`, and `restore_counters` after it.
@@ -32,11 +36,24 @@ class StageCallback(Callback):
         """
         self._stages = []
         for stage, optimizer in zip(stages, trainer.optimizers, strict=True):
-            self._undo.append(attach(stage, optimizer))
+            self.undo.append(attach(stage, optimizer))
             self._stages.append(stage)
 
+    @override
+    def release(self) -> None:
+        if self._stages:
+            self._state = self.counters()
+            self._stages = []
+        super().release()
+
+    # ------------------------------------------------------------------ counters
+
+    def counters(self) -> dict[str, Any]:
+        """What `state_dict` returns during a fit."""
+        return {"steps": [stage.steps for stage in self._stages]}
+
     def set_counters(self, state: Mapping[str, Any]) -> None:
-        """Set the counters of the stages from what `state_dict` returned."""
+        """Set the counters of the stages from what `counters` returned."""
         for stage, steps in zip(self._stages, state["steps"], strict=True):
             stage.steps = steps
 
@@ -45,16 +62,21 @@ class StageCallback(Callback):
 
         In one process and under DDP callbacks are loaded before the optimizers exist, under FSDP after that.
         """
-        if self._loaded is not None and self._stages:
-            self.set_counters(self._loaded)
-            self._loaded = None
+        if self._state and self._stages:
+            self.set_counters(self._state)
+            self._state, self._joins = {}, False
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._undo:
-            self._undo.pop()()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._joins:
+            for stage, optimizer in zip(self._stages, trainer.optimizers, strict=True):
+                stage.steps = steps_before(trainer, optimizer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self.counters() if self._stages else dict(self._state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
+        self._state = state_dict
         self.restore_counters()

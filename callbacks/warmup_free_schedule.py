@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training import second_moment
 from lightning_optim.training.learning_rates import LearningRates, learning_rates_of
-from lightning_optim.training.schedules import SCHEDULES, Schedule, factor, flat_linear, inverse_sqrt, total_steps
+from lightning_optim.training.schedules import (
+    SCHEDULES,
+    Schedule,
+    factor,
+    flat_linear,
+    inverse_sqrt,
+    steps_before,
+    total_steps,
+)
 from lightning_optim.training.warmups import WARMUPS, can_rectify
 
 NAME = "WarmupFreeSchedule"
 
 
-class WarmupFreeSchedule(Callback):
+class WarmupFreeSchedule(FitCallback):
     """Multiply learning rates by a warm-up whose length follows from the optimizer's beta2, and by a decay.
 
     `param_groups` has the learning rate of a step before its batch starts, so LearningRateMonitor logs the rate that is
@@ -95,6 +103,7 @@ class WarmupFreeSchedule(Callback):
         beta2: float | None = None,
         total_steps: int | None = None,
     ) -> None:
+        super().__init__()
         check = functools.partial(errors.check, NAME)
         errors.check_choice(NAME, "warmup", warmup, [*WARMUPS, "none"])
         errors.check_choice(NAME, "decay", decay, list(SCHEDULES))
@@ -119,12 +128,14 @@ class WarmupFreeSchedule(Callback):
         _refuse_unused("timescale", timescale, decay == "inverse_sqrt", f"decay={decay!r}")
         _refuse_unused("beta2", beta2, warmup != "none", "warmup='none'")
         _refuse_unused("total_steps", total_steps, self._needs_total, f"decay={decay!r}, which needs no length,")
+
+    @override
+    def forget(self) -> None:
         self._total = math.inf
         self._betas: list[list[float]] = []  # the beta2 of each group of each optimizer
         self._rates: list[LearningRates] = []
         self._steps: list[int] = []  # number of steps of each optimizer
-        self._undo: list[Callable[[], None]] = []
-        self._loaded: list[int] | None = None
+        self._loaded: list[int] = []  # those of a checkpoint, until training starts
 
     # ------------------------------------------------------------------ hooks
 
@@ -155,14 +166,16 @@ class WarmupFreeSchedule(Callback):
             self._total = total_steps(trainer) if self.total_steps is None else self.total_steps
             if not math.isfinite(self._total):
                 raise self._unknown_length()
-        self._steps = self._loaded or [_steps_before(trainer, optimizer) for optimizer in trainer.optimizers]
-        self._loaded = None
+        # A run without a checkpoint begins with fresh optimizers, which need a warm-up even if the Trainer goes on.
+        resumed = trainer.ckpt_path is not None
+        joined = [steps_before(trainer, optimizer) if resumed else 0 for optimizer in trainer.optimizers]
+        self._steps, self._loaded = self._loaded or joined, []
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for i, optimizer in enumerate(trainer.optimizers):
             self._rates.append(learning_rates_of(optimizer, schedulers))
             self._rates[i].scale(NAME, self._factors(i))
-            self._undo.append(functools.partial(self._rates[i].release, NAME))
-            self._undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
+            self.undo.append(functools.partial(self._rates[i].release, NAME))
+            self.undo.append(optimizer.register_step_post_hook(functools.partial(self._after_step, i)).remove)
 
     def _after_step(self, i: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Without a gradient nothing moved. A step at other rates is not one of training: some strategies take a step
@@ -191,17 +204,9 @@ class WarmupFreeSchedule(Callback):
         return values
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-        self._rates.clear()
+    def release(self) -> None:
+        super().release()
+        self._rates = []
 
     # ------------------------------------------------------------------ factors
 
@@ -258,19 +263,16 @@ class WarmupFreeSchedule(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": list(self._steps)}
+        return {"steps": list(self._loaded or self._steps)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = list(state_dict["steps"])
-
-
-def _steps_before(trainer: Trainer, optimizer: torch.optim.Optimizer) -> int:
-    """The number of earlier steps of an optimizer, in a run that did not have this callback and is resumed."""
-    if trainer.ckpt_path is None:
-        return 0
-    counters = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
-    return max(counters, default=trainer.global_step)
+        if not self._rates:
+            self._loaded = list(state_dict["steps"])
+            return
+        self._steps = list(state_dict["steps"])  # in the middle of a fit
+        for i, rates in enumerate(self._rates):
+            rates.scale(NAME, self._factors(i))
 
 
 def _names(optimizer: torch.optim.Optimizer) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from lightning_optim.config.strategy import OptimizerStrategy
@@ -58,8 +59,19 @@ class ConfiguredOptimizer(GradientClipping):
     def configure_callbacks(self) -> list[Callback]:
         from lightning_optim.callbacks import CheckpointIntegrity
 
-        companions = self.optimizer_strategy().callbacks()
+        companions: list[Any] = self.optimizer_strategy().callbacks()
         if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
             companions.append(CheckpointIntegrity())
-        present: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        return [callback for callback in companions if not any(isinstance(other, type(callback)) for other in present)]
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        kinds = {type(companion) for companion in companions}
+        present = [one for one in callbacks if self._stays(one, kinds)]
+        self.trainer.callbacks = present  # type: ignore[attr-defined]
+        missing = [one for one in companions if not any(isinstance(other, type(one)) for other in present)]
+        for companion in missing:
+            companion.brought_by = weakref.ref(self)
+        return missing
+
+    def _stays(self, callback: Any, kinds: set[type]) -> bool:
+        """Whether a callback is the user's, or a companion that an earlier run of this module has brought along."""
+        by = getattr(callback, "brought_by", None)
+        return by is None or (by() is self and type(callback) in kinds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -36,33 +35,32 @@ def attach(stage: Stage, optimizer: torch.optim.Optimizer) -> Callable[[], None]
     if isinstance(optimizer, Optimizer):
         optimizer.append(stage)
         return lambda: optimizer.remove(stage)
-    attached = _ATTACHED.setdefault(optimizer, [])
-    if any(other.stage.name == stage.name for other in attached):
+    if ATTACHED not in vars(optimizer):
+        vars(optimizer)[ATTACHED] = _Attached(optimizer)
+    attached: _Attached = vars(optimizer)[ATTACHED]
+    if any(other.stage.name == stage.name for other in attached.stages):
         raise OptionError(f"{type(optimizer).__name__} has a stage named {stage.name!r} already.")
     foreign = _ForeignStage(stage, optimizer)
-    attached.append(foreign)
-    attached.sort(key=lambda one: one.stage.order)
+    attached.stages.append(foreign)
+    attached.stages.sort(key=lambda one: one.stage.order)
     handles = [
         optimizer.register_load_state_dict_pre_hook(foreign.before_load),
         optimizer.register_load_state_dict_post_hook(foreign.after_load),
     ]
-    if len(attached) == 1:
-        _HOOKS[optimizer] = [
-            optimizer.register_step_pre_hook(_before_step),
-            optimizer.register_step_post_hook(_after_step),
-        ]
 
     def detach() -> None:
-        attached.remove(foreign)
-        for handle in [*handles, *([] if attached else _HOOKS.pop(optimizer, []))]:
+        attached.stages.remove(foreign)
+        for handle in handles:
             handle.remove()
+        if not attached.stages:
+            attached.remove(optimizer)
 
     return detach
 
 
 def pending_slots(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
     """Slots of stages that enter the state of a foreign optimizer after its first step."""
-    return {name: x for one in _ATTACHED.get(optimizer, []) for name, x in one.pending.get(p, {}).items()}
+    return {name: x for one in _stages_of(optimizer) for name, x in one.pending_of(p).items()}
 
 
 def on_gradients(stage: Stage, optimizer: torch.optim.Optimizer) -> OnGradients:
@@ -72,26 +70,60 @@ def on_gradients(stage: Stage, optimizer: torch.optim.Optimizer) -> OnGradients:
 
 def stage_slots(optimizer: torch.optim.Optimizer) -> set[str]:
     """Names of the slots that stages may keep in the state of an optimizer."""
-    attached = [one.stage for one in _ATTACHED.get(optimizer, [])]
+    attached = [one.stage for one in _stages_of(optimizer)]
     stages = optimizer.stages if isinstance(optimizer, Optimizer) else attached
     return {name for stage in stages for name in stage.slots}
+
+
+class _Attached:
+    """The stages of an optimizer, in the order in which they run, and the hooks that run them.
+
+    They are kept in an attribute of the optimizer, so that they live as long as it and nothing else knows them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.stages: list[_ForeignStage] = []
+        self.hooks = [
+            optimizer.register_step_pre_hook(_before_step),
+            optimizer.register_step_post_hook(_after_step),
+        ]
+
+    def remove(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the optimizer as it was before the first stage."""
+        for hook in self.hooks:
+            hook.remove()
+        vars(optimizer).pop(ATTACHED, None)
 
 
 class _ForeignStage:
     """A stage that runs around the step of an optimizer of another library.
 
     Such optimizers recognize the first step by an empty state. So a slot enters the state after the first step in which
-    its parameter has a gradient. Until then it is in `pending`.
+    its parameter has a gradient. From the step before which it is needed until then it is in `pending`.
     """
 
     def __init__(self, stage: Any, optimizer: torch.optim.Optimizer) -> None:
-        self.stage = stage
-        self.pending: dict[Tensor, dict[str, Tensor]] = {
-            p: self._create(p, stage.slots_beside(())) for group in optimizer.param_groups for p in group["params"]
-        }
+        self.stage, self.optimizer = stage, optimizer
+        self.pending: dict[Tensor, dict[str, Tensor]] = {}
         self.gradients = on_gradients(stage, optimizer)
         self.weights = OnWeights(stage, optimizer)
         self.saved: list[dict[str, Any]] = []
+
+    def pending_of(self, p: Tensor) -> dict[str, Tensor]:
+        """The slots of a parameter that are not in the state yet, with the values that they have before a step."""
+        if p not in self.pending:
+            state, names = self.optimizer.state.get(p, {}), self.stage.slots_beside(())
+            missing = [name for name in names if name not in state]
+            if not missing:
+                return {}
+            self.pending[p] = self._create(p, missing)
+        return self.pending[p]
+
+    def before_step(self) -> None:
+        """Keep the values that slots have before a step, for parameters that may take their first one."""
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                self.pending_of(p)
 
     def _create(self, p: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         slots = {name: self.stage.slots[name] for name in names}
@@ -129,11 +161,14 @@ class _ForeignStage:
                 if value is not None and value.dtype != optimizer.state[p][name].dtype:
                     optimizer.state[p][name] = value.to(p.device, copy=True)
         self.saved = []
+        self.pending.clear()  # they were of other weights
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
     """Let stages change the gradients. If the step has a closure, gradients exist only after it."""
-    acting = [one for one in _ATTACHED.get(optimizer, []) if one.stage.acts_before and one.stage.in_pass]
+    for one in _stages_of(optimizer):
+        one.before_step()
+    acting = [one for one in _stages_of(optimizer) if one.stage.acts_before and one.stage.in_pass]
     if not acting:
         return None
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -154,9 +189,13 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, 
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for one in _ATTACHED.get(optimizer, []):
+    for one in _stages_of(optimizer):
         one.after_step(optimizer)
 
 
-_ATTACHED: WeakKeyDictionary[torch.optim.Optimizer, list[_ForeignStage]] = WeakKeyDictionary()
-_HOOKS: WeakKeyDictionary[torch.optim.Optimizer, list[Any]] = WeakKeyDictionary()
+def _stages_of(optimizer: torch.optim.Optimizer) -> Sequence[_ForeignStage]:
+    attached: _Attached | None = vars(optimizer).get(ATTACHED)
+    return () if attached is None else attached.stages
+
+
+ATTACHED = "_stages_of_lightning_optim"  # the attribute of an optimizer

@@ -239,7 +239,9 @@ class Programs:
 
     def _key(self, h: Mapping[str, Any]) -> tuple[Any, ...]:
         flags = tuple(_flag(value) for value in h.values())
-        return (*h, *flags, *(bool(look_up(h, name)) for name in sorted(self.guarded)))
+        # Guards on the options of a stage say nothing where the stage does not act.
+        known = (name for name in sorted(self.guarded) if name.partition(".")[0] in h)
+        return (*h, *flags, *(bool(look_up(h, name)) for name in known))
 
 
 def namespace(h: Mapping[str, Any]) -> Options:

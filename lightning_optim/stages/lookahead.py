@@ -37,6 +37,7 @@ class Lookahead(Stage):
         if momentum == "pullback":
             self.slots = {**self.slots, **{f"slow_{name}": Slot(exact=True) for name in moments}}
         self.steps = 0
+        self.syncs = 0
 
     def slots_beside(self, theirs: Sequence[str]) -> Sequence[str]:
         return ("slow", *(f"slow_{name}" for name in theirs if f"slow_{name}" in self.slots))
@@ -45,6 +46,7 @@ class Lookahead(Stage):
         self.steps += 1
         if self.steps % self.k:
             return None
+        self.syncs += 1
         return {"alpha": self.alpha, "momentum": self.momentum, "moments": self.moments}
 
     @staticmethod
@@ -65,4 +67,4 @@ class Lookahead(Stage):
 
     def __repr__(self) -> str:
         momentum = "" if self.momentum == "none" else f", momentum {self.momentum}"
-        return f"Lookahead(k={self.k}, alpha={self.alpha}{momentum}), {self.steps // self.k} syncs"
+        return f"Lookahead(k={self.k}, alpha={self.alpha}{momentum}), {self.syncs} syncs"

@@ -58,7 +58,7 @@ class LearningRates:
         if not self.factors:
             while self._undo:
                 self._undo.pop()()
-            _ACTIVE.pop(self.optimizer, None)
+            vars(self.optimizer).pop(RATES, None)
 
     def untouched(self) -> bool:
         """Whether nothing else has changed the learning rates."""
@@ -127,10 +127,11 @@ class LearningRates:
 
 def learning_rates_of(optimizer: torch.optim.Optimizer, schedulers: Iterable[Any]) -> LearningRates:
     """The `LearningRates` of an optimizer, one for all callbacks. Schedulers of other optimizers are ignored."""
-    if optimizer not in _ACTIVE:
+    if RATES not in vars(optimizer):
         its = [scheduler for scheduler in schedulers if getattr(scheduler, "optimizer", None) is optimizer]
-        _ACTIVE[optimizer] = LearningRates(optimizer, its)
-    return _ACTIVE[optimizer]
+        vars(optimizer)[RATES] = LearningRates(optimizer, its)
+    rates: LearningRates = vars(optimizer)[RATES]
+    return rates
 
 
 def _watch(scheduler: Any, rates: LearningRates) -> Callable[[], None]:
@@ -145,4 +146,4 @@ def _watch(scheduler: Any, rates: LearningRates) -> Callable[[], None]:
     return lambda: setattr(scheduler, "__class__", cls)
 
 
-_ACTIVE: dict[torch.optim.Optimizer, LearningRates] = {}
+RATES = "_rates_of_lightning_optim"  # the attribute of an optimizer, which lives as long as it

@@ -96,3 +96,12 @@ def fraction_done(trainer: Any) -> float | None:
     if trainer.max_steps != -1:
         fractions.append(trainer.global_step / trainer.max_steps)
     return max(fractions, default=None)
+
+
+def steps_before(trainer: Any, optimizer: Any) -> int:
+    """The number of steps that an optimizer has taken in this training up to now, also before a resume.
+
+    It is the optimizer's own step counter where there is one. The Trainer counts the steps of all optimizers together.
+    """
+    counters = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
+    return max(counters, default=0) or trainer.global_step // max(len(trainer.optimizers), 1)

@@ -223,7 +223,7 @@ def test_every_epoch_counts_whatever_its_steps(
 def test_two_optimizers_by_hand_with_steps_of_their_own(make: Make) -> None:
     epochs, averaging = Epochs(), IterateAveraging(start=0.5)
     run = Run(make, epochs, averaging, module=Pair(make), precision="64-true")
-    assert [stage.steps for stage in averaging._stages] == [12, 6]
+    assert averaging.state_dict()["steps"] == [12, 6]
     assert close(vector(run.module), plain_mean(epochs.weights[1:]))
     with pytest.raises(OptionError, match=r"start=0.5 is a fraction of training, and in manual.*or every='epoch'"):
         Run(make, IterateAveraging(start=0.5, every=1), module=Pair(make))
@@ -234,7 +234,7 @@ def test_an_optimizer_that_has_collected_nothing_keeps_its_weights(make: Make) -
     """Its slot holds the weights that the fit began with, and nobody wants to evaluate those."""
     averaging, epochs = IterateAveraging("ema", decay=0.5, start=12), Epochs()
     run = Run(make, averaging, epochs, module=Pair(make, 4))
-    assert [(stage.steps, stage.count) for stage in averaging._stages] == [(12, 1), (3, 0)]
+    assert [averaging.state_dict()[name] for name in ("steps", "counts")] == [[12, 3], [1, 0]]
     assert torch.equal(vector(run.module), epochs.weights[-1])
 
 
