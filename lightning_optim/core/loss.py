@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_optim.distributed.ranks import mean_over_ranks
+from lightning_optim.language.math import LARGEST_IN_FLOAT32
 
 
 class Loss:
@@ -45,4 +47,6 @@ class Loss:
             for x in (loss, 0.0 if square is None else square)
         )
         first, second = mean_over_ranks(torch.stack([*pair])).tolist()
+        if LARGEST_IN_FLOAT32 < abs(first) < math.inf:
+            first, second = 0.0, 0.0  # as a gradient of that size is read: weights would become as large as it
         return {"loss": first, "loss_second_moment": first * first if square is None else second}

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.distributed.placement import full_with_axis_reduced, local, logical_shape
 from lightning_optim.language.definition import Definition
+from lightning_optim.language.math import squarable
 from lightning_optim.language.options import Option
 from lightning_optim.language.program import Program, Programs, namespace
 from lightning_optim.language.slot import Slot
@@ -100,6 +101,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return self._programs[what](h)
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        g = squarable(g)  # one gradient of 1e20 would make a second moment infinite for ever
         for stage in self.stages:
             options = getattr(h, stage.name, None)
             if options is not None:

@@ -20,6 +20,7 @@ from lightning_optim.language.math import (
     rms,
     sign,
     sqrt,
+    squarable,
     total,
     where,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "rms",
     "sign",
     "sqrt",
+    "squarable",
     "total",
     "trust_ratio",
     "where",

@@ -209,6 +209,9 @@ class Writer:
     def _abs(self, x: Any) -> Text:
         return self.notation.absolute(self.write(x)), ATOM
 
+    def _squarable(self, x: Any) -> Text:
+        return self.notation.call("squarable", self.write(x)), ATOM
+
     def _sign(self, x: Any) -> Text:
         return self.notation.call("sign", self.write(x)), ATOM
 

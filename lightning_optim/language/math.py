@@ -41,6 +41,26 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
     return a if condition else b
 
 
+# Elements beyond this are not squared: sums of 2^27 of their squares stay finite, also of nine times as much (Adan).
+# Half precision is computed in float32.
+LARGEST = {torch.float64: 2.0**500}
+LARGEST_IN_FLOAT32 = 2.0**50
+
+
+def _squarable(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """`squarable`, which returns x itself or writes into `out`."""
+    largest = LARGEST.get(x.dtype, LARGEST_IN_FLOAT32)
+    # On a CPU one look at all elements is faster than to choose for each. On a GPU the host would have to wait for it.
+    if x.device.type == "cpu" and float(torch.linalg.vector_norm(x)) <= largest:
+        return x
+    chosen = torch.where((x.abs() > largest) & x.isfinite(), 0.0, x)
+    return chosen if out is None else out.copy_(chosen)
+
+
+def _squarable_number(x: float) -> float:
+    return 0.0 if LARGEST[torch.float64] < abs(x) < math.inf else x
+
+
 # All functions of which a traced update consists, by the name under which they are recorded.
 FUNCTIONS: dict[str, Function] = {
     "add": Function(torch.add, lambda a, b: a + b),
@@ -52,6 +72,7 @@ FUNCTIONS: dict[str, Function] = {
     "abs": Function(torch.abs, abs),
     "sqrt": Function(torch.sqrt, math.sqrt),
     "exp": Function(torch.exp, math.exp),
+    "squarable": Function(_squarable, _squarable_number),
     "sign": Function(torch.sign, lambda a: float((a > 0) - (a < 0))),
     "maximum": Function(torch.maximum, max),
     "minimum": Function(torch.minimum, min),
@@ -124,6 +145,14 @@ def exp(x: Operand) -> Value:
 def sign(x: Operand) -> Value:
     """-1, 0 or 1; the sign of 0 is 0."""
     return apply("sign", x)
+
+
+def squarable(x: Operand) -> Value:
+    """x, or 0 where x is finite and so large that sums of its square are not: above 2^50, in float64 above 2^500.
+
+    Infinity and NaN stay what they are.
+    """
+    return apply("squarable", x)
 
 
 def maximum(a: Operand, b: Operand) -> Value:

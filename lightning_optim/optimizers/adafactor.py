@@ -31,6 +31,7 @@ from lightning_optim.language import (
 LARGEST_STEP = 1e-2  # the paper's bound of the relative step size: rho = min(1e-2, 1 / sqrt(t)), section 9
 WARMUP = 1e-6  # with warm-up the bound is 1e-6 t instead
 EPS1 = 1e-30  # the paper's epsilon 1, section 8
+TINY = 2.0**-126  # the smallest number that float32 holds in full
 
 
 class Adafactor(Optimizer):
@@ -168,7 +169,8 @@ def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
     if h.factored:
         s.row_var = R = ema(s.row_var, mean(G2, h.columns), h.b2)
         s.col_var = C = ema(s.col_var, mean(G2, h.rows), h.b2)
-        V = R / mean(R, h.rows) * C  # R * C alone may underflow
+        # R * C alone may underflow. After a gradient of 1e15 the quotient does too, in rows without a gradient.
+        V = maximum(R / mean(R, h.rows) * C, TINY)
     else:
         s.variance = V = ema(s.variance, G2, h.b2)
     U = g / sqrt(V)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex
-from lightning_optim.language import Operand, Options, Setting, Slot, Slots, Value, ema, maximum, normal, sqrt
+from lightning_optim.language import Operand, Options, Setting, Slot, Slots, Value, ema, maximum, normal, sqrt, squarable
 from lightning_optim.stages.stage import Stage
 
 Kind = Literal["isotropic", "second_moment", "moments"]
@@ -86,8 +86,9 @@ class Noise(Stage):
     def before(g: Value, s: Slots, h: Options, of: Options) -> Value:
         size: Operand = 1.0
         if h.kind == "moments":
-            s.grad_mean = ema(s.grad_mean, g, h.decay)
-            s.grad_square = ema(s.grad_square, g * g, h.decay)
+            known = squarable(g)  # an optimizer of torch is given the gradient as it is
+            s.grad_mean = ema(s.grad_mean, known, h.decay)
+            s.grad_square = ema(s.grad_square, known * known, h.decay)
             mean = s.grad_mean / h.debias
             size = sqrt(maximum(s.grad_square / h.debias - mean * mean, 0.0))
         elif h.kind == "second_moment":

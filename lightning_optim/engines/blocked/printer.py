@@ -93,6 +93,9 @@ class _Printer:
         for position, symbol in enumerate(self.order):
             args = [self._argument(arg) for arg in symbol.args]
             self._free_read(symbol, position)
+            if symbol.name == "squarable":
+                self._print_squarable(symbol, args[0])
+                continue
             target = homes.get(symbol) or self._buffer("b" if symbol.name in ("gt", "ge") else "t")
             self.words[symbol] = target
             self._print(symbol.name, symbol.args, args, target)
@@ -151,6 +154,12 @@ class _Printer:
         if isinstance(arg, Symbol):
             return self.numbers.setdefault(arg, f"n{len(self.numbers)}")
         return repr(float(arg)) if isinstance(arg, int | float) else repr(arg)
+
+    def _print_squarable(self, symbol: Symbol, arg: str) -> None:
+        """Print the call for gradients: nearly always it returns its argument, and the buffer is not touched."""
+        word = f"{arg}_{len(self.lines)}"  # a name of its own: nobody writes into it, and its buffer stays taken
+        self.lines.append(f"{word} = squarable({arg}, out={self._buffer('t')})")
+        self.words[symbol] = word
 
     def _print(self, name: str, symbols: Sequence[Any], args: list[str], target: str) -> None:
         """Print the torch call that computes a symbol into `target`."""

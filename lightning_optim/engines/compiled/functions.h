@@ -22,6 +22,14 @@ static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
 template <class T> static inline T sign(T x) { return T(x > T(0)) - T(x < T(0)); }
+// 0 where x is finite and too large to be squared and summed, else x.
+static inline float squarable(float x) {
+    return (absolute(x) > 0x1p50f) & (absolute(x) < __builtin_inff()) ? 0.0f : x;
+}
+static inline double squarable(double x) {
+    return (absolute(x) > 0x1p500) & (absolute(x) < __builtin_inf()) ? 0.0 : x;
+}
+
 template <class T> static inline T maximum(T a, T b) { return (a != a) | (a > b) ? a : b; }
 template <class T> static inline T minimum(T a, T b) { return (a != a) | (a < b) ? a : b; }
 

@@ -33,6 +33,7 @@ EXPRESSIONS = {
     "abs": "absolute({})",
     "sqrt": "root({})",
     "exp": "exponential({})",
+    "squarable": "squarable({})",
     "sign": "sign({})",
     "maximum": "maximum({}, {})",
     "minimum": "minimum({}, {})",

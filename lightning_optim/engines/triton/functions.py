@@ -22,6 +22,12 @@ def power(a, b):
 
 
 @triton.jit
+def squarable(x):
+    """0 where x is finite and above 2^50, else x."""
+    return tl.where((tl.abs(x) > 1125899906842624.0) & (tl.abs(x) < float("inf")), 0.0, x)
+
+
+@triton.jit
 def sign(x):
     """-1, 0 or 1."""
     return (x > 0.0).to(tl.float32) - (x < 0.0).to(tl.float32)

@@ -32,6 +32,7 @@ EXPRESSIONS = {
     "abs": "tl.abs({})",
     "sqrt": "tl.sqrt_rn({})",
     "exp": "tl.exp({})",
+    "squarable": "squarable({})",
     "sign": "sign({})",
     "maximum": "tl.maximum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
     "minimum": "tl.minimum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
