@@ -378,7 +378,8 @@ def test_the_text_can_be_read() -> None:
     run(optimizer, params, 1)
     rows = [local(optimizer, p) for p in params]
     text = engine.source(optimizer.first_programs()[0], rows)
-    assert "new_exp_avg = lerp(exp_avg, g, " in text
+    assert "x0 = squarable(g)" in text
+    assert "new_exp_avg = lerp(exp_avg, x0, " in text
     assert "tl.store(p_at + index, new_p, mask=inside)" in text
 
 

@@ -22,9 +22,11 @@ static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
 template <class T> static inline T sign(T x) { return T(x > T(0)) - T(x < T(0)); }
-// 0 where x is finite and too large to be squared and summed, else x.
+// 0 where x is finite and above 2^50, in double above 2^500, else x. In float that is a range of its bits.
 static inline float squarable(float x) {
-    return (absolute(x) > 0x1p50f) & (absolute(x) < __builtin_inff()) ? 0.0f : x;
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return (bits & 0x7fffffffu) - 0x58800001u < 0x7f800000u - 0x58800001u ? 0.0f : x;
 }
 static inline double squarable(double x) {
     return (absolute(x) > 0x1p500) & (absolute(x) < __builtin_inf()) ? 0.0 : x;
