@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -17,7 +18,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
     Ranks see different batches. So the loss that an update reads must be averaged, or replicas drift apart.
     """
-    if _without_others or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _alone.get() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return values
     there = values.to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
     dist.all_reduce(there)
@@ -38,14 +39,14 @@ def gathered(value: T) -> list[T]:
     return found
 
 
-_without_others: list[None] = []  # one entry for each open `alone`
+_alone: ContextVar[bool] = ContextVar("alone", default=False)  # each thread has its own
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Inside, `mean_over_ranks` returns this rank's own value: the other ranks do not run this code."""
-    _without_others.append(None)
+    token = _alone.set(True)
     try:
         yield
     finally:
-        _without_others.pop()
+        _alone.reset(token)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -48,6 +49,8 @@ class Kernel:
     formats: tuple[Format, ...] = field(default=())
 
 
+# Threads print, compile and load one after another: what they share is cached, and refers to memory by its address.
+_first_use = threading.Lock()
 # Weak keys: a program refers to its optimizer, and so to the model. A cache must not keep these alive.
 _kernels: WeakKeyDictionary[Program, dict[Any, tuple[Kernel, Any]]] = WeakKeyDictionary()
 
@@ -145,8 +148,7 @@ class KernelBackend(abc.ABC):
         cache = _kernels.setdefault(program, {})
         key = (self.name, outputs, signature)
         if key not in cache:
-            printed = self.print(program, signature, outputs)
-            cache[key] = printed, self.build(printed)
+            self._add(cache, key, self.print, program, signature, outputs)
         return cache[key]
 
     def reduction(self, program: Program, signature: Signature, of: tuple[Symbol, ...], by: By) -> tuple[Kernel, Any]:
@@ -154,9 +156,13 @@ class KernelBackend(abc.ABC):
         cache = _kernels.setdefault(program, {})
         key = (self.name, of, by, signature)
         if key not in cache:
-            printed = self.print_reduction(program, signature, of, by)
-            cache[key] = printed, self.build(printed)
+            self._add(cache, key, self.print_reduction, program, signature, of, by)
         return cache[key]
+
+    def _add(self, cache: dict[Any, tuple[Kernel, Any]], key: Any, printer: Callable[..., Kernel], *args: Any) -> None:
+        with _first_use:
+            printed = printer(*args)
+            cache[key] = printed, self.build(printed)
 
     def kernels(self, program: Program, params: Sequence[LocalParameter]) -> list[Kernel]:
         """The kernels that serve a program on local parameters like these, in the order of their launches."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -98,17 +99,17 @@ class Evaluation(Protocol):
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor: ...
 
 
-_evaluations: list[Evaluation] = []
+_evaluation: ContextVar[Evaluation] = ContextVar("evaluation")  # each thread has its own
 
 
 @contextlib.contextmanager
 def evaluating(evaluation: Evaluation) -> Iterator[None]:
     """Compute reductions by `evaluation` inside this context."""
-    _evaluations.append(evaluation)
+    token = _evaluation.set(evaluation)
     try:
         yield
     finally:
-        _evaluations.pop()
+        _evaluation.reset(token)
 
 
 def apply(name: str, *args: Any) -> Value:
@@ -191,12 +192,12 @@ def lerp(a: Operand, b: Operand, weight: Operand) -> Value:
 
 def total(x: Operand, over: Over = "tensor", by: By = "sum") -> Value:
     """The sum, or the maximum, of all elements of `x` over the whole tensor or over all tensors of the step."""
-    return x.reduce(over, by) if isinstance(x, Value) else cast(Value, _evaluations[-1].total(x, over, by))
+    return x.reduce(over, by) if isinstance(x, Value) else cast(Value, _evaluation.get().total(x, over, by))
 
 
 def count(x: Operand, over: Over = "tensor") -> Value:
     """The number of elements of the logical tensor, or of all tensors of the step."""
-    return x.count(over) if isinstance(x, Value) else cast(Value, _evaluations[-1].count(over))
+    return x.count(over) if isinstance(x, Value) else cast(Value, _evaluation.get().count(over))
 
 
 def mean(x: Operand, axis: int | Setting) -> Value:
@@ -205,7 +206,7 @@ def mean(x: Operand, axis: int | Setting) -> Value:
         return x.mean(axis)
     tensor: Any = x
     along: Any = axis
-    return cast(Value, _evaluations[-1].mean(tensor, along))
+    return cast(Value, _evaluation.get().mean(tensor, along))
 
 
 def norm(x: Operand, over: Over = "tensor") -> Value:
@@ -236,7 +237,7 @@ def normal(seed_low: Operand, seed_high: Operand, t: Operand) -> Value:
         return t.normal(seed_low, seed_high, t)
     low: Any = seed_low
     high: Any = seed_high
-    return cast(Value, _evaluations[-1].normal(low, high, t))
+    return cast(Value, _evaluation.get().normal(low, high, t))
 
 
 # ------------------------------------------------------------------ functions of the step counter, for `scalars`

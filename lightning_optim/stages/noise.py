@@ -13,7 +13,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex
-from lightning_optim.language import Operand, Options, Setting, Slot, Slots, Value, ema, maximum, normal, sqrt, squarable
+from lightning_optim.language import (
+    Operand,
+    Options,
+    Setting,
+    Slot,
+    Slots,
+    Value,
+    ema,
+    maximum,
+    normal,
+    sqrt,
+    squarable,
+)
 from lightning_optim.stages.stage import Stage
 
 Kind = Literal["isotropic", "second_moment", "moments"]

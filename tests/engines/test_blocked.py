@@ -98,7 +98,6 @@ def test_blocks_end_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (256, 1024, 32768):
         monkeypatch.setattr(blocks, "CACHED", size)
         monkeypatch.setattr(blocks, "PACKED", size // 2)
-        blocks._scratch.cache_clear()
         kept, h = rows(torch.float32), {"lr": 0.1}
         blocked.run(Step([Batch.of(trace(late, h), h, params=kept)], {}, Reductions()))
         ends.append(torch.cat([row.param.reshape(-1) for row in kept]))

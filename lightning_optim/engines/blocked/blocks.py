@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def walk(
     if total == 0:
         return
     size = min(total, CACHED * torch.get_num_threads())
-    scratch = _scratch(pack.params[0].compute_dtype, code.scratch, size)
+    scratch = _scratch.buffers(pack.params[0].compute_dtype, code.scratch, size)
     if len(pack.params) > 1:
         yield from _side_by_side(pack.params, code, scratch, write, counters or {})
     else:
@@ -150,10 +151,19 @@ def _normals(counter: tuple[int, int], spans: Sequence[tuple[LocalParameter, int
     return normals(*counter, ranges, "cpu", dtype)
 
 
-@functools.lru_cache(maxsize=8)
-def _scratch(dtype: torch.dtype, counts: tuple[int, int], size: int) -> tuple[Tensor, ...]:
+def _new_buffers(dtype: torch.dtype, counts: tuple[int, int], size: int) -> tuple[Tensor, ...]:
     """Buffers that every block overwrites: `counts[0]` of the compute dtype and `counts[1]` of bools."""
     return (
         *(torch.empty(size, dtype=dtype, device="cpu") for _ in range(counts[0])),
         *(torch.empty(size, dtype=torch.bool, device="cpu") for _ in range(counts[1])),
     )
+
+
+class _Scratch(threading.local):
+    """The buffers of the thread that asks, since another one may be in the middle of a block."""
+
+    def __init__(self) -> None:
+        self.buffers = functools.lru_cache(maxsize=8)(_new_buffers)
+
+
+_scratch = _Scratch()

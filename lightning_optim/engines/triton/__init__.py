@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import linecache
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,9 +130,13 @@ def options(kernel: Kernel) -> dict[str, Any]:
     return {"num_warps": WARPS, "maxnreg": registers, "enable_fp_fusion": False}
 
 
+_interpreting = threading.Lock()  # the interpreter keeps the instance that it runs in a global variable
+
+
 def run_kernel(function: Any, count: int, *args: Any, **given: Any) -> None:
     """Run a number of instances of a kernel."""
-    function[(count,)](*args, **given)
+    with _interpreting if _interpreted() else contextlib.nullcontext():
+        function[(count,)](*args, **given)
 
 
 def source(program: Program, params: Sequence[LocalParameter]) -> str:
