@@ -18,6 +18,7 @@ from lightning_optim.callbacks.stage_callback import StageCallback
 from lightning_optim.core.foreign_stages import on_gradients
 from lightning_optim.core.standalone_stages import OnGradients
 from lightning_optim.distributed.global_index import global_indices
+from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.norms import count, norm
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.noise import Kind, Noise
@@ -117,7 +118,7 @@ class GradientNoise(StageCallback):
             self._check_optimizer(trainer, optimizer)
         stages = [
             Noise(
-                global_indices(pl_module.named_parameters(), optimizer),
+                global_indices(named_parameters(pl_module), optimizer),
                 self.kind,
                 self.eta,
                 self.gamma,
@@ -170,7 +171,7 @@ class GradientNoise(StageCallback):
         """Find the global indices of parameters that have joined the optimizer since."""
         stage = self._stages[i]
         if any(p not in stage.indices for group in optimizer.param_groups for p in group["params"]):
-            stage.indices = global_indices(pl_module.named_parameters(), optimizer)
+            stage.indices = global_indices(named_parameters(pl_module), optimizer)
 
     @override
     def release(self) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.fit_callback import FitCallback
-from lightning_optim.distributed.names import plain_name
+from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.placement import drop_gradients, local
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
@@ -146,7 +146,7 @@ def _values(grad: Tensor) -> Tensor:
 
 
 def _first_bad(module: LightningModule) -> str:
-    for name, p in module.named_parameters():
+    for name, p in named_parameters(module):
         if not all_finite([p]):
-            return f"the gradient of {plain_name(name)} is not finite"
+            return f"the gradient of {name} is not finite"
     return "another rank has a gradient that is not finite"

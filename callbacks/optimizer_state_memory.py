@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.fit_callback import FitCallback
-from lightning_optim.distributed.names import plain_name
+from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.distributed.ranks import gathered
 from lightning_optim.reports.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
@@ -178,7 +178,7 @@ def _measure(
     predicted: bool = False,
 ) -> list[OptimizerMemory]:
     """The memory of every optimizer on every rank. Frozen parameters are counted with the first optimizer."""
-    names: dict[Tensor, str] = {p: plain_name(name) for name, p in pl_module.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in named_parameters(pl_module)}
     for i, p in enumerate(p for o in trainer.optimizers for group in o.param_groups for p in group["params"]):
         names.setdefault(p, f"parameter {i}")  # not in the module, or flat
     memories = []

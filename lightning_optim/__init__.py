@@ -1,15 +1,19 @@
 """Optimizers and training callbacks for PyTorch Lightning, each written once and run anywhere."""
 
 from lightning_optim import optimizers
+from lightning_optim.config import command_line
+from lightning_optim.config.create import create_optimizer
 from lightning_optim.config.mixin import ConfiguredOptimizer
 from lightning_optim.config.recipes import list_optimizers
-from lightning_optim.config.strategy import OptimizerSpec, OptimizerStrategy, create_optimizer
+from lightning_optim.config.strategy import OptimizerSpec, OptimizerStrategy
 from lightning_optim.config.weight_decay import from_paper, normalized_weight_decay
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError
 from lightning_optim.optimizers import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+command_line.register()
 
 __all__ = [
     "ConfiguredOptimizer",

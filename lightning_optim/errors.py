@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
@@ -32,7 +31,7 @@ def check(owner: str, name: str, value: object, holds: bool, allowed: str) -> No
         OptionError: where `holds` is false.
     """
     if not holds:
-        raise OptionError(f"{owner}: {name}={value!r} must be {allowed}.")
+        raise OptionError(f"{owner}: {name}={shown(value)} must be {allowed}.")
 
 
 def check_choice(owner: str, name: str, value: object, choices: Sequence[object]) -> None:
@@ -48,7 +47,22 @@ def check_choice(owner: str, name: str, value: object, choices: Sequence[object]
         lightning_optim.errors.OptionError: LookaheadSync: evaluate='both' must be 'fast' or 'slow'.
     """
     words = [repr(choice) for choice in choices]
-    check(owner, name, value, value in choices, f"{', '.join(words[:-1])} or {words[-1]}")
+    known = isinstance(value, str | int | float | None) and value in choices  # an array has no answer to `in`
+    check(owner, name, value, known, f"{', '.join(words[:-1])} or {words[-1]}")
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: its repr, at most 80 characters of it on one line.
+
+    Example:
+        >>> shown("fast"), shown(10**5000)
+        ("'fast'", 'an int')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of more digits than Python prints, or a repr that fails
+        return f"an {type(value).__name__}" if type(value).__name__[0] in "aeiou" else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -58,7 +72,7 @@ def is_number(value: Any) -> TypeGuard[float]:
         >>> is_number(1e-3), is_number("1e-3"), is_number(True), is_number(float("nan"))
         (True, False, False, False)
     """
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and not math.isnan(value)
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and bool(value == value)
 
 
 def is_whole(value: Any, least: int = 1) -> TypeGuard[int]:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_optim.distributed.names import plain_name
-from lightning_optim.errors import OptionError, nearest
+from lightning_optim.distributed.names import owned_parameters, plain_name
+from lightning_optim.errors import OptionError, nearest, shown
 
 ROLES = ("weight", "bias", "norm", "embedding")
+
+
+class Split(NamedTuple):
+    """Parameters that get other options than the rest.
+
+    Attributes:
+        words: Roles and name patterns of these parameters.
+        options: Their options; empty where these parameters are a group of their own, and nothing differs.
+        label: Its name, in that of a parameter group and in messages.
+    """
+
+    words: Sequence[str]
+    options: Mapping[str, Any]
+    label: str
 
 
 def role(owner: nn.Module, name: str) -> str:
@@ -42,33 +58,59 @@ def named_roles(module: nn.Module) -> dict[str, tuple[nn.Parameter, str]]:
     """
     roles: dict[str, tuple[nn.Parameter, str]] = {}
     names: dict[nn.Parameter, str] = {}
-    for prefix, owner in module.named_modules():
-        for name, param in owner.named_parameters(recurse=False):
-            if not param.requires_grad:
-                continue
-            first = names.setdefault(param, plain_name(f"{prefix}.{name}" if prefix else name))
-            if first not in roles or role(owner, name) == "embedding":
-                roles[first] = (param, role(owner, name))
+    for name, owner, attribute, param in owned_parameters(module):
+        if param.requires_grad:
+            first = names.setdefault(param, name)
+            if first not in roles or role(owner, attribute) == "embedding":
+                roles[first] = (param, role(owner, attribute))
     return roles
 
 
 def matches(name: str, kind: str, words: Iterable[str]) -> bool:
     """Whether a parameter matches one of the words: a role, or a name pattern such as `head.*`."""
-    return any(kind == word if word in ROLES else fnmatch.fnmatchcase(name, word) for word in words)
+    return any(kind == word if word in ROLES else matches_name(name, word) for word in words)
 
 
-def make_groups(
-    module: nn.Module,
-    split: Sequence[tuple[Sequence[str], Mapping[str, Any], str]],
-    overrides: Sequence[tuple[str, Mapping[str, Any]]] = (),
-) -> list[dict[str, Any]]:
+def matches_name(name: str, pattern: str) -> bool:
+    """Whether a plain name matches a pattern, which may be written with the names of wrappers too.
+
+    Example:
+        >>> matches_name("net.0.weight", "net.*"), matches_name("net.0.weight", "net._orig_mod.0.*")
+        (True, True)
+        >>> matches_name("net.weight.original0", "net.weight")  # weight_norm keeps a weight in two parameters
+        True
+    """
+    names = (name, re.sub(r"\.original\d+$", "", name))
+    return any(fnmatch.fnmatchcase(one, plain_name(pattern)) for one in names)
+
+
+@dataclass
+class _Group:
+    """Parameters that the same splits apply to."""
+
+    splits: tuple[Split, ...]
+    params: list[nn.Parameter] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+
+    def options(self) -> dict[str, Any]:
+        return {name: value for part in self.splits for name, value in part.options.items()}
+
+    def names(self) -> Iterator[str]:
+        """Names for it, from the shortest to the longest: by what differs, by roles too, by all splits."""
+        options = self.options()
+        differing = [part.label for part in self.splits if any(options[k] is v for k, v in part.options.items())]
+        yield "+".join(differing) or "main"
+        yield "+".join([*differing, *(kind for kind in ROLES if kind in self.kinds)])
+        yield "+".join(part.label for part in self.splits)
+
+
+def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[Split] = ()) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a module into parameter groups.
 
     Args:
         module: The model.
-        split: Triples of a list of roles and patterns, the options of the parameters that match, and a name.
-        overrides: Pairs of a pattern and options of the user. For each parameter the first that matches is used, and
-            overrides `split`.
+        split: Splits by role. All that match a parameter apply to it.
+        overrides: Splits of the user. For each parameter the first that matches is used, and overrides `split`.
 
     Returns:
         Parameter groups with `params`, `name` and the options that differ from the optimizer's.
@@ -83,38 +125,56 @@ def make_groups(
             "(requires_grad=False) when the optimizer is made."
         )
     _check_patterns(module, split)
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    used: set[int] = set()
+    _check_overrides(roles, overrides)
+    groups: dict[tuple[int, ...], _Group] = {}
     for name, (param, kind) in roles.items():
-        options: dict[str, Any] = {}
-        labels = []
-        for words, changed, label in split:
-            if matches(name, kind, words):
-                options.update(changed)
-                labels.append(label)
-        for i, (pattern, changed) in enumerate(overrides):
-            if matches(name, kind, [pattern]):
-                options.update(changed)
-                labels.append(pattern)
-                used.add(i)
-                break
-        group = groups.setdefault(tuple(labels), {"params": [], "name": "+".join(labels) or "main", **options})
-        group["params"].append(param)
-    unused = [pattern for i, (pattern, _) in enumerate(overrides) if i not in used]
-    if unused:
-        some = ", ".join(list(roles)[:4])
-        raise OptionError(f"groups: no trainable parameter matches {unused[0]!r}; names are like {some}.")
-    return list(groups.values())
+        found = [part for part in split if matches(name, kind, part.words)]
+        found += [part for part in overrides if matches(name, kind, part.words)][:1]
+        group = groups.setdefault(tuple(map(id, found)), _Group(tuple(found)))
+        group.params.append(param)
+        group.kinds.add(kind)
+    names = _short_names(groups.values())
+    return [{"params": group.params, "name": names[id(group)], **group.options()} for group in groups.values()]
 
 
-def _check_patterns(module: nn.Module, split: Sequence[tuple[Sequence[str], Mapping[str, Any], str]]) -> None:
+def _short_names(groups: Iterable[_Group]) -> dict[int, str]:
+    """The names of parameter groups, by id: short, and different.
+
+    Groups stay apart even if their options do not differ, so that a checkpoint has the same groups for all options.
+    """
+    found: dict[int, str] = {}
+    for group in sorted(groups, key=lambda group: len(group.splits)):
+        free = (name for name in group.names() if name not in found.values())
+        found[id(group)] = next(free, f"group {len(found)}")
+    return found
+
+
+def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
     """Refuse a pattern, or a mistyped role, that matches no name, not even of a frozen or shared parameter."""
-    names = [plain_name(name) for name, _ in module.named_parameters(remove_duplicate=False)]
+    names = [name for name, *_ in owned_parameters(module)]
     for words, _, label in split:
         for word in words:
-            if word not in ROLES and not any(fnmatch.fnmatchcase(name, word) for name in names):
+            if word not in ROLES and not any(matches_name(name, word) for name in names):
                 some = ", ".join(names[:4])
                 raise OptionError(
-                    f"{label}: no parameter matches {word!r}. Roles are {', '.join(ROLES[1:])}; names are like "
+                    f"{label}: no parameter matches {shown(word)}. Roles are {', '.join(ROLES[1:])}; names are like "
                     f"{some}.{nearest(word, ROLES)}"
                 )
+
+
+def _check_overrides(roles: Mapping[str, tuple[nn.Parameter, str]], overrides: Sequence[Split]) -> None:
+    """Refuse a pattern of the user that no trainable parameter matches, or that earlier groups leave nothing to."""
+    left = {name: kind for name, (_, kind) in roles.items()}
+    for words, _, label in overrides:
+        for word in words:
+            if not any(matches(name, kind, [word]) for name, (_, kind) in roles.items()):
+                some = ", ".join(list(roles)[:4])
+                raise OptionError(f"groups: no trainable parameter matches {shown(word)}; names are like {some}.")
+        mine = [name for name, kind in left.items() if matches(name, kind, words)]
+        if not mine:
+            raise OptionError(
+                f"groups: all parameters that {label} matches are in groups before it, and the first that matches "
+                "counts. Put it before them, or leave it out."
+            )
+        for name in mine:
+            del left[name]

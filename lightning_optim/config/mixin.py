@@ -26,12 +26,30 @@ class ConfiguredOptimizer(GradientClipping):
 
     A companion callback is not added if the Trainer has one of its type already, so that of the user is kept.
 
+    Args:
+        optimizer: A name, such as adan, or a mapping with name and options, such as {name: adan, lr: 0.002}. The
+            command `lightning-optim optimizers` lists names and options. On a command line, `.lr=1e-3` behind the name
+            of this argument changes one option.
+
     Attributes:
         checkpoint_integrity: Whether to add `CheckpointIntegrity`, which writes checkpoints atomically and refuses
             damaged ones before anything is loaded. Set it to False in the class to leave it out.
+
+    Raises:
+        OptionError: where a class lists `LightningModule` before it.
     """
 
     checkpoint_integrity: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(ConfiguredOptimizer)]
+        if any(base.__name__ == "LightningModule" and "configure_optimizers" in vars(base) for base in before):
+            raise OptionError(
+                f"class {cls.__name__}: LightningModule comes before ConfiguredOptimizer in its base classes, and "
+                f"hides its configure_optimizers. Turn the order around: class {cls.__name__}(ConfiguredOptimizer, "
+                "LightningModule)."
+            )
 
     def optimizer_strategy(self) -> OptimizerStrategy:
         """The strategy for `hparams.optimizer`.

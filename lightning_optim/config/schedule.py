@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from lightning_optim.errors import OptionError, nearest
+from lightning_optim.errors import OptionError, is_number, is_whole, nearest, shown
 from lightning_optim.training.schedules import SCHEDULES, factor, total_steps
 
 
@@ -42,22 +43,24 @@ def read(spec: Any) -> Schedule | None:
     options = Schedule._fields
     if not isinstance(spec, str | Mapping):
         raise OptionError(
-            f"schedule={spec!r} must be one of {', '.join(SCHEDULES)}, or a mapping with {', '.join(options)}."
+            f"schedule={shown(spec)} must be one of {', '.join(SCHEDULES)}, or a mapping with {', '.join(options)}."
         )
     given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     for key in given:
         if key not in options:
             hint = nearest(key, options)
-            raise OptionError(f"schedule has no option {key!r}.{hint} Its options are {', '.join(options)}.")
-    name = given.get("name")
-    if name not in SCHEDULES:
-        raise OptionError(f"schedule {name!r} is not one of {', '.join(SCHEDULES)}.{nearest(str(name), SCHEDULES)}")
+            raise OptionError(f"schedule has no option {shown(key)}.{hint} Its options are {', '.join(options)}.")
+    if "name" not in given:
+        raise OptionError(f"schedule={shown(spec)} has no 'name': one of {', '.join(SCHEDULES)}.")
     schedule = Schedule(**given)
-    if type(schedule.warmup_steps) is not int or schedule.warmup_steps < 0:
-        raise OptionError(f"schedule: warmup_steps={schedule.warmup_steps!r} must be an integer of at least 0.")
-    if type(schedule.final) not in (int, float) or not 0 <= schedule.final < math.inf:
-        raise OptionError(f"schedule: final={schedule.final!r} must be a number of at least 0.")
-    return schedule._replace(final=float(schedule.final))
+    if not isinstance(schedule.name, str) or schedule.name not in SCHEDULES:
+        hint = nearest(shown(schedule.name), SCHEDULES)
+        raise OptionError(f"schedule {shown(schedule.name)} is not one of {', '.join(SCHEDULES)}.{hint}")
+    if not is_whole(schedule.warmup_steps, least=0):
+        raise OptionError(f"schedule: warmup_steps={shown(schedule.warmup_steps)} must be an integer of at least 0.")
+    if not is_number(schedule.final) or not 0 <= schedule.final <= sys.float_info.max:
+        raise OptionError(f"schedule: final={shown(schedule.final)} must be a number of at least 0.")
+    return Schedule(str(schedule.name), int(schedule.warmup_steps), float(schedule.final))
 
 
 def scheduler_for(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from lightning_optim import engines
 from lightning_optim.config import schedule as schedules
-from lightning_optim.config.groups import make_groups
+from lightning_optim.config.groups import Split, make_groups
 from lightning_optim.config.recipes import find
 from lightning_optim.config.schedule import scheduler_for
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.state_layout import WHOLE
 from lightning_optim.distributed.communication import read as read_communication
 from lightning_optim.distributed.fsdp1 import is_flat_parameter
-from lightning_optim.errors import OptionError
-from lightning_optim.language.options import check_options
+from lightning_optim.errors import OptionError, shown
+from lightning_optim.language.options import check_options, plain
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -32,8 +35,8 @@ class OptimizerStrategy:
             Default: biases and the parameters of normalization layers; with `[]` all parameters decay.
         full_precision: Roles and name patterns of parameters whose state has 32 bits, whatever `state_bits` is.
             Default: biases, the parameters of normalization layers and embeddings.
-        groups: Options for some parameters: a list of mappings with `params` (a role or name pattern) and options. For
-            each parameter the first that matches is used.
+        groups: Options for some parameters: a list of mappings with `params` (a role, a name pattern, or a list of
+            them), options, and optionally a `name` for logs. For each parameter the first that matches is used.
         schedule: None, or "constant", "linear", "cosine", "inverse_sqrt" or "flat_linear" over all steps of training,
             or a mapping with `name`, `warmup_steps` and `final` (the last factor on the learning rate).
         communication: None, or what DDP sends: "bf16", "fp16", "powersgd" or "post_local_sgd", or a mapping with
@@ -54,6 +57,7 @@ class OptimizerStrategy:
 
     def __init__(
         self,
+        /,  # so that a spec may have any key
         name: str,
         *,
         no_decay: Sequence[str] = ("bias", "norm"),
@@ -67,48 +71,64 @@ class OptimizerStrategy:
         self.name = self.recipe.name
         self.optimizer_class: type[Optimizer] = OPTIMIZERS[self.recipe.base]
         known = self.optimizer_class.options
-        self.given = check_options(options, known, f"optimizer {self.name!r}", also=list(_defaults()))
+        owner = f"optimizer {self.name!r}"
+        for word in options:
+            if word in ELSEWHERE and word not in known:
+                raise OptionError(f"{owner} has no option {word!r}: {ELSEWHERE[word]}.")
+        self.given = check_options(options, known, owner, also=list(_defaults()))
         self.options = {**self.recipe.options, **self.given}
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
-        self.optimizer_class.check(complete)
+        self.optimizer_class.check({**complete})
         engines.check_name(complete["engine"])
-        self.no_decay = _patterns("no_decay", no_decay)
-        self.full_precision = _patterns("full_precision", full_precision)
-        if isinstance(groups, str | Mapping) or not isinstance(groups, Iterable):
-            raise OptionError(f"groups={groups!r} must be a list of mappings, each with 'params' and options.")
-        self.groups = [self._override(group) for group in groups]
+        self.no_decay = _words("no_decay", no_decay)
+        self.full_precision = _words("full_precision", full_precision)
+        if isinstance(groups, str | bytes | Mapping) or not isinstance(groups, Iterable):
+            raise OptionError(f"groups={shown(groups)} must be a list of mappings, each with 'params' and options.")
+        groups = list(groups)
+        self.groups = [self._read_group(group, complete) for group in groups]
         self.schedule = schedules.read(schedule)
         self.communication = None if communication is None else read_communication(communication)
-        extras = {"no_decay": no_decay, "full_precision": full_precision, "groups": groups, "schedule": schedule}
-        extras["communication"] = communication
-        changed = {k: v for k, v in extras.items() if v != _defaults()[k]}
-        self.config: dict[str, Any] = {"name": self.name, **options, **changed}
+        extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
+        extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
+        changed = {key: value for key, value in extras.items() if value != _defaults()[key]}
+        self.config: dict[str, Any] = {"name": self.name, **_plain({**self.given, **changed})}
 
     @classmethod
-    def parse(cls, spec: Any) -> OptimizerStrategy:
+    def parse(cls, spec: Any, /, **changes: Any) -> OptimizerStrategy:
         """Read a name, a mapping with `name` and options, or a strategy.
+
+        Args:
+            spec: What to read.
+            changes: Options that replace those of `spec`.
 
         Raises:
             OptionError: for anything else, and as the constructor.
+
+        Example:
+            >>> OptimizerStrategy.parse({"name": "adan", "lr": 2e-3}, lr=1e-3)
+            OptimizerStrategy({'name': 'adan', 'lr': 0.001})
         """
         if isinstance(spec, OptimizerStrategy):
-            return spec
+            if not changes:
+                return spec
+            spec = {**spec.config, **spec.given}
         if isinstance(spec, str):
-            return cls(spec)
-        if isinstance(spec, Mapping):
-            if "name" not in spec:
-                raise OptionError(
-                    f"optimizer={dict(spec)!r} has no 'name'. Write a word, such as adan, or a mapping with name and "
-                    "options, such as {name: adan, lr: 0.002}."
-                )
-            return cls(**{str(key): value for key, value in spec.items()})
-        raise OptionError(
-            f"optimizer={spec!r} must be a word, such as adan, or a mapping, such as {{name: adan, lr: 0.002}}."
-        )
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping):
+            raise OptionError(
+                f"optimizer={shown(spec)} must be a word, such as adan, or a mapping, such as "
+                "{name: adan, lr: 0.002}."
+            )
+        if "name" not in spec:
+            raise OptionError(
+                f"optimizer={shown(dict(spec))} has no 'name'. Write a word, such as adan, or a mapping with name and "
+                "options, such as {name: adan, lr: 0.002}."
+            )
+        return cls(**{k if isinstance(k, str) else shown(k): value for k, value in {**spec, **changes}.items()})
 
     def as_config(self) -> str | dict[str, Any]:
         """The shortest spec of this strategy, of plain values that config files and checkpoints can hold."""
-        return self.name if self.config == {"name": self.name} else dict(self.config)
+        return self.name if self.config == {"name": self.name} else copy.deepcopy(self.config)
 
     def __repr__(self) -> str:
         return f"OptimizerStrategy({self.as_config()!r})"
@@ -133,14 +153,15 @@ class OptimizerStrategy:
                     "state: make it sparse=False, or train it with torch.optim.SparseAdam."
                 )
         options = self.optimizer_class.options
-        plain: dict[str, Any] = {"weight_decay": 0.0} if self._value("weight_decay") else {}
+        plain: dict[str, Any] = {"weight_decay": 0.0} if "weight_decay" in options else {}
         if "adapt" in options:
             plain["adapt"] = False  # LARS and LAMB adapt the rate of a tensor only if it decays
         precise = {"state_bits": 32} if self._value("state_bits") != 32 else {}
         # Also split if nothing differs, so that the groups of a checkpoint are the same for all options.
-        split = [(self.no_decay, plain, "no_decay"), (self.full_precision, precise, "full_precision")]
+        split = [Split(self.no_decay, plain, "no_decay"), Split(self.full_precision, precise, "full_precision")]
         if any(is_flat_parameter(p) for p in module.parameters()):
-            labels = [label for words, changed, label in split if words and changed]
+            differs = [any(self._value(key) != value for key, value in part.options.items()) for part in split]
+            labels = [part.label for part, other in zip(split, differs, strict=True) if part.words and other]
             if not labels:
                 return make_groups(module, (), self.groups)
             raise OptionError(
@@ -166,19 +187,33 @@ class OptimizerStrategy:
             The callbacks of the recipe, `LossInput` if the update reads the loss, and `Communication` if that option is
             set.
         """
-        from lightning_optim.callbacks import Communication, LossInput
+        from lightning_optim import callbacks
 
-        companions = [make() for make in self.recipe.callbacks]
+        companions: list[Callback] = [getattr(callbacks, name)() for name in self.recipe.callbacks]
         if self.optimizer_class.inputs:
-            companions.append(LossInput())
+            companions.append(callbacks.LossInput())
         if self.communication is not None:
             kind, options = self.communication
-            companions.append(Communication(kind, **options))  # type: ignore[arg-type]
+            companions.append(callbacks.Communication(kind, **options))  # type: ignore[arg-type]
         return companions
 
     def configure(self, module: LightningModule) -> Any:
-        """The return value of `configure_optimizers`: the optimizer, with a scheduler if there is a schedule."""
+        """The return value of `configure_optimizers`: the optimizer, with a scheduler if there is a schedule.
+
+        It warns where a callback of `callbacks` is missing in the Trainer.
+        """
+        from lightning.pytorch.utilities import rank_zero_warn
+
         optimizer = self.create(module)
+        present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        for companion in self.callbacks():
+            if not any(isinstance(callback, type(companion)) for callback in present):
+                title = type(companion).__name__
+                rank_zero_warn(
+                    f"optimizer {self.name!r} comes with the callback {title}, which the Trainer does not have, so it "
+                    f"trains without. Add lightning_optim.callbacks.{title} to the Trainer, or return the callbacks of "
+                    "the strategy from configure_callbacks, as ConfiguredOptimizer does."
+                )
         if self.schedule is None:
             return optimizer
         scheduler = scheduler_for(optimizer, self.schedule, module.trainer)
@@ -188,11 +223,39 @@ class OptimizerStrategy:
         options = self.optimizer_class.options
         return self.options.get(name, options[name].default) if name in options else None
 
-    def _override(self, group: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        if not isinstance(group, Mapping) or not isinstance(group.get("params"), str):
-            raise OptionError(f"groups: {group!r} needs 'params', a role or a pattern of names such as 'head.*'.")
-        rest = {key: value for key, value in group.items() if key != "params"}
-        return group["params"], check_options(rest, self.optimizer_class.options, f"group {group['params']!r}")
+    def _read_group(self, group: Any, complete: Mapping[str, Any]) -> Split:
+        """A group of the user, with options that fit the others of the optimizer."""
+        params = group.get("params") if isinstance(group, Mapping) else None
+        words = [params] if isinstance(params, str) else params
+        if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) for word in words):
+            raise OptionError(
+                f"groups: {shown(group)} needs 'params', a role or a pattern of names such as 'head.*', or a list of "
+                "them."
+            )
+        label = group.get("name", "|".join(words))
+        if not isinstance(label, str):
+            raise OptionError(f"groups: name={shown(label)} must be a string.")
+        owner = f"group {label!r}"
+        rest = {key: value for key, value in group.items() if key not in ("params", "name")}
+        options = check_options(rest, self.optimizer_class.options, owner)
+        if whole := [name for name in WHOLE if name in options]:
+            raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
+        self.optimizer_class.check({**complete, **options})
+        return Split(tuple(words), options, label)
+
+
+# Keys that belong elsewhere, with where.
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs", "max_steps"),
+        "it is an option of the Trainer",
+    ),
+    "callbacks": "list them in the Trainer",
+    **dict.fromkeys(
+        ("warmup_steps", "final"), "it belongs to the schedule, such as schedule: {name: linear, warmup_steps: 100}"
+    ),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "write it as schedule, such as schedule: cosine"),
+}
 
 
 def _defaults() -> dict[str, Any]:
@@ -201,50 +264,21 @@ def _defaults() -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any]) -> Optimizer:
-    """An optimizer from its name or a mapping, for a module or for parameters.
-
-    For a module, biases and the parameters of normalization layers have no weight decay (see `no_decay` of
-    `OptimizerStrategy`). The callbacks of a recipe are not created; `ConfiguredOptimizer` adds them to a Trainer.
-
-    Args:
-        spec: `"adan"`, `{"name": "adan", "lr": 2e-3}` or an `OptimizerStrategy`.
-        model_or_params: A module, or parameters or parameter groups as for `torch.optim`.
-
-    Raises:
-        OptionError: for an unknown name or option, or a value of the wrong type or out of range.
-
-    Example:
-        >>> optimizer = create_optimizer({"name": "adamw", "lr": 1e-3}, nn.Linear(2, 2))
-        >>> [group["weight_decay"] for group in optimizer.param_groups]
-        [0.01, 0.0]
-    """
-    return OptimizerStrategy.parse(spec).create(model_or_params)
+def _words(option: str, words: Any) -> tuple[str, ...]:
+    listed = list(words) if isinstance(words, Iterable) and not isinstance(words, str | bytes | Mapping) else [None]
+    if not all(isinstance(word, str) for word in listed):
+        raise OptionError(f"{option}={shown(words)} must be a list of roles (bias, norm, embedding) or name patterns.")
+    return tuple(map(str, listed))
 
 
-def _patterns(option: str, words: Any) -> tuple[str, ...]:
-    listed = isinstance(words, Iterable) and not isinstance(words, str | Mapping)
-    if not listed or not all(isinstance(word, str) for word in words):
-        raise OptionError(f"{option}={words!r} must be a list of roles (bias, norm, embedding) or name patterns.")
-    return tuple(words)
+def _plain(value: Any) -> Any:
+    """A value that was checked, as config files and checkpoints hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, torch.Tensor) else plain(value)
 
-
-def _register_with_jsonargparse() -> None:
-    """Let jsonargparse read a name or a mapping wherever a signature has the type OptimizerStrategy."""
-    try:
-        from jsonargparse.typing import register_type
-    except ImportError:  # it is only needed for config files
-        return
-    register_type(
-        OptimizerStrategy,
-        serializer=OptimizerStrategy.as_config,
-        deserializer=OptimizerStrategy.parse,
-        deserializer_exceptions=(OptionError,),
-        type_check=lambda value, hint: isinstance(value, hint),
-    )
-
-
-_register_with_jsonargparse()
 
 if TYPE_CHECKING:
     OptimizerSpec = OptimizerStrategy | str | Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from lightning_optim.errors import OptionError, nearest
+from lightning_optim.errors import OptionError, is_whole, nearest, shown
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
@@ -36,20 +36,24 @@ def read(spec: Any) -> tuple[str, dict[str, Any]]:
     given = {"kind": spec} if isinstance(spec, str) else spec
     if not isinstance(given, Mapping) or "kind" not in given:
         raise OptionError(
-            f"communication={spec!r} must be one of {', '.join(KINDS)}, or a mapping with kind and options, such as "
-            "{kind: powersgd, rank: 4}."
+            f"communication={shown(spec)} must be one of {', '.join(KINDS)}, or a mapping with kind and options, such "
+            "as {kind: powersgd, rank: 4}."
         )
     kind = given["kind"]
-    if kind not in KINDS:
-        raise OptionError(f"communication {kind!r} is not one of {', '.join(KINDS)}.{nearest(str(kind), KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        hint = nearest(shown(kind), KINDS)
+        raise OptionError(f"communication {shown(kind)} is not one of {', '.join(KINDS)}.{hint}")
     options = {name: value for name, value in given.items() if name != "kind"}
     for name, value in options.items():
         if name not in KINDS[kind]:
             has = f"its options are {', '.join(KINDS[kind])}" if KINDS[kind] else "it has none"
-            raise OptionError(f"communication {kind!r} has no option {name!r}: {has}.{nearest(name, KINDS[kind])}")
-        if type(value) is not int or value < LEAST[name]:
-            raise OptionError(f"communication {kind!r}: {name}={value!r} must be an integer of at least {LEAST[name]}.")
-    return kind, {**KINDS[kind], **options}
+            hint = nearest(shown(name), KINDS[kind])
+            raise OptionError(f"communication {kind!r} has no option {shown(name)}: {has}.{hint}")
+        if not is_whole(value, LEAST[name]):
+            least = LEAST[name]
+            raise OptionError(f"communication {kind!r}: {name}={shown(value)} must be an integer of at least {least}.")
+        options[name] = int(value)
+    return str(kind), {**KINDS[kind], **options}
 
 
 class CommunicationHook(Protocol):

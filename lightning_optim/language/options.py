@@ -10,18 +10,20 @@ range on every page (`RANGES`) unless a page overrides it in `ranges`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
+import numbers
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from typing_extensions import dataclass_transform
 
-from lightning_optim.errors import OptionError, nearest
+from lightning_optim.errors import OptionError, nearest, shown
 
 T = TypeVar("T")
 
@@ -55,6 +57,8 @@ ELSEWHERE = {
     "weight_decouple": "use decoupled",
     "clip_threshold": "use d",
     "decay_rate": "use beta2_decay",
+    "learning_rate": "use lr",
+    "wd": "use weight_decay",
 }
 
 
@@ -81,11 +85,11 @@ class Option:
         try:
             value = _converted(value, self.type)
         except TypeError:
-            raise OptionError(f"{owner}: {self.name}={value!r} must be {describe(self.type)}.") from None
+            raise OptionError(f"{owner}: {self.name}={shown(value)} must be {describe(self.type)}.") from None
         if self.range is not None and not _inside(value, self.range):
             allowed = self.range if isinstance(self.range, str) else "(" + ", ".join(self.range) + ")"
             each = " for each item" if isinstance(value, tuple) and isinstance(self.range, str) else ""
-            raise OptionError(f"{owner}: {self.name}={value!r} is out of range; allowed is {allowed}{each}.")
+            raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; allowed is {allowed}{each}.")
         return value
 
 
@@ -161,7 +165,7 @@ def describe(hint: Any) -> str:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(arg) for arg in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin is tuple:
@@ -171,28 +175,70 @@ def describe(hint: Any) -> str:
     return {float: "a number", int: "an integer", bool: "true or false", str: "a string", type(None): "null"}[hint]
 
 
+def is_near_miss(name: str, known: Iterable[str]) -> bool:
+    """Whether a name is probably one of the known names, mistyped.
+
+    Example:
+        >>> is_near_miss("weight_decy", ["lr", "weight_decay"]), is_near_miss("lr_scale", ["lr", "weight_decay"])
+        (True, False)
+    """
+    return bool(difflib.get_close_matches(name.lower(), [word.lower() for word in known], n=1, cutoff=0.8))
+
+
+def plain(value: Any) -> Any:
+    """A number of another library, such as NumPy's, as Python's; anything else as it is.
+
+    A value of NumPy that holds one element becomes that element, and an array of one axis a list.
+    """
+    if isinstance(value, torch.Tensor) or type(value) in (float, int, bool, str):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    axes = getattr(value, "ndim", None)
+    if axes == 0 and hasattr(value, "item"):
+        value = value.item()
+    elif axes == 1 and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, numbers.Real) and type(value) is not bool:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
 def _converted(value: Any, hint: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    value = plain(value)
     if origin is typing.Literal:
-        if value in args and type(value) in {type(arg) for arg in args}:
+        if any(type(value) is type(arg) and value == arg for arg in args):
             return value
         raise TypeError
     if origin in (typing.Union, types.UnionType):
         fitting = next((arg for arg in args if _fits(value, arg)), None)
         return _converted(value, fitting)
     if origin is tuple:
-        if not isinstance(value, tuple | list) or len(value) != len(args):
+        if isinstance(value, torch.Tensor) and value.dim() == 1:
+            value = value.tolist()
+        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(args):
             raise TypeError
         return tuple(_converted(item, arg) for item, arg in zip(value, args, strict=True))
     if hint is float:
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            return value  # a tensor lr stays the tensor that the user changes in place
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        raise TypeError
+        return _as_float(value)
     if hint is None or type(value) is not hint:
         raise TypeError
     return value
+
+
+def _as_float(value: Any) -> Any:
+    """A number as a float; a tensor lr stays the tensor that the user changes in place."""
+    if isinstance(value, torch.Tensor):
+        number = value.dtype != torch.bool and not value.is_complex() and value.device.type != "meta"
+        if value.numel() == 1 and number:
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise TypeError
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -209,6 +255,8 @@ def _inside(value: Any, allowed: Range) -> bool:
         return all(_inside(item, interval) for item, interval in zip(value, each, strict=True))
     if value is None or isinstance(value, str):
         return True
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return False
     number = float(value)
     if math.isnan(number) or math.isinf(number):
         return False

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from lightning_optim.distributed.names import plain_name
 from lightning_optim.training.grad_init import Iteration
 
 PREFIX = "grad_init"
@@ -38,7 +39,7 @@ def table(module: torch.nn.Module, scales: Mapping[str, float]) -> Table:
     table.add_column("scale", justify="right")
     for name, p in module.named_parameters():
         if name in scales:
-            table.add_row(name, f"{p.numel():,}", f"{scales[name]:.4f}")
+            table.add_row(plain_name(name, module), f"{p.numel():,}", f"{scales[name]:.4f}")
     return table
 
 

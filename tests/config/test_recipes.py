@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from lightning_optim import AdamW, Padam, RAdam, create_optimizer
+from lightning_optim import AdamW, OptimizerStrategy, Padam, RAdam
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.config.recipes import RECIPES
 from lightning_optim.stages import Average
@@ -48,9 +48,9 @@ def test_the_users_callback_wins() -> None:
 
 
 def test_settings_of_a_recipe_hold_unless_changed() -> None:
-    (group,) = create_optimizer("gadamx", [nn.Parameter(torch.zeros(1))]).param_groups
+    (group,) = OptimizerStrategy.parse("gadamx").create([nn.Parameter(torch.zeros(1))]).param_groups
     assert (group["partial"], group["decoupled"], group["amsgrad"]) == (0.125, True, True)
-    (group,) = create_optimizer({"name": "gadamx", "partial": 0.25}, [nn.Parameter(torch.zeros(1))]).param_groups
+    (group,) = OptimizerStrategy.parse("gadamx", partial=0.25).create([nn.Parameter(torch.zeros(1))]).param_groups
     assert (group["partial"], group["decoupled"]) == (0.25, True)
 
 
@@ -59,7 +59,7 @@ def test_the_mean_of_a_recipe_is_the_published_one(name: str) -> None:
     """The golden means, collected after each step from the first on."""
     golden = next(golden for golden in GOLDENS if golden.name == f"{name}_iterates")
     params = [nn.Parameter(torch.tensor(p)) for p in golden.initial()]
-    optimizer = create_optimizer({"name": name, **golden.options}, params)
+    optimizer = OptimizerStrategy.parse(name, **golden.options).create(params)
     optimizer.append(Average("mean", start=1))
     for grads, means in zip(golden.gradient_steps(), AVERAGES[f"{name}_average_after_each_step"], strict=True):
         for p, grad in zip(params, grads, strict=True):

@@ -1,0 +1,104 @@
+"""How LightningCLI reads an optimizer: a word, a mapping, or a change of what it has read before."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from lightning_optim.config.strategy import OptimizerStrategy
+from lightning_optim.errors import OptionError, shown
+
+# Keys whose value is a word, or a mapping with the word under this name.
+WORDS = {"schedule": "name", "communication": "kind"}
+
+
+def register() -> None:
+    """Let jsonargparse read a spec wherever a signature has the type OptimizerStrategy."""
+    try:
+        from jsonargparse.typing import register_type
+    except ImportError:  # it is only needed for config files
+        return
+    register_type(
+        OptimizerStrategy,
+        serializer=OptimizerStrategy.as_config,
+        deserializer=read,
+        deserializer_exceptions=(OptionError,),
+        type_check=lambda value, hint: isinstance(value, hint),
+    )
+
+
+def read(value: Any) -> OptimizerStrategy:
+    """The strategy of an argument: of a whole spec, or of a change of the spec before.
+
+    `--model.optimizer.lr 1e-3` and a mapping without a name are changes.
+
+    Raises:
+        OptionError: for an invalid spec, and for a change without a spec before.
+    """
+    if hasattr(value, "key") and hasattr(value, "val"):  # jsonargparse's NestedArg
+        changes: Any = read_value(value.val)
+        for key in reversed(str(value.key).split(".")):
+            changes = {key: changes}
+    elif isinstance(value, Mapping) and "name" not in value:
+        changes = value
+    else:
+        return OptimizerStrategy.parse(value)
+    previous = _previous()
+    if previous is None:
+        raise OptionError(
+            f"optimizer={shown(changes)} has no 'name', and no optimizer is given before that it could change. Write a "
+            "word, such as adan, or a mapping with name and options, such as {name: adan, lr: 0.002}."
+        )
+    return OptimizerStrategy.parse(_changed(previous, changes))
+
+
+def read_value(text: Any) -> Any:
+    """A value as the command line has it, in YAML. `1e-3` is a number, which it is not in YAML 1.1.
+
+    Example:
+        >>> read_value("1e-3"), read_value("[0.9, 99e-2]"), read_value("auto")
+        (0.001, [0.9, 0.99], 'auto')
+    """
+    try:
+        value = yaml.safe_load(text) if isinstance(text, str) else text
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, list):
+        return [read_value(item) for item in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _previous() -> Any:
+    """What the parser has read for the same argument before, or its default.
+
+    jsonargparse has it at hand where it calls a deserializer, and merges values of its own types with it, but it does
+    not pass it on.
+    """
+    frame = inspect.currentframe()
+    found: Any = None
+    while frame is not None and not hasattr(frame.f_locals.get("self"), "_typehint"):
+        if frame.f_code.co_name == "adapt_typehints" and found is None:
+            found = frame.f_locals.get("prev_val")
+        frame = frame.f_back
+    default = frame.f_locals["self"].default if frame is not None else None
+    return next((spec for spec in (found, default) if isinstance(spec, str | Mapping | OptimizerStrategy)), None)
+
+
+def _changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec with other options; `schedule.final` changes that one option of the schedule."""
+    before = OptimizerStrategy.parse(previous).config
+    merged: dict[str, Any] = {**before}
+    for key, value in changes.items():
+        word, old = WORDS.get(key, ""), before.get(key)
+        if word and isinstance(value, Mapping) and word not in value and old is not None:
+            value = {**({word: old} if isinstance(old, str) else old), **value}
+        merged[key] = value
+    return merged
