@@ -199,9 +199,9 @@ def plain(value: Any) -> Any:
         value = value.item()
     elif axes == 1 and hasattr(value, "tolist"):
         return value.tolist()
-    if isinstance(value, numbers.Real) and type(value) is not bool:
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
-    return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _converted(value: Any, hint: Any) -> Any:
