@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -97,17 +100,16 @@ class CheckpointIntegrity(FitCallback):
             if _is_remote(filepath):
                 save(checkpoint, filepath, storage_options)
                 return
-            if trainer.is_global_zero:
-                integrity.begin(Path(filepath))
-            strategy.barrier()
-            save(checkpoint, str(integrity.partial(Path(filepath))), storage_options)
-            strategy.barrier()
-            if trainer.is_global_zero:
-                integrity.commit(Path(filepath))
+            path = Path(filepath)
+            with integrity.replacing(path) if trainer.is_global_zero else nullcontext(integrity.partial(path)) as to:
+                strategy.barrier()
+                save(checkpoint, str(to), storage_options)
+                strategy.barrier()
 
         def load_checkpoint(load: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
             if not _is_remote(checkpoint_path):
-                _refuse_damage(trainer, Path(checkpoint_path))
+                trusted = kwargs.get("weights_only") is False
+                checkpoint_path = _verified(trainer, Path(checkpoint_path), trusted)
             if trainer.state.fn == TrainerFn.FITTING:  # this copy takes memory that gradients need later
                 tensors = chain(pl_module.parameters(), pl_module.buffers())
                 self._before = [(tensor, local(tensor.detach()).clone()) for tensor in tensors]
@@ -127,8 +129,28 @@ class CheckpointIntegrity(FitCallback):
         self.wrap(strategy, "load_checkpoint", load_checkpoint)
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear away what a killed process has left."""
+        folders = {
+            callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        }
+        folders.add(trainer.default_root_dir)  # where a SLURM job saves itself
+        for folder in folders if trainer.is_global_zero else ():
+            recovered = integrity.tidy(Path(folder)) if folder and not _is_remote(folder) else []
+            for path in recovered if trainer.ckpt_path is None else ():
+                warnings.warn(
+                    f"{path} was being replaced when an earlier process was killed. It is whole, and has its name "
+                    "again. If this run was to resume from it, start it once more.",
+                    stacklevel=2,
+                )
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = []  # the load succeeded
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._before = []  # a finder of learning rates or batch sizes loads between batches
 
     @override
     @torch.no_grad()
@@ -144,17 +166,18 @@ class CheckpointIntegrity(FitCallback):
         self._before = []
 
 
-def _refuse_damage(trainer: Trainer, path: Path) -> None:
-    """Verify the checkpoint on one process of each node; all processes raise an error if one found damage."""
-    if trainer.is_global_zero:
-        integrity.recover(path)
-    damage = integrity.damage(path) if trainer.local_rank == 0 and path.exists() else ""
-    bad = torch.tensor(float(bool(damage)), dtype=torch.float32, device=trainer.strategy.root_device)
+def _verified(trainer: Trainer, path: Path, trusted: bool) -> Path:
+    """Where the checkpoint is, which one process of each node has verified; all raise an error if one found damage."""
+    strategy = trainer.strategy
+    path = Path(strategy.broadcast(f"{integrity.recover(path)}" if trainer.is_global_zero else ""))
+    damage = integrity.damage(path, trusted) if trainer.local_rank == 0 and path.exists() else ""
+    bad = torch.tensor(float(bool(damage)), dtype=torch.float32, device=strategy.root_device)
     if mean_over_ranks(bad).item():
         raise OptionError(
             f"The checkpoint is damaged: {damage or 'see the error of local rank 0.'} Nothing was loaded. Use an "
             "earlier one."
         )
+    return path
 
 
 def _is_remote(path: Any) -> bool:

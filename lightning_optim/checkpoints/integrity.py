@@ -1,16 +1,24 @@
-"""Replace a checkpoint on disk atomically, and verify that one is complete and unchanged."""
+"""Replace a checkpoint on disk so that a whole one is always there, and verify that one is complete and unchanged."""
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-import zipfile
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-METADATA = "meta.pt"  # the file beside the shards with what else Lightning saves: loops, callbacks, hyper-parameters
-PICKLE = b"\x80"  # the first byte in the format of torch.save before version 1.6; since then it is a zip archive
+from lightning_optim.checkpoints import archive, shards
+from lightning_optim.checkpoints.archive import Damaged
+
+if sys.platform != "win32":
+    import fcntl
+
+EXCHANGE = ".exchange"
+REPLACED = ".replaced"
+ATTEMPTS = 3
 
 
 def partial(path: Path) -> Path:
@@ -23,43 +31,171 @@ def partial(path: Path) -> Path:
     return path.parent / ".partial" / path.name
 
 
+def _exchange(path: Path) -> Path:
+    """Where a whole new folder stands until the old one has left `path`: `ckpt_path="last"` finds it there."""
+    return path.with_name(f"{path.stem}{EXCHANGE}{path.suffix}")
+
+
 def _replaced(path: Path) -> Path:
-    return partial(path).with_name(f"{path.name}.replaced")
+    return partial(path).with_name(f"{path.name}{REPLACED}")
 
 
-def begin(path: Path) -> Path:
-    """Create the folder for `partial(path)`, remove what is left of an earlier save there, and return that path."""
-    written = partial(path)
-    _remove(written)
-    written.parent.mkdir(parents=True, exist_ok=True)
-    return written
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a checkpoint that takes the place of `path` when the block ends, and only if it ends without an error.
+
+    What is at `path` stays there until the new one is whole and on the disk. Processes of one machine that save to the
+    same folder wait for each other.
+
+    Yields:
+        The path to write to.
+    """
+    with _lock(partial(path).parent):
+        _finish(path)
+        written = partial(path)
+        _remove(written)
+        try:
+            yield written
+        except BaseException:
+            with suppress(OSError):  # the error that led here says more
+                _remove(written)
+            raise
+        _commit(path)
 
 
-def commit(path: Path) -> None:
+def _commit(path: Path) -> None:
     """Move the checkpoint at `partial(path)` to `path`.
 
-    A file replaces a file in one rename. A directory cannot be replaced, so the old one is renamed first. If the
-    process dies between the two renames, both are intact, and `recover` finishes the move.
+    A file replaces a file in one rename. A folder cannot be replaced, so it first gets a name beside the old one. At
+    each moment a name that `ckpt_path="last"` finds belongs to a whole checkpoint, and `recover` finishes the exchange.
     """
-    written, old = partial(path), _replaced(path)
+    written = partial(path)
     for file in [written, *written.rglob("*")]:
         _flush(file)
-    if path.is_dir() or (path.exists() and written.is_dir()):
-        _remove(old)
-        path.rename(old)
-        written.rename(path)
-        _remove(old)
+    if os.path.lexists(path) and (path.is_dir() or written.is_dir()):
+        written.rename(_exchange(path))
+        _flush(path.parent)
+        _finish(path)
     else:
         written.replace(path)
-    _flush(path.parent)
-    if not any(written.parent.iterdir()):
-        written.parent.rmdir()
+        _flush(path.parent)
 
 
-def recover(path: Path) -> None:
-    """Finish a `commit` that was interrupted between its two renames."""
-    if not path.exists() and _replaced(path).exists() and partial(path).exists():
-        partial(path).rename(path)
+def _finish(path: Path) -> None:
+    """Finish what a killed process left of an exchange. Nothing whole goes before something newer is whole."""
+    new, old = _exchange(path), _replaced(path)
+    if new.exists():
+        if os.path.lexists(path):
+            _remove(old)
+            path.rename(old)
+        new.rename(path)
+        _flush(path.parent)
+        _remove(old)
+    elif not os.path.lexists(path):  # earlier versions left the new one hidden beside the old one
+        for candidate in (partial(path), old):
+            if old.exists() and candidate.exists() and not damage(candidate):
+                candidate.rename(path)
+                break
+    if os.path.lexists(path) and os.path.lexists(old) and not damage(path):
+        _remove(old)
+
+
+def recover(path: Path) -> Path:
+    """Finish an exchange of folders that was interrupted.
+
+    Args:
+        path: The checkpoint, or the name that a new one has during an exchange.
+
+    Returns:
+        Where the checkpoint is now.
+    """
+    if path.stem.endswith(EXCHANGE):
+        final = path.with_name(path.stem.removesuffix(EXCHANGE) + path.suffix)
+        path = final if path.exists() or final.exists() else path
+    if _exchange(path).exists() or (_replaced(path).exists() and not os.path.lexists(path)):
+        try:
+            with _lock(partial(path).parent):
+                _finish(path)
+        except OSError:  # it may be read but not changed
+            return _exchange(path) if _exchange(path).exists() else path
+    return path
+
+
+def tidy(folder: Path) -> list[Path]:
+    """Finish all exchanges in a folder that were interrupted, and remove what was never finished.
+
+    Where another process is saving now, nothing is done.
+
+    Returns:
+        The checkpoints that had no name and have one now.
+    """
+    hidden = folder / ".partial"
+    exchanged = [path.with_name(path.name.replace(EXCHANGE, "")) for path in folder.glob(f"*{EXCHANGE}*")]
+    if not hidden.is_dir() and not exchanged:
+        return []
+    missing: list[Path] = []
+    with suppress(OSError), _lock(hidden, wait=False) as alone:  # it may be read but not changed
+        if not alone:
+            return []
+        replaced = [folder / path.name.removesuffix(REPLACED) for path in hidden.glob(f"*{REPLACED}")]
+        missing = [path for path in {*exchanged, *replaced} if not os.path.lexists(path)]
+        for path in {*exchanged, *replaced}:
+            _finish(path)
+        for path in hidden.iterdir():
+            if not path.name.endswith(REPLACED):  # one that is still there is the only one, or the only whole one
+                _remove(path)
+    return sorted(path for path in missing if path.exists())
+
+
+@contextmanager
+def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a `.partial` folder, which is made for that time. The kernel releases it if the process dies.
+
+    Yields:
+        Whether it is held; it always is where `wait` is true or the file system has no locks.
+    """
+    if sys.platform == "win32":
+        folder.mkdir(parents=True, exist_ok=True)
+        yield True
+        return
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            held = _take(handle, folder, wait)
+            if not held or os.path.samestat(os.fstat(handle), os.stat(folder)):
+                break
+        except FileNotFoundError:
+            pass  # whoever held it has removed the folder: make another
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    try:
+        yield held
+    finally:
+        if held:
+            with suppress(OSError):
+                folder.rmdir()  # unless it holds something
+            if sys.platform != "win32":
+                with suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_UN)  # for children too, that have inherited it
+        os.close(handle)
+
+
+def _take(handle: int, folder: Path, wait: bool) -> bool:
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            return False
+        warnings.warn(f"Another process is saving to {folder.parent}. Waiting for it.", stacklevel=6)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks
+    return True
 
 
 def _flush(path: Path) -> None:
@@ -72,60 +208,54 @@ def _flush(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def damage(path: Path) -> str:
-    """Find out what is wrong with a checkpoint.
+def damage(path: Path, trusted: bool = False) -> str:
+    """Find out what is wrong with a checkpoint. Everything is read once, and nothing that is in it runs.
 
-    `torch.save` writes a checksum for every tensor, and `torch.load` does not verify it. Here everything is read once
-    and compared. A file in the format before torch 1.6 has no checksums and passes.
+    `torch.save` writes a checksum for every record, and `torch.load` does not verify it. What has no checksum has only
+    one form, and is compared with that. A file in the format before torch 1.6 has neither, and passes; so do the
+    records of a file that was written with `torch.serialization.set_crc32_options(False)`.
 
     Args:
         path: A file of `torch.save`, or a folder of shards saved by FSDP1 or FSDP2.
+        trusted: Objects in a folder, which torch unpickles without restrictions, may be of any class.
 
     Returns:
         What is wrong, in one sentence, or "" if the checkpoint is intact.
     """
-    if path.is_dir():
-        return _damage_of_folder(path)
-    with path.open("rb") as file:
-        if file.read(1) == PICKLE:
-            return ""
-        return _damage_of_archive(file, f"{path}")
-
-
-def _damage_of_archive(file: IO[bytes], name: str) -> str:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        return f"{name} is truncated, or not a file of torch.save ({error})."
-    return f"{name} was changed after it was written: the checksum of {wrong} does not match." if wrong else ""
-
-
-def _damage_of_folder(path: Path) -> str:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-    for name in (".metadata", METADATA):
-        if not (path / name).is_file():
-            return f"{path} has no {name}: its save was never finished."
-    try:
-        metadata = FileSystemReader(path).read_metadata()
-    except Exception as error:  # an unpickler may raise anything on changed bytes
-        return f"{path / '.metadata'} cannot be read ({error!r})."
-    shards = sorted((metadata.storage_data or {}).values(), key=lambda shard: (shard.relative_path, shard.offset))
-    for shard in shards:
-        file = path / shard.relative_path
-        if not file.is_file() or file.stat().st_size < shard.offset + shard.length:
-            return f"{file} is missing or truncated."
-        with file.open("rb") as all_shards:
-            all_shards.seek(shard.offset)
-            data = io.BytesIO(all_shards.read(shard.length))
-        if wrong := _damage_of_archive(data, f"a tensor in {file}"):
+    for _ in range(ATTEMPTS):
+        before = _stamp(path)
+        wrong = _damage(path, trusted)
+        if before == _stamp(path):
             return wrong
-    with (path / METADATA).open("rb") as other:
-        return _damage_of_archive(other, f"{path / METADATA}")
+    return f"{path} is being written: it changed while it was read."
+
+
+def _damage(path: Path, trusted: bool) -> str:
+    try:
+        if path.is_dir():
+            shards.check(path, trusted)
+        else:
+            with path.open("rb") as file:
+                if file.read(len(archive.LEGACY)) != archive.LEGACY:
+                    archive.check(file, f"{path}")
+    except Damaged as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} cannot be read ({error})."
+    return ""
+
+
+def _stamp(path: Path) -> list[tuple[int, ...]]:
+    """What changes when somebody writes to a file or folder, or puts another in its place."""
+    stamps: list[tuple[int, ...]] = []
+    with suppress(OSError):
+        for file in [path, *(sorted(path.iterdir()) if path.is_dir() else [])]:
+            found = file.stat()
+            stamps.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    return stamps
