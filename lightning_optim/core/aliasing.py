@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim.distributed.placement import local
 from lightning_optim.errors import OptionError
@@ -135,12 +136,14 @@ def _share_an_element(ranges: list[Range]) -> bool:
 
 def _with_memory(p: Tensor) -> Tensor | None:
     """The local tensor of a parameter, if it has memory with an address."""
+    if is_lazy(p):
+        return None
     tensor = local(p)
     if not tensor.numel() or tensor.device.type == "meta" or tensor.layout != torch.strided:
         return None
     try:
         has_memory = tensor.untyped_storage().nbytes() > 0 and tensor.data_ptr() > 0
-    except (RuntimeError, NotImplementedError):  # a wrapper subclass, or a lazy parameter
+    except (RuntimeError, NotImplementedError):  # a wrapper subclass
         return None
     return tensor if has_memory else None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.distributed.placement import gradient_of, is_dtensor, local
+from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
@@ -152,21 +153,11 @@ class Batches:
         return shared
 
     def take_gradients(self) -> None:
-        """Set the gradients of the local parameters for this step.
-
-        Raises:
-            RuntimeError: for a gradient of another size than its parameter.
-        """
+        """Set the gradients of the local parameters for this step."""
         for batch in self.active:
             for param in batch.params:
                 p = param.source
-                grad = p.grad if param.param is p and p.grad is not None else _local_gradient(param)
-                if grad is not None and grad.numel() != param.param.numel():
-                    raise RuntimeError(
-                        f"a gradient has the shape {tuple(grad.shape)}, and its parameter "
-                        f"{tuple(param.param.shape)}. Did the parameter change after the backward pass?"
-                    )
-                param.grad = grad
+                param.grad = p.grad if param.param is p and p.grad is not None else _local_gradient(param)
 
     def drop_gradients(self) -> None:
         """Drop references to gradients, whose memory may be needed before the next step."""
@@ -180,7 +171,7 @@ def _local_gradient(param: LocalParameter) -> Tensor | None:
     grad = gradient_of(param.source)
     if grad is None:
         return None
-    grad = local(grad)
+    grad = resolved(local(grad))
     grad = torch.view_as_real(grad) if grad.is_complex() else grad
     return grad.view(param.param.shape)
 

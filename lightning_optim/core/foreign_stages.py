@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.core.optimizer import Optimizer
@@ -111,6 +112,8 @@ class _ForeignStage:
 
     def pending_of(self, p: Tensor) -> dict[str, Tensor]:
         """The slots of a parameter that are not in the state yet, with the values that they have before a step."""
+        if is_lazy(p):
+            return {}
         if p not in self.pending:
             state, names = self.optimizer.state.get(p, {}), self.stage.slots_beside(())
             missing = [name for name in names if name not in state]
@@ -169,7 +172,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, 
     for one in _stages_of(optimizer):
         one.before_step()
     acting = [one for one in _stages_of(optimizer) if one.stage.acts_before and one.stage.in_pass]
-    if not acting:
+    lazy = any(is_lazy(p) for group in optimizer.param_groups for p in group["params"])
+    if not acting and not lazy:
         return None
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
@@ -179,6 +183,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, 
 
     def with_stages() -> Any:
         loss = closure()
+        for one in _stages_of(optimizer) if lazy else ():
+            one.before_step()
         for one in acting:
             one.gradients.run()
         return loss

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.core.state_layout import StateLayout
@@ -29,6 +31,26 @@ def refuse_nothing_to_quantize(owner: str, options: Mapping[str, Any], slots: Ma
             f"{owner}: state_bits=8 has nothing to keep in 8 bits: its state is one number per tensor or less, or must "
             "stay exact. Leave it at 32."
         )
+
+
+def refuse_parameters(owner: str, params: Iterable[Tensor]) -> None:
+    """Refuse parameters that cannot be written as they are. Lazy ones are served once they are initialized.
+
+    Raises:
+        OptionError: for a sparse parameter, an inference tensor, a lazy conjugate and zeros without memory.
+    """
+    for p in (p for p in params if not is_lazy(p)):
+        why = ""
+        if p.layout != torch.strided:
+            why = f"its layout is {str(p.layout).removeprefix('torch.')}. Give it as a dense tensor"
+        elif p.is_inference():
+            why = "it was made in inference mode, where nothing trains. Make the model outside of it, or clone it"
+        elif p.is_conj():
+            why = "it is a lazy conjugate. Make the parameter of x.resolve_conj()"
+        elif p._is_zerotensor():
+            why = "it is a tensor of zeros without memory. Make the parameter of x.clone()"
+        if why:
+            raise OptionError(f"{owner} cannot write a parameter of shape {tuple(p.shape)}: {why}.")
 
 
 def refuse_uncapturable(layout: StateLayout) -> None:

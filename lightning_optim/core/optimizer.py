@@ -18,7 +18,13 @@ from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core import torch_files
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
 from lightning_optim.core.constructor import constructor
-from lightning_optim.core.guards import refuse_nothing_to_quantize, refuse_stale_parameters, refuse_uncapturable
+from lightning_optim.core.gradients import with_gradient
+from lightning_optim.core.guards import (
+    refuse_nothing_to_quantize,
+    refuse_parameters,
+    refuse_stale_parameters,
+    refuse_uncapturable,
+)
 from lightning_optim.core.loss import Loss
 from lightning_optim.core.runner import Runner
 from lightning_optim.core.state_layout import WHOLE, StateLayout
@@ -123,6 +129,7 @@ class Optimizer(StateLayout):
             param_group["params"] = list(param_group["params"])
         tensors = tensors_of(param_group["params"])
         refuse_repeats(owner, tensors, self.param_groups)
+        refuse_parameters(owner, tensors)
         if "engine" in self.defaults:  # torch's constructor adds group after group; `_begin` looks at all of them
             refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
         if self.real_only and any(p.is_complex() for p in tensors):
@@ -144,7 +151,7 @@ class Optimizer(StateLayout):
 
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
-        params = [p for _, p in self.every_parameter()]
+        params = [p for _, p in self.initialized()]
         engine = engines.describe(self.defaults["engine"], self.first_programs(), params)
         runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages)]
         return "\n".join([*lines[:-1], *(f"    {line}" for line in runs), lines[-1]])
@@ -172,7 +179,7 @@ class Optimizer(StateLayout):
         self.stages.sort(key=lambda stage: stage.order)
         self._programs.clear()
         self._runner.clear_cache()
-        for i, p in self.every_parameter():
+        for i, p in self.initialized():
             if "step" not in self.state[p]:  # loaders of sharded checkpoints fill the slots that exist, and no others
                 self.start_state(p, i)
             for name in stage.slots_beside(self.slots_of(i, p)):
@@ -214,49 +221,47 @@ class Optimizer(StateLayout):
         Raises:
             RuntimeError: for a sparse gradient, and for a missing loss where the update reads it.
         """
+        if torch.is_inference_mode_enabled():  # state that was made there could not be written outside
+            with torch.inference_mode(False):
+                return self.step(closure)
         if not self._counters_agree:
             checkpoint.agree_on_counters(self)
             self._counters_agree = True
         if closure is None and not self.state and torch_files.creates_state(self):
-            for i, p in self.every_parameter():
+            for i, p in self.initialized():
                 self.start_state(p, i)
             return None
-        predicted = self.param_groups[0].get("predicted", False)
-        if self.predicts() and not predicted:
-            self._runner.run("predict", self.every_parameter())
+        owner, every = type(self).__name__, self.every_parameter()
+        active = with_gradient(owner, every) if closure is None else []
+        to_predict = self.predicts() and not self.param_groups[0].get("predicted", False)
+        late = not self.state and len(self.initialized()) < len(every)  # the first prediction moves nothing
+        if to_predict and not late:
+            self._runner.run("predict", self.initialized())
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with_gradient = self._with_gradient()
-        if with_gradient:  # otherwise no parameter moves, and stages do not count the step
-            inputs = self._loss.take(type(self).__name__, loss) if self.inputs else {}
+            active = with_gradient(owner, every)
+        if to_predict and late:
+            self._runner.run("predict", self.initialized())
+        if active:  # otherwise no parameter moves, and stages do not count the step
+            inputs = self._loss.take(owner, loss) if self.inputs else {}
             acting = {stage.name: stage.advance() for stage in self.stages}
             after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
             idle = self._without_gradient() if after else []
-            self._runner.run("update", with_gradient, {**inputs, **acting}, idle)
+            self._runner.run("update", active, {**inputs, **acting}, idle)
         elif not any(float(state["step"]) for state in self.state.values()):
-            refuse_stale_parameters(type(self).__name__, [p for _, p in self.every_parameter()])
+            refuse_stale_parameters(owner, [p for _, p in every])
         if self.predicts():
             # Without a closure the next forward pass comes between two calls of `step`, so its prediction is made
             # here. A prediction that no gradient has corrected yet is still valid.
-            self.param_groups[0]["predicted"] = closure is None or not with_gradient
-            if closure is None and with_gradient:
-                self._runner.run("predict", self.every_parameter())
+            self.param_groups[0]["predicted"] = closure is None or not active
+            if closure is None and active:
+                self._runner.run("predict", self.initialized())
         return loss
 
-    def _with_gradient(self) -> list[tuple[int, Tensor]]:
-        found = [(i, p) for i, p in self.every_parameter() if p.grad is not None or has_gradient(p)]
-        for _, p in found:
-            if p.grad is not None and p.grad.is_sparse:
-                raise RuntimeError(
-                    f"{type(self).__name__} got a sparse gradient of shape {tuple(p.shape)}; its state is dense. "
-                    "Use torch.optim.SparseAdam or SGD for that parameter, or Embedding(sparse=False)."
-                )
-        return found
-
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
-        return [(i, p) for i, p in self.every_parameter() if not has_gradient(p)]
+        return [(i, p) for i, p in self.initialized() if not has_gradient(p)]
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -270,7 +275,7 @@ class Optimizer(StateLayout):
         hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.dequantize(self, found), prepend=True)
         for_file, self._for_file = self._for_file, False
         if self.state and (for_file or any(is_sharded(p) for _, p in self.every_parameter())):
-            for i, p in self.every_parameter():  # FSDP2 loads no file that lacks a parameter without a gradient
+            for i, p in self.initialized():  # FSDP2 loads no file that lacks a parameter without a gradient
                 if p.requires_grad and not self.state.get(p):
                     self.start_state(p, i)
         try:

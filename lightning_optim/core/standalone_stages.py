@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_optim import engines
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.distributed.plain import writable_gradient
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
@@ -52,6 +53,7 @@ class OnGradients:
             options = {name: _as_floats(value) for name, value in group.items() if _is_number(value)}
             for p in (p for p in group["params"] if p.grad is not None):
                 self._refuse_sparse(p)
+                grad = writable_gradient(p)
                 state = self._state(p, i)
                 t = int(state.get("step", 0)) + 1
                 h = {**options, "t": float(t), "stage": self.stage.options()}
@@ -60,7 +62,7 @@ class OnGradients:
                     self._refuse_missing(p, program.slots)
                     continue
                 batch = batches.setdefault((i, t), Batch.of(program, h))
-                batch.params.append(_local(self.stage, p.grad, {name: state[name] for name in program.slots}))
+                batch.params.append(_local(self.stage, grad, {name: state[name] for name in program.slots}))
                 batch.params[-1].global_index = self.stage.global_index_of(p) if program.normals else None
                 params.append(p)
         _run(batches, params)

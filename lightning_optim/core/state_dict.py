@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
@@ -90,6 +91,11 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
     params = layout.every_parameter()
     if len(order) != len(params):
         return  # torch raises the error
+    if any(is_lazy(p) for _, p in params):
+        raise OptionError(
+            f"{owner} cannot load state for parameters that are not initialized: their layers are lazy and have seen "
+            "no batch. Load the model first, or call it once."
+        )
     saved_of: dict[tuple[str, ...], set[str]] = {}  # the saved slots, by the slots that a parameter needs
     not_finite = ""
     for index, (i, p) in zip(order, params, strict=True):
@@ -123,6 +129,8 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
 
 def _first_not_finite(layout: StateLayout, saved: dict[str, Any], p: Tensor) -> str:
     """The first saved slot with NaN or infinity, in words; empty where all are finite."""
+    if not logical_shape(p).numel():  # earlier versions wrote the means of no elements
+        return ""
     for name in (name for name in layout.all_slots() if isinstance(saved.get(name), Tensor)):
         if not local(saved[name]).isfinite().all():
             return f"{name} of a parameter of shape {tuple(logical_shape(p))}"
@@ -220,7 +228,8 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> N
     layout.start_state(p, i)
     state["step"].fill_(float(saved.get("step", 0)))
     quantized: dict[str, Tensor] = {}
-    for name in [name for name in saved if name in slots]:  # in the same order on every rank
+    held = logical_shape(p).numel() > 0  # without elements, slots keep their first values
+    for name in [name for name in saved if name in slots and held]:  # in the same order on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = layout.slot_dtype(slots[name], p, i)
         value = saved[name]

@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.distributed.placement import full_with_axis_reduced, local, logical_shape
+from lightning_optim.distributed.plain import bare
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.math import squarable
 from lightning_optim.language.options import Option
@@ -62,6 +64,11 @@ class StateLayout(Definition, torch.optim.Optimizer):
             self._parameters = ids, [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
         return self._parameters[1]
 
+    def initialized(self) -> list[tuple[int, Tensor]]:
+        """All parameters but those of lazy modules that have seen no batch yet."""
+        every = self.every_parameter()
+        return [pair for pair in every if not is_lazy(pair[1])] if any(is_lazy(p) for _, p in every) else every
+
     def options_of(self, group: dict[str, Any], keep_tensors: bool = False) -> dict[str, Any]:
         """The options of a parameter group that the update sees, as floats where they are numbers.
 
@@ -87,7 +94,11 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def most_dims(self) -> int:
         """The largest number of axes of any parameter."""
         if self._most_dims is None:
-            self._most_dims = max((len(logical_shape(p)) for _, p in self.every_parameter()), default=0)
+            found = self.initialized()
+            most = max((len(logical_shape(p)) for _, p in found), default=0)
+            if len(found) < len(self.every_parameter()):
+                return most
+            self._most_dims = most
         return self._most_dims
 
     # ------------------------------------------------------------------ programs
@@ -127,7 +138,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         """The programs of a first step, one for each parameter group, without running anything."""
         found = []
         for i, group in enumerate(self.param_groups):
-            for p in group["params"][:1]:
+            for p in [p for p in group["params"] if not is_lazy(p)][:1]:
                 options = self.options_of(group)
                 scalars = {**self.scalars(namespace(options), 1), **dict.fromkeys(self.inputs, 0.0)}
                 found.append(self.program("update", {**options, **self.traits_of(i, p), **scalars}))
@@ -175,7 +186,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         device = local(p).device if self.defaults["capturable"] else "cpu"
         self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
         h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
-        for name in self.slots_of(i, p):
+        for name in (*self.slots_of(i, p), *self.slots_of_stages(i, p)):
             self.create_slot(name, p, i, h)
 
     def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
@@ -202,7 +213,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
 def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any]) -> Tensor:
     """The value of a slot of `p` before the first step, as a tensor that is sharded like `p`."""
-    start = slot.start(namespace(h))
+    start, p = slot.start(namespace(h)), bare(p)
     if slot.per != "element":
         return torch.full((), start, dtype=torch.float64, device="cpu")
     if slot.copies:

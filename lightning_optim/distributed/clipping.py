@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.distributed.placement import gradient_of, local, shard_of
+from lightning_optim.distributed.plain import resolved, writable_gradient
 from lightning_optim.distributed.reductions import Reductions
 
 
@@ -29,14 +30,20 @@ def clip_gradient_norm(params: Iterable[Tensor], max_norm: float) -> float:
     Returns:
         The norm before clipping; 0 where there is no gradient.
     """
-    found = [(p, grad) for p in params if (grad := gradient_of(p)) is not None]
+    found = [p for p in params if gradient_of(p) is not None]
     if not found:
         return 0.0
-    grads = [local(grad) for _, grad in found]
+    grads = [resolved(local(_gradient_to_scale(p))) for p in found]
     squares = torch.stack([torch.linalg.vector_norm(grad).double().square().to(grads[0].device) for grad in grads])
-    reductions = Reductions([p for p, _ in found])
-    norm = reductions.reduce_vector(squares, [shard_of(p).process_groups for p, _ in found], "all", "sum")[0].sqrt()
+    reductions = Reductions(found)
+    norm = reductions.reduce_vector(squares, [shard_of(p).process_groups for p in found], "all", "sum")[0].sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     for grad in grads:
         grad.mul_(scale.to(grad.device))
     return float(norm)
+
+
+def _gradient_to_scale(p: Tensor) -> Tensor:
+    grad = gradient_of(p) if p.grad is None else writable_gradient(p)
+    assert grad is not None
+    return grad

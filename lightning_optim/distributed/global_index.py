@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim.distributed.names import plain_name
 from lightning_optim.distributed.placement import shard_of
@@ -63,7 +64,7 @@ def global_indices(named: Iterable[tuple[str, Tensor]], optimizer: torch.optim.O
         identifiers.setdefault(p, number)
     found = {}
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        first, run, stride = shard_of(p).runs()
+        first, run, stride = (0, 1, 1) if is_lazy(p) else shard_of(p).runs()
         parts = 2 if p.is_complex() else 1  # real and imaginary parts are elements of their own
         number = identifiers.get(p, zlib.crc32(f"parameter {i}".encode()))
         found[p] = GlobalIndex(number, first * parts, run * parts, stride * parts)

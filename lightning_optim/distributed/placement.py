@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim.distributed.fsdp1 import flattened, is_flattened
 from lightning_optim.distributed.shard import Shard
@@ -82,7 +83,7 @@ def gradient_of(p: Tensor) -> Tensor | None:
     FSDP1 leaves None there. But a process without elements takes part in all-reduces all the same. All trainable
     parameters of an FSDP unit get gradients together, so the other parameters of the unit tell.
     """
-    if p.grad is not None or p.numel() or not (p.requires_grad and is_flattened(p)):
+    if p.grad is not None or is_lazy(p) or p.numel() or not (p.requires_grad and is_flattened(p)):
         return p.grad
     entry = flattened(p)
     handle = entry.handle()
@@ -95,7 +96,7 @@ def gradient_of(p: Tensor) -> Tensor | None:
 
 def has_gradient(p: Tensor) -> bool:
     """Whether a parameter takes part in a step, on this process or, where it holds no element, on others."""
-    return p.grad is not None or (not p.numel() and gradient_of(p) is not None)
+    return p.grad is not None or (not is_lazy(p) and not p.numel() and gradient_of(p) is not None)
 
 
 def drop_gradients(params: Iterable[Tensor]) -> None:

@@ -191,7 +191,7 @@ def _launches(
                 operands.append((name, value.format))
                 addresses += [value.codes.data_ptr(), value.scales.data_ptr()]
                 continue
-            if value.dtype not in served or not value.is_contiguous():
+            if value.dtype not in served or not value.is_contiguous() or value.is_neg():
                 dtype = value.dtype if value.dtype in served else torch.float32
                 copy = value.to(dtype=dtype, memory_format=torch.contiguous_format, copy=True)
                 copies.append((name, value, copy))

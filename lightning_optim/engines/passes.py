@@ -13,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.distributed.plain import is_wrapper
 from lightning_optim.engines.plan import Backend, Plan
 from lightning_optim.engines.step import Step
+from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
+
+
+def unserved(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
+    """Why no engine that walks over memory can serve, in one sentence; empty where one can."""
+    if not all(program.elementwise for program in programs):
+        return "the update needs means along an axis of the whole tensor."
+    wrapper = next((type(p).__name__ for p in params if is_wrapper(p)), "")
+    return f"a parameter is a {wrapper}, which is no memory of its own." if wrapper else ""
 
 
 def run(step: Step, backend: Backend[Any]) -> None:

@@ -149,7 +149,9 @@ class Plan(Generic[L]):
                 continue
             if slot in self.step.shared:
                 number = self.value(result)
-                shared[slot] = number[-1] if isinstance(number, Tensor) and number.dim() else number
+                if any(param.numel for param in self.step.params):
+                    shared[slot] = number[-1] if isinstance(number, Tensor) and number.dim() else number
                 continue
             for param, number in zip(self.batch.params, self.vector(result).tolist(), strict=True):
-                (param.param if slot == "p" else param.state[slot]).fill_(number)
+                if param.numel:  # the mean of no elements is no number
+                    (param.param if slot == "p" else param.state[slot]).fill_(number)

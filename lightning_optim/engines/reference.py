@@ -100,6 +100,8 @@ class _Call:
         tensors = [value for value in param.state.values() if isinstance(value, Tensor)]
         live = {tensor.data_ptr() for tensor in (param.param, *tensors) if tensor.numel()}
         outputs = {"p": new, **s.written}
+        if not param.numel:  # the mean of no elements is no number: its slots stay as they are
+            outputs = {slot: value for slot, value in outputs.items() if slot in self.step.shared and self.elements}
         for slot, value in outputs.items():
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
                 outputs[slot] = value.clone()  # two slots may exchange their values

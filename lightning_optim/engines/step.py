@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex
 from lightning_optim.distributed.placement import is_sharded, local, shard_of
+from lightning_optim.distributed.plain import bare
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
 from lightning_optim.language.program import Program
@@ -58,7 +59,7 @@ class LocalParameter:
         Raises:
             RuntimeError: where a slot is on another device or has another shape than the parameter.
         """
-        param = local(p)
+        param = bare(local(p))
         state = {name: value if isinstance(value, Quantized) else local(value) for name, value in state.items()}
         _refuse_other_device(param, state, slots)
         _refuse_other_shape(param, state, slots)

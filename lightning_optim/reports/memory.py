@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.core.foreign_stages import pending_slots, stage_slots
@@ -87,7 +88,7 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
     """The state that will exist after the first step, which is not run.
 
     For our optimizers it follows from the update. For others a copy of the optimizer takes a step on the meta device;
-    if it cannot, the list is empty.
+    if it cannot, the list is empty. It is empty too where a lazy module has not seen a batch yet.
 
     Args:
         optimizer: Any optimizer.
@@ -95,6 +96,8 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
     """
     names, count = _named(optimizer, names), _Count(stage_slots(optimizer))
     found: list[Entry | None] = []
+    if any(is_lazy(p) for group in optimizer.param_groups for p in group["params"]):
+        return []
     if not isinstance(optimizer, Optimizer):
         found += [count.entry(i, slot, value, names[p]) for i, slot, value, p in _one_step_on_meta(optimizer)]
         return [entry for entry in found if entry is not None]
@@ -119,7 +122,7 @@ def model_memory(optimizer: torch.optim.Optimizer, names: Names | None = None, p
     names = _named(optimizer, names)
     found = []
     for i, group in enumerate(optimizer.param_groups):
-        for p in group["params"]:
+        for p in (p for p in group["params"] if not is_lazy(p)):
             found.append(_plain(i, "parameter", p, names[p]))
             grad = (p if p.requires_grad else None) if predicted else gradient_of(p)
             if grad is not None:
@@ -130,7 +133,7 @@ def model_memory(optimizer: torch.optim.Optimizer, names: Names | None = None, p
 def frozen_memory(optimizers: Iterable[torch.optim.Optimizer], names: Names) -> list[Entry]:
     """The named parameters that are in no optimizer."""
     moved = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    return [_plain(-1, "parameter", p, name) for p, name in names.items() if p not in moved]
+    return [_plain(-1, "parameter", p, name) for p, name in names.items() if p not in moved and not is_lazy(p)]
 
 
 def summed(entries: Iterable[Entry], *keys: str) -> dict[tuple[Any, ...], Entry]:

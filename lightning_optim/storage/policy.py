@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.distributed.placement import logical_shape
+from lightning_optim.distributed.plain import is_wrapper
 from lightning_optim.language.slot import Slot
 from lightning_optim.storage.dynamic import Dynamic
 from lightning_optim.storage.format import Format
@@ -34,7 +35,8 @@ def dtype(param: torch.dtype, bits: int, slot: Slot) -> torch.dtype:
 
 def is_quantized(param: Tensor, bits: int, slot: Slot) -> bool:
     """Whether a slot of this parameter is quantized under `state_bits=bits`."""
-    return bits == 8 and can_be_quantized(slot) and _reducible(param.dtype) and logical_shape(param).numel() >= SMALLEST
+    reducible = can_be_quantized(slot) and _reducible(param.dtype) and not is_wrapper(param)
+    return bits == 8 and reducible and logical_shape(param).numel() >= SMALLEST
 
 
 def can_be_quantized(slot: Slot) -> bool:

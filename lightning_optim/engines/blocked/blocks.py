@@ -45,7 +45,7 @@ def packs(params: Sequence[LocalParameter], alone: bool) -> list[Pack]:
     for position, param in enumerate(params):
         numel, dtype = param.param.numel(), param.compute_dtype
         quantized = any(isinstance(value, Quantized) for value in param.state.values())  # also where a shard is small
-        if alone or quantized or numel > PACKED:
+        if alone or quantized or numel > PACKED or param.param.is_neg():  # torch copies no list into lazy signs
             sorted_packs.append(Pack([param], [position]))
             continue
         pack, left = room.get(dtype, (None, 0))

@@ -32,8 +32,8 @@ THREADED = 32  # the least number of tiles for which starting threads pays
 
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why this engine cannot serve, in one sentence; empty where it can."""
-    if not all(program.elementwise for program in programs):
-        return "the update needs means along an axis of the whole tensor."
+    if why := passes.unserved(programs, params):
+        return why
     if any(p.device.type != "cpu" for p in params):
         return "a parameter is not on the CPU."
     return without_compiler()

@@ -40,8 +40,8 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why this engine cannot serve, in one sentence; empty where it can."""
     if not _installed():
         return "triton is not installed."
-    if not all(program.elementwise for program in programs):
-        return "the update needs means along an axis of the whole tensor."
+    if why := passes.unserved(programs, params):
+        return why
     if len({p.device for p in params}) > 1:
         return "the parameters are on several devices."
     if any(p.device.type != "cuda" for p in params) and not _interpreted():
