@@ -6,10 +6,33 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from importlib.metadata import version
 from io import StringIO
 from typing import Any
 
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, nearest
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+HELP = """usage: lightning-optim COMMAND [OPTIONS]
+
+Train with any LightningModule and data, by LightningCLI:
+  fit         train
+  validate    run the validation loop
+  test        run the test loop
+  predict     run the predict loop
+Each reads --config FILE. With --help it shows its options, and with
+--model.help CLASS those of a module.
+
+Look up:
+  optimizers  the names that `optimizer:` takes: state, formula, options, advice
+
+  --help      show this
+  --version   show the version
+
+Examples:
+  lightning-optim optimizers adan
+  lightning-optim fit --config digits.yaml --model.optimizer.lr 1e-4
+"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -19,13 +42,25 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line, without the command's name; by default that of the process.
 
     Raises:
-        SystemExit: with 2 for a wrong option, after one sentence on stderr.
+        SystemExit: with 0 after help, with 2 for a wrong command or option, after one sentence on stderr.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["optimizers"]:
-        from lightning_optim.config.catalog import show
-
-        raise SystemExit(show(given[1:]))
+    if not given or given[0] in ("-h", "--help"):
+        print(HELP, end="", file=sys.stdout if given else sys.stderr)
+        raise SystemExit(0 if given else 2)
+    if given[0] == "--version":
+        print(f"lightning-optim {version('lightning-optim')}")
+        raise SystemExit(0)
+    if given[0] == "optimizers":
+        raise SystemExit(_optimizers(given[1:]))
+    commands = (*TRAINER_COMMANDS, "optimizers")
+    if not given[0].startswith("-") and given[0] not in commands:
+        print(
+            f"lightning-optim: there is no command {given[0]!r}.{nearest(given[0], commands)} Commands are "
+            f"{', '.join(commands)}; --help says more.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     sys.path.insert(0, os.getcwd())  # a config may name classes of the current folder
     try:
         _trainer_cli(args)
@@ -36,6 +71,18 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
+def _optimizers(args: Sequence[str]) -> int:
+    from lightning_optim.config.catalog import show
+
+    try:
+        status = show(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; Python would complain when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
 def _trainer_cli(args: Sequence[str] | None) -> None:
     import torch
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -43,6 +90,9 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
     class CLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_argument("--test_after_fit", type=bool, default=False, help="Run the test loop after fit.")
+            parser.add_optimizer_args()  # as LightningCLI does after this method
+            for action in parser._actions:
+                action.help = HELP_OF.get(action.dest, action.help)
 
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             printed = StringIO()
@@ -60,9 +110,21 @@ def _trainer_cli(args: Sequence[str] | None) -> None:
             if self.config.fit.test_after_fit:
                 self.trainer.test(self.model, datamodule=self.datamodule)
 
-    CLI(args=None if args is None else list(args))
+    CLI(args=None if args is None else list(args), parser_kwargs={"prog": "lightning-optim"})
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # Lightning does it for nccl; gloo would abort at exit
+
+
+HELP_OF = {
+    "model": "The class of the LightningModule; --model.help CLASS shows its arguments, which follow as --model.NAME. "
+    "A ConfiguredOptimizer takes --model.optimizer adan, or a mapping such as {name: adan, lr: 0.002}, and "
+    "--model.optimizer.lr 1e-3 to change one option; `lightning-optim optimizers` lists names and options.",
+    "data": "The class of the LightningDataModule; --data.help CLASS shows its arguments.",
+    "optimizer": "The class of an optimizer, such as lightning_optim.Adan, for a module that configures none. A "
+    "ConfiguredOptimizer takes --model.optimizer adan instead.",
+    "lr_scheduler": "The class of a scheduler, for a module that configures none. A ConfiguredOptimizer takes "
+    "--model.optimizer.schedule cosine instead.",
+}
 
 
 def _option_error(error: BaseException | None) -> OptionError | None:

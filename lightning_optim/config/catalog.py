@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any, get_args
 
 import torch
-import yaml
-from rich.console import Console
-from rich.table import Table
 
 from lightning_optim import storage
+from lightning_optim.config.command_line import read_value
+from lightning_optim.config.layout import table, terminal_width, wrapped
 from lightning_optim.config.recipes import RECIPES, find
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
@@ -99,6 +99,18 @@ def markdown() -> str:
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *recipes]) + "\n"
 
 
+USAGE = """usage: lightning-optim optimizers [NAME ...] [OPTION=VALUE ...]
+
+Without a name: a table of all optimizers, with the state that they keep, its
+bytes per parameter, and what an update needs beyond one element. With names:
+formula, options and advice of each, under the options that are given.
+
+  lightning-optim optimizers
+  lightning-optim optimizers adan
+  lightning-optim optimizers adamw amsgrad=true state_bits=8
+"""
+
+
 def show(args: Sequence[str]) -> int:
     """Print the table, or the description of each named optimizer with its formula.
 
@@ -108,60 +120,77 @@ def show(args: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    console = Console()
-    names = [arg for arg in args if "=" not in arg]
-    if not names:
-        console.print(_table())
+    if any(arg in ("-h", "--help") for arg in args):
+        print(USAGE, end="")
         return 0
-    given = {key: yaml.safe_load(value) for key, _, value in (arg.partition("=") for arg in args if "=" in arg)}
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a formula has Greek letters, whatever the locale
+    names = [arg for arg in args if "=" not in arg]
+    given = {key: read_value(value) for key, _, value in (arg.partition("=") for arg in args if "=" in arg)}
+    width = terminal_width()
     try:
-        for name in names:
-            _page(console, name, given)
+        if wrong := [arg for arg in args if arg.startswith("-")]:
+            raise OptionError(f"{wrong[0]!r} is no option of `optimizers`; --help says more.")
+        if given and not names:
+            raise OptionError(f"{args[0]!r} is an option of no optimizer; name one, such as: adamw {args[0]}.")
+        print("\n\n".join(_page(name, given, width) for name in names) if names else _table(width))
     except OptionError as error:
-        print(error, file=sys.stderr)
+        print(f"lightning-optim: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _table() -> Table:
+def _table(width: int) -> str:
     bits = state_bits()
-    table = Table(title="Optimizers: bytes of state per parameter, and what an update needs beyond one element")
-    for column in ("config", "paper", "state", *(f"{b} bits" for b in bits), "needs"):
-        table.add_column(column)
+    rows = []
     for entry in lines():
-        sizes = [f"{entry.bytes[b]:.3g}" for b in bits]
-        table.add_row(entry.name, entry.paper, ", ".join(entry.slots), *sizes, ", ".join(entry.needs))
-    table.add_section()
-    for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.about, f"as {recipe.base}")
-    return table
+        sizes = ", ".join(f"{entry.bytes[b]:.3g}" for b in bits)
+        rows.append([entry.name, entry.paper, ", ".join(entry.slots), sizes, ", ".join(entry.needs)])
+    head = ["config", "paper", "state", f"bytes at {', '.join(map(str, bits))} bits", "needs"]
+    recipes = [[recipe.name, f"on {recipe.base}", recipe.about] for recipe in RECIPES.values()]
+    return "\n".join(
+        [
+            wrapped("Optimizers: bytes of state per parameter, and what an update needs beyond one element", width),
+            table(head, rows, width),
+            "",
+            table(["recipe", "base", "about"], recipes, width),
+        ]
+    )
 
 
-def _page(console: Console, name: str, given: Mapping[str, Any]) -> None:
+def _page(name: str, given: Mapping[str, Any], width: int) -> str:
     recipe = find(name)
     cls = OPTIMIZERS[recipe.base]
     options = {**OptimizerStrategy(name).options, **check_options(given, cls.options, cls.__name__)}
     about, helps = sections(cls.__doc__), {**SHARED, **arguments(cls.__doc__)}
-    console.rule(f"[bold]{name}[/bold]" if name == recipe.base else f"[bold]{name}[/bold] (on {recipe.base})")
-    if recipe.about:
-        console.print(recipe.about)
-    console.print(about[""])
-    console.print(f"[dim]{cls.paper}[/dim]\n")
     own = {key: value for key, value in options.items() if not cls.options[key].shared}
-    console.print(formula(cls, **own), markup=False, highlight=False, soft_wrap=True)
-    table = Table("option", "type", "default", "recommended", "what")
+    rows = []
     for option in cls.options.values():
-        start = cls.recommended.get(option.name, "")
-        default: Any = options.get(option.name, option.default)
-        table.add_row(option.name, describe(option.type), str(default), str(start), helps.get(option.name, ""))
-    console.print(table)
+        default, start = options.get(option.name, option.default), cls.recommended.get(option.name, "")
+        rows.append([option.name, describe(option.type), str(default), str(start), helps.get(option.name, "")])
     entry = line(recipe.base, **{key: value for key, value in options.items() if key not in ("engine", "capturable")})
     sizes = ", ".join(f"{size:.3g} at {bits} bits" for bits, size in entry.bytes.items())
-    console.print(f"State: {', '.join(entry.slots) or 'none'}; bytes per parameter: {sizes}.")
-    console.print(f"Needs: {', '.join(entry.needs) or 'nothing beyond one element'}.")
-    console.print(f"Advice: {cls.advice}")
-    if "Note" in about:
-        console.print(about["Note"], markup=False)
+    texts = [
+        name if name == recipe.base else f"{name} (on {recipe.base})",
+        recipe.about,
+        *about[""].split("\n\n"),
+        cls.paper,
+    ]
+    facts = [
+        f"State: {', '.join(entry.slots) or 'none'}; bytes per parameter: {sizes}.",
+        f"Needs: {', '.join(entry.needs) or 'nothing beyond one element'}.",
+        f"Advice: {cls.advice}",
+        *about.get("Note", "").split("\n\n"),
+    ]
+    return "\n".join(
+        [
+            *(wrapped(text, width) for text in texts if text),
+            f"\n{formula(cls, **own)}\n",
+            table(["option", "type", "default", "recommended", "what"], rows, width),
+            "",
+            *(wrapped(text, width) for text in facts if text),
+        ]
+    )
 
 
 def reference() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
@@ -27,6 +28,14 @@ from tests.harness.trainers import QUIET
 class Frozen(Configured):
     def __init__(self, optimizer: lightning_optim.OptimizerSpec = "adan") -> None:
         super().__init__(optimizer, frozen_net)
+
+
+class Bare(Plain):
+    """Takes a spec without the mixin."""
+
+    def __init__(self, optimizer: lightning_optim.OptimizerSpec = "adan") -> None:
+        super().__init__()
+        self.spec = optimizer
 
 
 @pytest.fixture
@@ -84,6 +93,84 @@ def test_the_optimizer_by_config_and_command_line(
     spec = hparams["optimizer"]
     assert isinstance(spec, str | dict)
     assert OptimizerStrategy.parse(spec).create(nn.Linear(2, 2)).param_groups[0]["lr"] == group["lr"]
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "expected"),
+    [
+        ("lion", [".lr", "1e-3"], {"name": "lion", "lr": 1e-3}),
+        ("lion", [".lr=1e-3", ".betas=[0.5, 9e-1]"], {"name": "lion", "lr": 1e-3, "betas": [0.5, 0.9]}),
+        ({"name": "lion", "lr": 0.5, "no_decay": []}, [".lr=1e-3"], {"name": "lion", "lr": 1e-3, "no_decay": []}),
+        ({"name": "lion", "schedule": "cosine"}, [".schedule.final=0.1"], {"name": "cosine", "final": 0.1}),
+        ("lion", [".schedule=linear", ".schedule.warmup_steps", "2"], {"name": "linear", "warmup_steps": 2}),
+        ({"name": "lion", "lr": 0.5}, [".name=adan"], {"name": "adan", "lr": 0.5}),
+        (None, [".lr", "1e-3"], {"name": "adan", "lr": 1e-3}),  # of the module's default
+    ],
+)
+@pytest.mark.parametrize("argument", ["--model.optimizer", "--model.init_args.optimizer"])
+def test_one_option_on_the_command_line(
+    first: Any, changes: list[str], expected: dict[str, Any], argument: str, config: Any, tmp_path: Path
+) -> None:
+    given = [argument + change if change.startswith(".") else change for change in changes]
+    main(["fit", "--config", config(configured(first) if first else None), *given])
+    spec = trained(tmp_path)[1]["optimizer"]
+    assert spec == expected or spec["schedule"] == expected
+
+
+def files(tmp_path: Path, *contents: Any) -> list[str]:
+    """The arguments for configs that follow each other."""
+    given = []
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i}.yaml").write_text(yaml.safe_dump({"model": content}))
+        given += ["--config", str(tmp_path / f"{i}.yaml")]
+    return given
+
+
+@pytest.mark.parametrize("module", [Configured, Bare])
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("lion", {"lr": 1e-3}, {"name": "lion", "lr": 1e-3}),
+        (
+            {"name": "lion", "lr": 0.5, "weight_decay": 0.3},
+            {"lr": 1e-3},
+            {"name": "lion", "lr": 1e-3, "weight_decay": 0.3},
+        ),
+        ({"name": "lion", "schedule": "cosine"}, {"schedule": {"final": 0.1}}, {"name": "cosine", "final": 0.1}),
+        ({"name": "lion", "lr": 0.5}, {"name": "adan"}, "adan"),  # with a name it is whole
+        (None, {"lr": 1e-3}, {"name": "adan", "lr": 1e-3}),
+    ],
+)
+def test_a_second_config_changes_one_option(
+    module: Any, first: Any, second: Any, expected: Any, tmp_path: Path
+) -> None:
+    """With a LightningCLI of one's own, for one class of modules or for any, with the mixin and without."""
+    for whole in (False, True):
+        arguments = [{"optimizer": spec} for spec in (first, second) if spec is not None]
+        path = f"{module.__module__}.{module.__name__}"
+        given = files(
+            tmp_path, *([{"class_path": path, "init_args": args} for args in arguments] if whole else arguments)
+        )
+        kind: Any = LightningModule if whole else module
+        made = LightningCLI(
+            kind, run=False, args=given, subclass_mode_model=whole, seed_everything_default=False,
+            trainer_defaults=QUIET, save_config_callback=None,
+        )  # fmt: skip
+        spec: Any = OptimizerStrategy.parse(
+            made.model.spec if module is Bare else made.model.hparams.optimizer
+        ).as_config()
+        assert spec == expected or spec["schedule"] == expected
+
+
+def test_a_wrong_change_is_refused(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for change, words in (
+        (".lrr=1", "optimizer 'lion' has no option 'lrr'. Did you mean lr"),
+        (".lr=fast", "optimizer 'lion': lr='fast' must be a number"),
+        (".schedule.final=0.1", "schedule={'final': 0.1} has no 'name'"),
+    ):
+        assert said(capsys, ["fit", "--config", config(configured("lion")), f"--model.optimizer{change}"]).startswith(
+            f"lightning-optim: {words}"
+        )
 
 
 def test_a_written_config_can_be_read_again(config: Any, tmp_path: Path) -> None:
