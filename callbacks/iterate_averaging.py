@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim import errors
@@ -22,7 +22,8 @@ from lightning_optim.core.standalone_stages import OnWeights
 from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.average import Average, Kind
-from lightning_optim.training.batch_norm import batch_norm_buffers, copy_buffers, recompute
+from lightning_optim.training import extra_pass
+from lightning_optim.training.batch_norm import batch_norm_buffers, copy_buffers, norms_of, recompute
 from lightning_optim.training.schedules import fraction_done, total_steps
 
 
@@ -50,14 +51,16 @@ class IterateAveraging(SwappedWeights):
         window: For "mean": average only the last `window` to 2 * `window` - 1 collections. Needs a second slot; use
             `start` instead if it is known when the last phase of training begins.
         ramp: For "ema": the decay grows with the number n of collections, as (1 + n) / (10 + n), up to `decay`.
-        batch_norm: "recompute" runs over training batches before the average is used, since the running statistics
-            belong to other weights; "keep" does not. Models without batch normalization are not affected.
-        batch_norm_batches: Number of training batches for that. Default: all of an epoch.
+        batch_norm: "recompute" runs `training_step` over training batches before the average is used, since the running
+            statistics belong to other weights; "keep" does not. Layers in eval mode keep theirs. Models without batch
+            normalization are not affected.
+        batch_norm_batches: Number of training batches for that. Default: as many as the longest epoch so far has had.
 
     Raises:
         OptionError: if an option is out of range; at the start of the fit, if `start` is a fraction and the length of
-            training is unknown, or if another callback also chooses the weights to evaluate; when a checkpoint is
-            loaded, if its average has another `kind` or `window`.
+            training is unknown, if another callback also chooses the weights to evaluate, or if the training loader
+            cannot give batches for `batch_norm`; when a checkpoint is loaded, if its average has another `kind` or
+            `window`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -123,6 +126,9 @@ class IterateAveraging(SwappedWeights):
         self._collectors: list[OnWeights] = []  # run a stage outside of a step
         self._raw_buffers: dict[str, Tensor] = {}  # batch-norm statistics of the raw weights, while swapped
         self._averaged_buffers: tuple[int, dict[str, Tensor]] | None = None  # those of the average, with its count
+        self._members: list[tuple[str, nn.Module]] = []  # all submodules, if there are statistics to recompute
+        self._modes: dict[str, bool] = {}  # whether each is in training mode during training
+        self._longest_epoch = 0  # in batches
 
     # ------------------------------------------------------------------ hooks
 
@@ -131,6 +137,7 @@ class IterateAveraging(SwappedWeights):
         make = functools.partial(Average, self.kind, self.decay, window=self.window, ramp=self.ramp)
         self.attach(trainer, [make() for _ in trainer.optimizers])
         self._collectors = [OnWeights(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
+        self._note_modes(pl_module)
         self.begin(trainer, pl_module)
         self.restore_counters()
 
@@ -144,18 +151,30 @@ class IterateAveraging(SwappedWeights):
         if by_epoch and 0 < self.start < 1 and fraction_done(trainer) is None:
             raise self._unknown_length()
         self._warn_if_nothing_is_collected(trainer)
+        if self.batch_norm == "recompute" and any(layer.training for layer in norms_of(pl_module).values()):
+            advice = "Or set batch_norm='keep'."
+            extra_pass.check(trainer, pl_module, self.batch_norm_batches, "IterateAveraging", advice)
+        self._note_modes(pl_module)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Collect at the end of an epoch, if `every` is "epoch"."""
+        self._longest_epoch = max(self._longest_epoch, batch_idx + 1)
+        self._modes = {name: part.training for name, part in self._members}
         if self.every != "epoch" or not (trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches):
             return
         reshard(trainer.strategy.model)  # after a batch without a loss FSDP has not resharded the parameters
         for stage, collector in zip(self._stages, self._collectors, strict=True):
             if stage.steps > stage.latest and self._has_started(trainer, stage):
                 collector.run(stage.collect())
+
+    def _note_modes(self, pl_module: LightningModule) -> None:
+        """Note which submodules are in training mode, since Lightning sets all to evaluation before validation."""
+        recomputed = self.batch_norm == "recompute" and batch_norm_buffers(pl_module)
+        self._members = list(pl_module.named_modules()) if recomputed else []
+        self._modes = {name: part.training for name, part in self._members}
 
     def _has_started(self, trainer: Trainer, stage: Average) -> bool:
         if 0 < self.start < 1:
@@ -216,6 +235,7 @@ class IterateAveraging(SwappedWeights):
     def release(self) -> None:
         super().release()
         self._collectors, self._raw_buffers, self._averaged_buffers = [], {}, None
+        self._members, self._modes = [], {}
 
     # ------------------------------------------------------------------ swapping
 
@@ -237,7 +257,8 @@ class IterateAveraging(SwappedWeights):
             self._raw_buffers = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
             count = self._count()
             if self._averaged_buffers is None or self._averaged_buffers[0] != count:
-                recompute(trainer, pl_module, self.batch_norm_batches)
+                batches = min(self.batch_norm_batches or math.inf, max(self._longest_epoch, 1))
+                recompute(trainer, pl_module, self._modes, int(batches))
                 averaged = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
                 self._averaged_buffers = (count, averaged)
             copy_buffers(pl_module, self._averaged_buffers[1])
@@ -254,6 +275,7 @@ class IterateAveraging(SwappedWeights):
             "latest": [stage.latest for stage in self._stages],
             "members": [(stage.members, stage.recent) for stage in self._stages],
             "raw_buffers": dict(self._raw_buffers),
+            "longest_epoch": self._longest_epoch,
         }
 
     @override
@@ -281,3 +303,4 @@ class IterateAveraging(SwappedWeights):
             stage.members, stage.recent = members
         self._raw_buffers = dict(state["raw_buffers"])
         self._averaged_buffers = None
+        self._longest_epoch = state.get("longest_epoch", 0)

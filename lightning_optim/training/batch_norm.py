@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
-from lightning_optim.distributed.placement import reshard
+from lightning_optim.distributed.placement import is_sharded, reshard
 from lightning_optim.distributed.ranks import any_rank, mean_over_ranks
-from lightning_optim.errors import OptionError
+from lightning_optim.training import extra_pass
+from lightning_optim.training.without_trace import without_trace
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
+# Layers that are random in training and have no name in torch: those of timm and torchvision.
+DROPOUTS = ("Dropout", "DropPath", "DropBlock", "StochasticDepth")
+
+
+def norms_of(module: nn.Module) -> dict[str, _NormBase]:
+    """The normalizations of a module that keep running statistics, by name: batch and instance normalizations."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _NormBase) and layer.running_mean is not None and not is_lazy(layer.running_mean)
+    }
+
 
 def batch_norm_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of all batch normalizations of a module, by name."""
+    """The running statistics of all normalizations of a module, by name."""
     return {
         f"{prefix}.{name}": buffer
-        for prefix, layer in module.named_modules()
-        if isinstance(layer, _BatchNorm)
+        for prefix, layer in norms_of(module).items()
         for name, buffer in layer.named_buffers(recurse=False)
     }
 
@@ -40,103 +49,101 @@ def copy_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
         buffers[name].copy_(value)
 
 
-@torch.no_grad()
-def recompute(trainer: Trainer, module: LightningModule, batches: int | None = None) -> None:
+def recompute(trainer: Trainer, module: LightningModule, modes: Mapping[str, bool], batches: int) -> None:
     """Replace the running statistics by the mean over training batches under the current weights.
 
-    Batches and ranks are weighted by their number of samples. Random states, the mode of every submodule and the
-    iterator of the training loader are restored. Under FSDP all ranks need the same number of batches, as in training.
+    `training_step` runs over the batches without a trace. Each submodule is in the mode that it has in training, except
+    that there is no dropout. Statistics that training does not move are left alone: those of layers in eval mode, with
+    momentum 0, or that no batch reaches. Calls of a layer and ranks are weighted by their number of samples. Under FSDP
+    all ranks need the same number of batches, as in training.
 
     Args:
         trainer: The Trainer, during a fit.
         module: The module with batch normalizations.
-        batches: Number of batches. Default: all of an epoch.
-
-    Raises:
-        OptionError: if the training loader has no batch, or batches that `inputs_of` does not support.
+        modes: Whether each submodule, by name, is in training mode in training. Others stay in the mode of now.
+        batches: Number of batches; fewer if the epoch is over.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
-    momenta = [layer.momentum for layer in norms]
-    modes = {layer: layer.training for layer in module.modules()}
-    seen = 0
-    forward = _gathering(trainer.strategy.model, module)
-    module.eval()
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.train()
-    try:
-        with isolate_rng(), _pass(trainer) as loader, trainer.precision_plugin.forward_context():
-            for batch in itertools.islice(loader, batches):
-                inputs = inputs_of(trainer.precision_plugin.convert_input(batch))
-                seen += len(inputs)
-                for layer in norms:
-                    layer.momentum = len(inputs) / seen
-                forward(trainer.strategy.batch_to_device(inputs))
-    finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
-        for member, mode in modes.items():
-            member.training = mode
-        reshard(trainer.strategy.model)
-    if any_rank(not seen):
-        raise OptionError(
-            "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from. Set "
-            "batch_norm='keep'."
+    layers = [layer for layer in norms_of(module).values() if layer.momentum != 0]
+    sharded = any(map(is_sharded, module.parameters()))  # then a backward pass must follow, if there are gradients
+    with without_trace(trainer, module), torch.set_grad_enabled(not sharded):
+        for name, part in module.named_modules():
+            dropout = isinstance(part, _DropoutNd) or type(part).__name__.startswith(DROPOUTS)
+            part.training = modes.get(name, part.training) and not dropout
+        means = [_Mean(layer) for layer in layers]
+        try:
+            given = extra_pass.run(trainer, module, batches)
+        finally:
+            for mean in means:
+                mean.release()
+            reshard(trainer.strategy.model)
+    if any_rank(not given):
+        rank_zero_warn(
+            "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from, so they stay "
+            "those of the weights of training. Can it be iterated again?"
         )
-    weight = seen / float(mean_over_ranks(torch.tensor(float(seen), dtype=torch.float64, device="cpu")))
-    for layer in norms:
-        for buffer in (layer.running_mean, layer.running_var):
-            assert buffer is not None
-            buffer.copy_(mean_over_ranks(buffer.double() * weight))
+    elif means:
+        _write(means)
 
 
-def _gathering(outermost: Any, module: LightningModule) -> Any:
-    """The module to call for a forward pass: under FSDP1 the wrapper that gathers parameters, else the module.
+@torch.no_grad()
+def _write(means: Sequence[_Mean]) -> None:
+    """Write the means over all ranks into the layers, except those that were not moved on any rank."""
+    samples = mean_over_ranks(
+        torch.tensor([float(mean.samples) for mean in means], dtype=torch.float64, device="cpu")
+    ).tolist()
+    for mean, average in zip(means, samples, strict=True):
+        for name, buffer in mean.layer.named_buffers(recurse=False) if average else ():
+            if not buffer.is_floating_point():
+                buffer.copy_(mean.found.get(name, buffer))
+                continue
+            share = mean.found.get(name, torch.zeros_like(buffer)).double() * (mean.samples / average)
+            buffer.copy_(mean_over_ranks(share))
 
-    DDP's wrapper is not used, since it broadcasts the statistics of rank 0.
+
+class _Mean:
+    """Makes the running statistics of a layer the mean over its calls, each weighted by its number of samples.
+
+    Attributes:
+        layer: The layer.
+        samples: Number of samples in all calls that have moved the statistics.
+        found: The statistics, once the layer is released; empty if no call has moved them.
     """
-    fully_sharded = sys.modules.get("torch.distributed.fsdp")
-    wrapped = fully_sharded is not None and isinstance(outermost, fully_sharded.FullyShardedDataParallel)
-    return outermost if wrapped else module
+
+    def __init__(self, layer: _NormBase) -> None:
+        self.layer, self.samples = layer, 0
+        self.found: dict[str, Tensor] = {}
+        self._momentum, self._now = layer.momentum, 0
+        self._before = _copies(layer)
+        before = layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._hooks = (before, layer.register_forward_hook(self._leave))
+
+    def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        self._now = len(inputs) if layer.training else 0
+        if not self._now:
+            return
+        if not self.samples and not all(bool(b.isfinite().all()) for b in self._before.values()):
+            self.layer.reset_running_stats()  # 0 times infinity is no number
+        self.layer.momentum = self._now / (self.samples + self._now)
+
+    def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if not self._now or not (self.samples or self._moved()):  # a subclass may use its statistics in every mode
+            return
+        counter = self.layer.num_batches_tracked
+        if not self.samples and counter is not None and counter != self._before["num_batches_tracked"]:
+            counter.fill_(1)
+        self.samples += self._now
+
+    def _moved(self) -> bool:
+        return any(not torch.equal(now, self._before[name]) for name, now in _copies(self.layer).items())
+
+    def release(self) -> None:
+        """Take the statistics, and leave the layer as it was but for them."""
+        self.layer.momentum = self._momentum
+        self.found = _copies(self.layer) if self.samples else {}
+        for hook in self._hooks:
+            hook.remove()
 
 
-@contextmanager
-def _pass(trainer: Trainer) -> Iterator[Iterator[Any]]:
-    """The batches of an epoch from a new iterator. That of training may be in the middle of an epoch."""
-    loader: Any = trainer.train_dataloader
-    if hasattr(loader, "state_dict"):  # it remembers its position in the epoch; so make another one
-        loader = trainer.fit_loop._data_source.dataloader()
-        if loader is trainer.train_dataloader:
-            raise OptionError(
-                "IterateAveraging cannot recompute batch-norm statistics: the training loader is in the middle of its "
-                "epoch, and there is no other. Give the Trainer a LightningDataModule, or a module with "
-                "train_dataloader, instead of a loader with state_dict; or set batch_norm='keep'."
-            )
-    if not isinstance(loader, DataLoader):
-        yield iter(loader)
-        return
-    loader = copy.copy(loader)
-    vars(loader)["_iterator"] = None  # with persistent workers this is the iterator of training
-    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    generators = {getattr(source, "generator", None) for source in (loader, *samplers)}
-    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
-    try:
-        yield iter(loader)
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def inputs_of(batch: Any) -> Tensor:
-    """The input of the module's `forward`: the batch if it is a tensor, or the first item of a list or tuple.
-
-    Raises:
-        OptionError: for other batches.
-    """
-    first = batch[0] if isinstance(batch, list | tuple) else batch
-    if isinstance(first, Tensor):
-        return first
-    raise OptionError(
-        f"IterateAveraging cannot tell what to give to forward from a batch of type {type(batch).__name__}: it takes a "
-        "tensor, or a list whose first item is one. Set batch_norm='keep', or let the loader give such batches."
-    )
+def _copies(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.detach().clone() for name, buffer in layer.named_buffers(recurse=False)}

@@ -549,18 +549,6 @@ def test_raw_statistics_resume_too(when: dict[str, int], tmp_path: Path) -> None
     assert [w.tolist() for w in rest.weights] == [w.tolist() for w in whole.weights[4:]]
 
 
-def test_a_batch_that_forward_cannot_take_is_refused_in_words() -> None:
-    class Named(Toy):
-        def loss(self, batch: Any) -> Tensor:
-            return super().loss([batch["x"], batch["y"]])
-
-    def collate(rows: Any) -> dict[str, Tensor]:
-        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
-
-    with pytest.raises(OptionError, match=r"what to give to forward from a batch of type dict.*batch_norm='keep'"):
-        Run(adan, IterateAveraging(start=1), module=Named(adan, norm_net), train=batches(collate_fn=collate))
-
-
 # ---------------------------------------------------------------- two processes
 
 

@@ -1,0 +1,159 @@
+"""Batches of the training loader once more, as training sees them, while its own iterator stays where it is."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from lightning_optim.errors import OptionError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+def run(trainer: Trainer, module: LightningModule, batches: int) -> int:
+    """Call `training_step` for the first batches of an epoch.
+
+    They come from the same loaders under the same limits as in training, from a new iterator, and go through the same
+    hooks: those of the transfer to the device and the module's `on_train_batch_start`.
+
+    Args:
+        trainer: The Trainer, during a fit. Use `without_trace` around this.
+        module: Its module.
+        batches: The number of batches; fewer if the epoch is over.
+
+    Returns:
+        The number of batches that there were.
+    """
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    count = 0
+    with _loader(trainer) as loader:
+        for index, (raw, *_) in enumerate(itertools.islice(loader, batches)):
+            batch = trainer.precision_plugin.convert_input(raw)
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            if batch is None:
+                continue
+            if module.on_train_batch_start(batch, index) == -1:
+                break
+            _step(trainer, module, *((batch, index) if takes_index else (batch,)))
+            count += 1
+    return count
+
+
+def _step(trainer: Trainer, module: LightningModule, *args: Any) -> None:
+    if isinstance(trainer.strategy.model, DistributedDataParallel):
+        # Not through the wrapper, which would broadcast the buffers of rank 0 and wait for a backward pass.
+        with trainer.precision_plugin.train_step_context():
+            module.training_step(*args)
+    else:
+        trainer.strategy.training_step(*args)
+
+
+def check(trainer: Trainer, module: LightningModule, batches: int | None, owner: str, otherwise: str) -> None:
+    """Refuse a fit whose batches cannot be had once more.
+
+    Args:
+        trainer: The Trainer, when training starts.
+        module: Its module.
+        batches: The number of batches that will be wanted; None if there is no limit but that of an epoch.
+        owner: Who wants them, for the message.
+        otherwise: What to do instead, for the message.
+
+    Raises:
+        OptionError: if a loader is an iterator, or is in the middle of its epoch and there is no other; if
+            `training_step` takes the iterator itself; or if an epoch may have no end.
+    """
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise OptionError(
+            f"{owner}: training_step takes dataloader_iter and fetches its batches itself, so nobody else can give "
+            f"them to it. {otherwise}"
+        )
+    endless = trainer.num_training_batches == float("inf") and trainer.max_epochs == -1
+    if endless and batches is None:
+        raise OptionError(
+            f"{owner}: the training loader has no length and the Trainer no max_epochs, so an epoch may have no end. "
+            f"Set limit_train_batches of the Trainer, or batch_norm_batches here. {otherwise}"
+        )
+    loaders = _combined(trainer).flattened
+    for loader, fresh in zip(loaders, _others(trainer, loaders), strict=True):
+        if isinstance(loader, Iterator):
+            raise OptionError(
+                f"{owner}: the training loader ({type(loader).__name__}) is an iterator, which gives each batch once. "
+                f"Give the Trainer a DataLoader, or something that can be iterated again. {otherwise}"
+            )
+        if _knows_its_place(loader) and fresh is loader:
+            raise OptionError(
+                f"{owner}: the training loader has a state_dict, so it will be in the middle of its epoch, and there "
+                "is no other. Give the Trainer a LightningDataModule, or a module with train_dataloader, instead of "
+                f"the loader. {otherwise}"
+            )
+
+
+def _combined(trainer: Trainer) -> CombinedLoader:
+    combined: Any = trainer.fit_loop._combined_loader
+    return combined  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _loader(trainer: Trainer) -> Iterator[CombinedLoader]:
+    """The loaders of training with iterators of their own, under the same limits."""
+    combined = _combined(trainer)
+    loaders = [_copied(loader) for loader in _others(trainer, combined.flattened)]
+    mode: Any = combined._mode
+    again = CombinedLoader(combined.iterables, mode)
+    again.flattened, again.limits = loaders, combined.limits
+    generators = {generator for loader in loaders for generator in _generators(loader)}
+    states = [(generator, generator.get_state()) for generator in generators]
+    try:
+        yield iter(again)
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _knows_its_place(loader: Any) -> bool:
+    return hasattr(loader, "state_dict")
+
+
+def _others(trainer: Trainer, loaders: list[Any]) -> list[Any]:
+    """The loaders, except that one which remembers its position in the epoch is made once more."""
+    if not any(map(_knows_its_place, loaders)):
+        return loaders
+    made: Any = trainer.fit_loop._data_source.dataloader()
+    made = made if isinstance(made, CombinedLoader) else CombinedLoader(made)
+    found = []
+    for loader, other in zip(loaders, made.flattened, strict=True):
+        if not _knows_its_place(loader):
+            found.append(loader)
+            continue
+        prepared: Any = trainer._data_connector._prepare_dataloader(other, shuffle=True, mode=RunningStage.TRAINING)
+        _set_sampler_epoch(prepared, trainer.current_epoch)
+        found.append(trainer.strategy.process_dataloader(prepared))
+    return found
+
+
+def _copied(loader: Any) -> Any:
+    if not isinstance(loader, DataLoader):
+        return loader
+    copied = copy.copy(loader)
+    vars(copied)["_iterator"] = None  # with persistent workers this is the iterator of training
+    return copied
+
+
+def _generators(loader: Any) -> Iterator[Any]:
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    for source in (loader, getattr(loader, "sampler", None), sampler):
+        generator = getattr(source, "generator", None)
+        if hasattr(generator, "get_state"):
+            yield generator
