@@ -143,12 +143,13 @@ class Batches:
             batch.t += 1
 
     def _share_counters(self) -> Tensor:
-        """Make the step counters views of one tensor: one addition instead of one for each parameter."""
+        """Let the step counters share the memory of one tensor: one addition instead of one for each parameter.
+
+        They stay the same tensors, since a state_dict that was kept refers to them.
+        """
         shared = self.counter = torch.stack(self.steps)
-        counters = iter(shared.unbind())
-        for batch in self.active:
-            for param in batch.params:
-                self.state[param.source]["step"] = next(counters)
+        for i, step in enumerate(self.steps):
+            step.set_(shared.untyped_storage(), i, (), ())
         self._remember()
         return shared
 

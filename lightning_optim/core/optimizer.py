@@ -143,7 +143,7 @@ class Optimizer(StateLayout):
             self.param_groups[-1].pop(name, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "stages": self.stages}
+        return {**super().__getstate__(), "stages": self.stages, "model_order": self.model_order}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -270,7 +270,8 @@ class Optimizer(StateLayout):
 
         Quantized slots are dequantized, and quantized again on load, to the same codes. So the file loads under any
         `state_bits`, strategy and number of ranks, and into the optimizer of `torch.optim` with the same algorithm.
-        The dequantized tensors live until the caller drops them.
+        Where any slot is quantized, all of it is a copy of this moment. Where none is, its tensors are those of the
+        optimizer, as in torch: later steps change them, and `copy.deepcopy` keeps a moment.
         """
         hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.dequantize(self, found), prepend=True)
         for_file, self._for_file = self._for_file, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -25,10 +26,17 @@ from lightning_optim.language.options import check_options
 def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Replace the quantized slots in a state_dict of torch by plain tensors.
 
+    Dequantized values are those of now. So all that is beside them is copied too: counters, other slots, tensors in
+    groups. Without quantized slots the tensors are those of the optimizer, which later steps change, as in torch.
+
     Values are moved to the CPU one parameter after another, so that a save does not need device memory for all of them.
     FSDP1 and FSDP2 move what they gather back to the device, one unit or one tensor at a time.
     """
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
+    slots = (value for state in state_dict["state"].values() for value in state.values())
+    copies = any(isinstance(value, storage.Quantized) for value in slots)
+    if copies:
+        state_dict["param_groups"] = copy.deepcopy(state_dict["param_groups"])
     for index, (_, p) in zip(order, layout.every_parameter(), strict=True):
         state = state_dict["state"].get(index)
         if state is None:
@@ -41,9 +49,18 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
         # Before the first step FSDP2 loads a file into this state_dict, and needs all of it on one device.
         if not (is_dtensor(p) and int(state["step"]) == 0):
             values = {name: value.cpu() for name, value in values.items()}
+            if copies:
+                values.update({name: _copy(value) for name, value in state.items() if name not in values})
         found = {**state, **values}
         state_dict["state"][index] = _in_one_dtype(found) if is_flattened(p) else found
     return state_dict
+
+
+def _copy(value: Any) -> Any:
+    """A copy of a slot on the CPU, or of a number where it is."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    return value.cpu() if value.dim() and value.device.type != "cpu" else value.clone()
 
 
 def _in_one_dtype(state: dict[str, Any]) -> dict[str, Any]:
