@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
-from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.core.state_layout import WHOLE, StateLayout
+from lightning_optim.distributed.agreement import difference
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_sharded, shard_of
 from lightning_optim.errors import OptionError
@@ -93,6 +95,45 @@ def refuse_stale_parameters(owner: str, params: Sequence[Tensor]) -> None:
             "sharded parameters into the model since it was built. Build it after fully_shard: in "
             "configure_optimizers, from self.parameters()."
         )
+
+
+def refuse_disagreement(layout: StateLayout, engine: str) -> None:
+    """Refuse to train what other ranks train in another way. Asked in the first step of an optimizer, once.
+
+    Args:
+        layout: The optimizer.
+        engine: The engine that runs its steps on this rank.
+
+    Raises:
+        RuntimeError: where another rank trains the same parameters with another class, engine or options.
+    """
+    if layout.compared:
+        return
+    layout.compared = True
+    facts: dict[str, Any] = {
+        "the class": type(layout).__name__,
+        "the engine": engine,
+        **{f"the version of {name}": version(name) for name in ("torch", "lightning-optim")},
+        "the number of groups": len(layout.param_groups),
+    }
+    for i, group in enumerate(layout.param_groups):
+        of_group = f" of group {i}" if len(layout.param_groups) > 1 else ""
+        facts.update({f"{name}{of_group}": group[name] for name in layout.options if name not in WHOLE})
+    facts["what callbacks add"] = layout.stages
+    found = difference(facts, [p for _, p in layout.every_parameter()])
+    if found:
+        raise RuntimeError(
+            f"the ranks of this run do not train alike, and would drift apart: in {type(layout).__name__}, {found}. "
+            "Give all of them the same; engine='blocked' runs also where there is no compiler."
+        )
+
+
+def version(name: str) -> str:
+    """The version of a package; empty where it is on the path and not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_optim import engines
 from lightning_optim.core.batches import Batches, Parameters
-from lightning_optim.core.guards import refuse_unsummable
+from lightning_optim.core.guards import refuse_disagreement, refuse_unsummable
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.step import Batch, Step
@@ -140,4 +140,5 @@ class Runner:
                 f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, "
                 f"the parameters being on {step.params[0].param.device}. Leave it out."
             )
+        refuse_disagreement(layout, chosen.name)
         return chosen

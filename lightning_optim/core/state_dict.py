@@ -57,10 +57,11 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
 
 
 def _copy(value: Any) -> Any:
-    """A copy of a slot on the CPU, or of a number where it is."""
+    """A copy of a slot, on the CPU."""
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
-    return value.cpu() if value.dim() and value.device.type != "cpu" else value.clone()
+    there = value.cpu()
+    return there.clone() if local(there).data_ptr() == local(value).data_ptr() else there
 
 
 def _in_one_dtype(state: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         options: The options of the page by name.
         slots: The slots of the page by name.
         stages: The stages that callbacks have attached.
+        compared: Whether the first step has compared it with the optimizers of other ranks.
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
     """
 
@@ -50,6 +51,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         """Create what is not saved. Stages and the order of the model are kept."""
         self.stages: list[Stage] = getattr(self, "stages", [])
         self.model_order: list[int] = getattr(self, "model_order", [])
+        self.compared: bool = getattr(self, "compared", False)
         self._programs: dict[str, Programs] = {}
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}
         self._most_dims: int | None = None

@@ -18,7 +18,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
     Ranks see different batches. So the loss that an update reads must be averaged, or replicas drift apart.
     """
-    if _alone.get() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if is_alone() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return values
     there = values.to("cuda" if dist.get_backend() == "nccl" else values.device, copy=True)
     dist.all_reduce(there)
@@ -50,3 +50,8 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
+
+
+def is_alone() -> bool:
+    """Whether this is inside `alone`."""
+    return _alone.get()

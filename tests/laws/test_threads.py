@@ -22,7 +22,7 @@ from lightning_optim import AdamW
 from lightning_optim.callbacks import IterateAveraging, NonFiniteGuard
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.global_index import global_indices
-from lightning_optim.distributed.ranks import alone
+from lightning_optim.distributed.ranks import alone, is_alone
 from lightning_optim.engines.compiled import compiler
 from lightning_optim.stages import Average, Lookahead, Noise
 from tests.harness import problems
@@ -112,12 +112,11 @@ def test_trainers_in_threads_equal_one_after_the_other(tmp_path: Path) -> None:
 
 def test_alone_is_alone_in_one_thread() -> None:
     """What another thread asks of its ranks goes to them."""
-    from lightning_optim.distributed.ranks import _alone
 
     def look(i: int) -> bool:
         if i:
-            return _alone.get()
+            return is_alone()
         with alone():
-            return _alone.get()
+            return is_alone()
 
     assert at_once(look) == [True, False, False]

@@ -1,0 +1,95 @@
+"""Whether all ranks that train the same parameters do so in the same way, asked once and without waiting.
+
+Replicas whose optimizers differ drift apart without a word. Each rank leaves a record of its optimizer in the store of
+the process group, under a name that all ranks find by themselves, and reads what the first of them has left. Nothing
+waits for another rank, so that a job in which some ranks do something else goes on as without the question.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_optim.distributed.placement import is_dtensor, is_sharded, logical_shape, shard_of
+from lightning_optim.distributed.ranks import is_alone
+
+_records = itertools.count()  # ranks that train together come to their optimizers in the same order
+
+
+def shared_training(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | None:
+    """The ranks that train some parameters together, and a name for each parameter that is the same on all of them.
+
+    It is known of shards (FSDP1, FSDP2) and of the parameters of a living `DistributedDataParallel`. It is not known of
+    other plain tensors: each rank may have its own, as in a pipeline or in a model that one rank alone evaluates.
+
+    Returns:
+        The ranks and the names; None where it is not known, or where there is one rank.
+    """
+    if is_alone() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not params:
+        return None
+    first = next((p for p in params if is_sharded(p)), None)
+    if first is None:
+        return _replicas(params)
+    if is_dtensor(first):
+        ranks = first.device_mesh.mesh.flatten().tolist()
+    else:
+        groups = shard_of(first).process_groups
+        ranks = dist.get_process_group_ranks(groups[0]) if groups else []
+    return (ranks, [tuple(logical_shape(p)) for p in params]) if len(ranks) > 1 else None
+
+
+def _replicas(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | None:
+    """As `shared_training`, for parameters that one DDP module averages. Nothing leads from a parameter to it."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    for module in (thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)):
+        held = vars(module).get("_module_parameters", [])
+        position = {id(p): (i, tuple(p.shape)) for i, p in enumerate(held)}
+        group = vars(module).get("process_group")
+        if group is not None and all(id(p) in position for p in params):
+            ranks = dist.get_process_group_ranks(group)
+            return (ranks, [position[id(p)] for p in params]) if len(ranks) > 1 else None
+    return None
+
+
+def difference(record: Mapping[str, Any], params: Sequence[Tensor]) -> str:
+    """What differs between this rank and the first that came here, in words; empty where nothing is known to differ.
+
+    Args:
+        record: Short facts by name, which are the same on all ranks of a sound run.
+        params: The parameters that are trained.
+    """
+    training = shared_training(params)
+    if training is None:
+        return ""
+    ranks, names = training
+    shapes = hashlib.sha256(repr(names).encode()).hexdigest()
+    own = {"rank": dist.get_rank(), "facts": {**record, "number of parameters": len(params)}, "names": shapes}
+    # Optimizers that hold other parts of a model (ZeroRedundancyOptimizer) have another first parameter.
+    key = f"lightning_optim/{next(_records)}/{ranks}/{names[0]}"
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        other = json.loads(store.compare_set(key, "", json.dumps(own, default=repr)))
+    except (RuntimeError, NotImplementedError, ValueError):
+        return ""  # a backend without a store, or a store that cannot do this
+    facts: dict[str, tuple[Any, Any]] = {
+        name: (other["facts"].get(name), value)
+        for name, value in json.loads(json.dumps(own["facts"], default=repr)).items()
+        if other["facts"].get(name) != value
+    }
+    between = [
+        f"{name} is {theirs} on rank {other['rank']} and {ours} on rank {own['rank']}"
+        for name, (theirs, ours) in facts.items()
+    ]
+    if not between and other["names"] != own["names"]:
+        between = [
+            f"the order or the shapes of parameters are others on rank {other['rank']} than on rank {own['rank']}"
+        ]
+    return "; ".join(between[:8])
