@@ -77,7 +77,7 @@ def difference(record: Mapping[str, Any], params: Sequence[Tensor]) -> str:
     try:
         store = dist.distributed_c10d._get_default_store()
         other = json.loads(store.compare_set(key, "", json.dumps(own, default=repr)))
-    except (RuntimeError, NotImplementedError, ValueError):
+    except (RuntimeError, ValueError, TypeError, AttributeError):
         return ""  # a backend without a store, or a store that cannot do this
     facts: dict[str, tuple[Any, Any]] = {
         name: (other["facts"].get(name), value)

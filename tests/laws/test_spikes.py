@@ -147,7 +147,7 @@ def test_a_gradient_counts_up_to_the_bound_and_infinity_stays(engine: str, dtype
     beyond = torch.nextafter(torch.tensor(largest, dtype=dtype), torch.tensor(torch.inf, dtype=dtype)).item()
     grad = [1.0, largest, -largest, beyond, -beyond, torch.finfo(dtype).max, torch.inf, -torch.inf, torch.nan]
     p = torch.nn.Parameter(torch.zeros(len(grad), dtype=dtype))
-    optimizer = OPTIMIZERS["sgdw"]([p], lr=1.0, momentum=0.0, engine=engine)
+    optimizer = problems.build("sgdw", [p], lr=1.0, momentum=0.0, engine=engine)
     apply(optimizer, [p], [torch.tensor(grad, dtype=dtype)])
     expected = [-1.0, -largest, largest, 0.0, 0.0, 0.0, -torch.inf, torch.inf, torch.nan]
     torch.testing.assert_close(p.detach(), torch.tensor(expected, dtype=dtype), rtol=0, atol=0, equal_nan=True)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Quantized
 from tests.harness import problems
@@ -82,7 +82,7 @@ def test_what_is_kept_is_of_one_moment_or_live(name: str, bits: Any) -> None:
         kept,
         then if codes else copy.deepcopy(optimizer.state_dict() | {"param_groups": kept["param_groups"]}),
     ):
-        others = [torch.nn.Parameter(x.clone()) for x in weights]
+        others: list[Tensor] = [torch.nn.Parameter(x.clone()) for x in weights]
         other = build(name, others, bits)
         other.load_state_dict(given)
         steps(other, others, 3, 5)
@@ -124,7 +124,7 @@ def test_the_copy_is_on_the_host_and_a_live_one_takes_no_memory(name: str) -> No
     """Small tensors, counters and exact slots are copied only beside codes."""
     for bits in (32, 8):
         params = make_params(SHAPES, torch.float32)
-        optimizer = OPTIMIZERS[name](params, lr=0.01, state_bits=bits)
+        optimizer = problems.build(name, params, state_bits=bits)
         steps(optimizer, params, 0, 2)
         own = {x.data_ptr() for slots in optimizer.state.values() for x in slots.values() if isinstance(x, Tensor)}
         shared = {x.data_ptr() for x in tensors(optimizer.state_dict()["state"])} & own
