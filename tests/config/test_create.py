@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+import lightning_optim
 from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, OptionError, create_optimizer
 from lightning_optim.callbacks import Communication, IterateAveraging, LookaheadSync
 from lightning_optim.config.recipes import RECIPES
@@ -186,3 +190,27 @@ def test_names_of_groups_are_short_and_differ(name: str, options: Any, expected:
     net = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     found = [group["name"] for group in create_optimizer({"name": name, **options}, net).param_groups]
     assert sorted(found) == sorted(expected)
+
+
+# ---------------------------------------------------------------- packages that keep the class
+
+
+class Keeps(Plain):
+    """As models of neuralforecast and darts do: the class is a hyper-parameter."""
+
+    def __init__(self, optimizer_cls: Any = lightning_optim.Adan, lr: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = self.hparams["optimizer_cls"](self.parameters(), lr=self.hparams["lr"])
+        return made
+
+
+def test_a_class_as_hyper_parameter_loads_after_one_line(tmp_path: Path) -> None:
+    trainer(ModelCheckpoint(tmp_path, "end"), max_epochs=1).fit(Keeps(), batches())
+    with pytest.raises(pickle.UnpicklingError, match=r"Unsupported global: GLOBAL lightning_optim\.optimizers\.adan"):
+        Keeps.load_from_checkpoint(tmp_path / "end.ckpt", weights_only=True)
+    with torch.serialization.safe_globals([lightning_optim.Adan]):  # add_safe_globals, and taken back
+        again = Keeps.load_from_checkpoint(tmp_path / "end.ckpt", weights_only=True)
+    assert again.hparams["optimizer_cls"] is lightning_optim.Adan
