@@ -65,7 +65,7 @@ def in_docstrings() -> list[Snippet]:
     return found
 
 
-def of(*languages: str) -> Any:
+def of(*languages: str) -> pytest.MarkDecorator:
     found = [snippet for snippet in [*fenced(), *in_docstrings()] if snippet.language in languages]
     assert found
     return pytest.mark.parametrize("snippet", found, ids=lambda s: f"{s.page}: {' '.join(s.text.split())[:40]}")
