@@ -56,13 +56,18 @@ class FitCallback(Callback):
             try:
                 on_exception(exception)
             finally:
-                self.release()
+                self._end()
 
         self.wrap(trainer.strategy, "on_exception", last)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self.release()
+        for name in ("log", "log_dict"):  # the module's, which the Trainer gives to each callback for a run
+            vars(self).pop(name, None)
 
 
 class _Wrapped:

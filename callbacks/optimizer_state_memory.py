@@ -116,13 +116,13 @@ class OptimizerStateMemory(FitCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._moved > self._reported:
-            self._report(trainer, pl_module)
+            self._report(trainer, pl_module, self.scalars and trainer.log_every_n_steps > 0)  # type: ignore[attr-defined]
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, pl_module)
+        self._report(trainer, pl_module, self.scalars)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _report(self, trainer: Trainer, pl_module: LightningModule, log: bool) -> None:
         actual = _measure(trainer, pl_module, state_memory)
         if not self._printed:
             self._show(trainer, actual)
@@ -130,7 +130,7 @@ class OptimizerStateMemory(FitCallback):
             for i in sorted(self._moved - self._reported):
                 Console().print(self._line(trainer, i, actual[i]))
         self._printed, self._reported = True, set(self._moved)
-        if self.scalars:
+        if log:
             self._log(trainer, actual)
         if self.csv is not None and trainer.is_global_zero:
             write_csv(self.csv, [("predicted", self._predicted), ("actual", actual)])
