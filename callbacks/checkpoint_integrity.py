@@ -32,6 +32,7 @@ from lightning_optim.checkpoints import integrity
 from lightning_optim.distributed.placement import local
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
+from lightning_optim.training.lightning_names import is_a
 
 
 class CheckpointIntegrity(FitCallback):
@@ -82,15 +83,15 @@ class CheckpointIntegrity(FitCallback):
     @staticmethod
     def serves(strategy: Strategy) -> bool:
         """Whether the strategy writes checkpoints in a supported format, and before the save returns."""
-        supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
-        other = isinstance(strategy, DeepSpeedStrategy | XLAStrategy)  # subclasses of DDP with formats of their own
-        return supported and not other and isinstance(strategy.checkpoint_io, TorchCheckpointIO)
+        supported = is_a(strategy, SingleDeviceStrategy, DDPStrategy, FSDPStrategy, ModelParallelStrategy)
+        other = is_a(strategy, DeepSpeedStrategy, XLAStrategy)  # subclasses of DDP with formats of their own
+        return supported and not other and is_a(strategy.checkpoint_io, TorchCheckpointIO)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         strategy: Any = trainer.strategy
-        if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+        if is_a(strategy.checkpoint_io, AsyncCheckpointIO):
             raise OptionError(
                 "CheckpointIntegrity cannot know when AsyncCheckpointIO has written a checkpoint. Use one of the two."
             )

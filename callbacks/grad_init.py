@@ -29,6 +29,7 @@ from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.reports import grad_init as report
 from lightning_optim.training.dry_run import NoLoss, TrainingStep, differentiable, half_batches, optimizers_of
 from lightning_optim.training.grad_init import Iteration, ScaleSearch
+from lightning_optim.training.lightning_names import is_a
 from lightning_optim.training.trial_step import ADVICE, DIRECTIONS, Norm, along, base_rates, norm_of, taken_by
 
 LEAST = 0.01  # the least scale of a weight; that of a bias is 0
@@ -155,7 +156,7 @@ class GradInit(FitCallback):
             search()
             setup(*args, **kwargs)
 
-        if isinstance(trainer.strategy, ModelParallelStrategy):  # before configure_model shards the parameters
+        if is_a(trainer.strategy, ModelParallelStrategy):  # before configure_model shards the parameters
             self.wrap(pl_module, "setup", after)
         else:  # once the module has its layers, in whichever hook they are made
             self.wrap(trainer.strategy, "setup", before)
@@ -167,7 +168,7 @@ class GradInit(FitCallback):
         scales = self.alphas or {}
         for logger in trainer.loggers:
             logger.log_metrics(report.metrics(scales, self.history), trainer.global_step)
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            if is_a(logger, TensorBoardLogger) and trainer.is_global_zero:
                 report.write_to_tensorboard(logger.experiment, scales, self.history)
 
     @override
@@ -317,6 +318,6 @@ def _is_resumed(trainer: Trainer) -> bool:
     if not trainer.strategy.restore_checkpoint_after_setup:
         return trainer.ckpt_path is not None
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not Trainer._run.__code__:
+    while frame is not None and frame.f_code is not type(trainer)._run.__code__:
         frame = frame.f_back
     return frame is not None and frame.f_locals.get("ckpt_path") is not None

@@ -30,6 +30,7 @@ from lightning_optim.reports.memory_views import (
     tables,
     write_csv,
 )
+from lightning_optim.training.lightning_names import is_a
 
 PREFIX = "optimizer_state"
 
@@ -161,7 +162,7 @@ class OptimizerStateMemory(FitCallback):
 
     def _draw(self, trainer: Trainer, memory: OptimizerMemory, i: int, prefix: str) -> None:
         """Log a figure, if the bytes have changed since the last one."""
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        boards = [logger for logger in trainer.loggers if is_a(logger, TensorBoardLogger)]
         now = size(memory.first)
         if not (boards and trainer.is_global_zero and can_draw()) or self._drawn.get(i, 0) == now:
             return

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader
 
 from lightning_optim.errors import OptionError
+from lightning_optim.training.lightning_names import is_a
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -54,7 +55,7 @@ class TrainingStep(nn.Module):
         clone.to(trainer.strategy.root_device)
         clone._apply(lambda x: x.float() if x.dtype in HALF else x)
         self._context: Any = contextlib.nullcontext
-        if isinstance(trainer.precision_plugin, DoublePrecision):
+        if is_a(trainer.precision_plugin, DoublePrecision):
             clone.double()
             self._context = trainer.precision_plugin.forward_context
         clone.trainer = trainer
@@ -124,13 +125,13 @@ def half_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
 
 def _in_precision(trainer: Trainer, batch: Any) -> Any:
     """A batch in the dtype in which `TrainingStep` computes."""
-    if isinstance(trainer.precision_plugin, DoublePrecision):
+    if is_a(trainer.precision_plugin, DoublePrecision):
         return trainer.precision_plugin.convert_input(batch)
     return tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype in HALF else x, batch)
 
 
 def _copies(loaders: Any) -> CombinedLoader:
-    combined = isinstance(loaders, CombinedLoader)
+    combined = is_a(loaders, CombinedLoader)
     copies = tree_map(_copy, loaders.iterables if combined else loaders)
     return CombinedLoader(copies, loaders._mode if combined else "max_size_cycle")  # pyright: ignore[reportArgumentType]
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lightning_optim.errors import OptionError
+from lightning_optim.training.lightning_names import is_a
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -131,7 +132,7 @@ def _others(trainer: Trainer, loaders: list[Any]) -> list[Any]:
     if not any(map(_knows_its_place, loaders)):
         return loaders
     made: Any = trainer.fit_loop._data_source.dataloader()
-    made = made if isinstance(made, CombinedLoader) else CombinedLoader(made)
+    made = made if is_a(made, CombinedLoader) else CombinedLoader(made)
     found = []
     for loader, other in zip(loaders, made.flattened, strict=True):
         if not _knows_its_place(loader):

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from lightning_optim.distributed.placement import is_sharded
+from lightning_optim.training.lightning_names import is_a
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -60,7 +61,7 @@ def _uncompiled() -> Any:
 
 def _mute(trainer: Trainer, module: LightningModule) -> Iterator[Undo]:
     for part in module.modules():
-        if isinstance(part, LightningModule):
+        if is_a(part, LightningModule):
             yield _replace(part, "log", _nothing)
             yield _replace(part, "manual_backward", _nothing)
     for optimizer in (*trainer.optimizers, *_wrappers(module)):
@@ -169,6 +170,8 @@ def _undo_of(value: Any, seen: dict[int, Undo], tensors: bool) -> Undo:
 
 
 def _undo_of_tensor(value: Tensor) -> Undo:
+    if value.is_inference():  # kept by a validation step, and nothing outside of inference mode can change it
+        return _nothing
     copied = value.detach().clone()
 
     @torch.no_grad()

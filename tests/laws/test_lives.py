@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader
@@ -102,7 +102,7 @@ class Module(Toy):
     test_dataloader = predict_dataloader = val_dataloader
 
     def fail_in(self, hook: str) -> None:
-        if self.fails is not None and self.fails[0] == hook and len(self.trained) >= 6:
+        if self.fails is not None and self.fails[0] == hook and self.global_step >= 6:
             raise self.fails[1]()
 
     def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:

@@ -1,0 +1,27 @@
+"""Lightning's classes under both of their names.
+
+`pytorch_lightning` is a copy of `lightning.pytorch`, and `lightning_fabric` one of `lightning.fabric`: their classes are
+others with the same names. A Trainer of either may have our callbacks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+COPIES = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
+
+
+def is_a(value: Any, *classes: type) -> bool:
+    """Whether `value` is an instance of a class of Lightning or of its copy, or of one derived from them."""
+    return base_of(type(value), *classes) is not None
+
+
+def base_of(cls: type, *classes: type) -> type | None:
+    """The first class, among those from which `cls` is derived, that is one of `classes` or a copy of it."""
+    wanted = {_plain(one) for one in classes}
+    return next((base for base in cls.__mro__ if _plain(base) in wanted), None)
+
+
+def _plain(cls: type) -> tuple[str, str]:
+    package, _, rest = cls.__module__.partition(".")
+    return f"{COPIES.get(package, package)}.{rest}", cls.__qualname__
