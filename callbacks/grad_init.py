@@ -166,7 +166,8 @@ class GradInit(FitCallback):
         if not self._searched:
             return
         scales = self.alphas or {}
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             logger.log_metrics(report.metrics(scales, self.history), trainer.global_step)
             if is_a(logger, TensorBoardLogger) and trainer.is_global_zero:
                 report.write_to_tensorboard(logger.experiment, scales, self.history)

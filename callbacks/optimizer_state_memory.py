@@ -162,14 +162,13 @@ class OptimizerStateMemory(FitCallback):
 
     def _draw(self, trainer: Trainer, memory: OptimizerMemory, i: int, prefix: str) -> None:
         """Log a figure, if the bytes have changed since the last one."""
-        boards = [logger for logger in trainer.loggers if is_a(logger, TensorBoardLogger)]
+        boards: list[Any] = [logger for logger in trainer.loggers if is_a(logger, TensorBoardLogger)]
         now = size(memory.first)
         if not (boards and trainer.is_global_zero and can_draw()) or self._drawn.get(i, 0) == now:
             return
         self._drawn[i] = now
         for logger in boards:
-            board: Any = logger.experiment
-            board.add_figure(f"{prefix}/bars", picture(memory), trainer.global_step)
+            logger.experiment.add_figure(f"{prefix}/bars", picture(memory), trainer.global_step)
 
 
 def _measure(

@@ -1,7 +1,7 @@
 """Lightning's classes under both of their names.
 
-`pytorch_lightning` is a copy of `lightning.pytorch`, and `lightning_fabric` one of `lightning.fabric`: their classes are
-others with the same names. A Trainer of either may have our callbacks.
+`pytorch_lightning` is a copy of `lightning.pytorch`, and `lightning_fabric` of `lightning.fabric`: their classes have
+the same names and are others. A Trainer of either may have our callbacks.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Theirs(pytorch_lightning.LightningModule):
         return torchs(self.parameters())
 
 
-class TheirsByWord(ConfiguredOptimizer, Theirs):
+class TheirsByWord(ConfiguredOptimizer, Theirs):  # type: ignore[misc]  # pyright: ignore
     def __init__(self, optimizer: OptimizerSpec = "gadam") -> None:
         super().__init__()
         self.save_hyperparameters()
