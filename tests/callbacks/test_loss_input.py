@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_optim import KoalaV
@@ -102,6 +103,158 @@ def test_two_processes_read_the_mean_of_their_losses() -> None:
     first, second = run_ranks(on_ranks, 2)
     assert torch.equal(first, second)
     assert (first - on_ranks(1)).abs().max() <= ROUNDING
+
+
+# ---------------------------------------------------------------- several optimizers by hand
+
+
+class ByHand(Toy):
+    """Two networks with an optimizer each, and what each optimizer was told in a step."""
+
+    second: Any = staticmethod(koala)
+
+    def __init__(self) -> None:
+        super().__init__(koala)
+        self.automatic_optimization = False
+        self.other = nn.Linear(2, 2)
+        self.told: list[tuple[int, float]] = []
+        self.due: list[tuple[int, float]] = []  # what they should be told
+
+    def configure_optimizers(self) -> Any:
+        optimizers = koala(list(self.net.parameters())), self.second(list(self.other.parameters()))
+        for i, optimizer in enumerate(optimizers):
+            if isinstance(optimizer, KoalaV):
+                optimizer.register_step_pre_hook(lambda o, *_, i=i: self.told.append((i, float(o._loss.mean))))
+        return list(optimizers)
+
+    def losses_of(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        first = nn.functional.mse_loss(self(batch[0]), batch[1])
+        return first, (self.other(batch[1]) - 3).square().mean()
+
+    def backward_of(self, *losses: Tensor) -> None:
+        for loss in losses:
+            self.manual_backward(loss)
+
+    def step(self, i: int, due: Tensor, **zero: Any) -> None:
+        every: Any = self.optimizers()
+        every[i].step()
+        every[i].zero_grad(**zero)
+        if isinstance(every[i].optimizer, KoalaV):
+            self.due.append((i, due.item()))
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        """Both backward passes before both steps."""
+        first, second = self.losses_of(batch)
+        self.backward_of(first, second)
+        self.step(0, first)
+        self.step(1, second)
+
+
+class OneLoss(ByHand):
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        loss = sum(self.losses_of(batch), torch.zeros(()))
+        self.backward_of(loss)
+        self.step(1, loss)
+        self.step(0, loss)
+
+
+class Adversaries(ByHand):
+    """The first loss reaches both networks; the gradient that the second gets from it is set to zero."""
+
+    zero: bool = True
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        every: Any = self.optimizers()
+        first = -self.other(self(batch[0])).square().mean() / 100
+        self.backward_of(first)
+        self.step(0, first)
+        every[1].zero_grad(set_to_none=self.zero)
+        second = self.other(self(batch[0]).detach()).square().mean()
+        self.backward_of(second)
+        self.step(1, second, set_to_none=self.zero)
+
+
+class KeepsZeros(Adversaries):
+    zero = False
+
+
+class Toggled(ByHand):
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        every: Any = self.optimizers()
+        with every[0].toggle_model():
+            first = self.other(self(batch[0])).square().mean()
+            self.backward_of(first)
+        with every[1].toggle_model():
+            second = self.other(self(batch[0])).square().mean()
+            self.backward_of(second)
+        self.step(1, second)
+        self.step(0, first)
+
+
+class SlowSecond(ByHand):
+    """The second accumulates two batches while the first steps in each."""
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        first, second = self.losses_of(batch)
+        self.backward_of(first, second / 2)
+        self.step(0, first)
+        self.held = second.detach() / 2 if index % 2 == 0 else self.held + second.detach() / 2
+        if index % 2:
+            self.step(1, self.held)
+
+
+class BesideSGD(ByHand):
+    second = staticmethod(lambda params: torch.optim.SGD(params, lr=0.01))
+
+
+class BesideLBFGS(ByHand):
+    """Whose closure is called many times in a step."""
+
+    second = staticmethod(lambda params: torch.optim.LBFGS(params, lr=0.1))
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
+        first, _ = self.losses_of(batch)
+        self.backward_of(first)
+        lbfgs: Any = self.optimizers()
+
+        def closure() -> Tensor:
+            lbfgs[1].zero_grad()
+            loss = self.losses_of(batch)[1]
+            self.backward_of(loss)
+            return loss
+
+        lbfgs[1].step(closure)
+        self.step(0, first)
+
+
+BY_HAND = [ByHand, OneLoss, Adversaries, KeepsZeros, Toggled, SlowSecond, BesideSGD, BesideLBFGS]
+
+
+@pytest.mark.parametrize("module", BY_HAND)
+def test_each_optimizer_reads_the_losses_of_its_gradient(module: type[ByHand]) -> None:
+    net = module()
+    Run(koala, LossInput(), module=net)
+    assert len(net.told) >= 12
+    for told, due in zip(net.told, net.due, strict=True):
+        assert told == pytest.approx(due, rel=1e-6)
+
+
+class Hidden(ByHand):
+    """Reentrant checkpointing hides the parameters of the second loss from its graph."""
+
+    def losses_of(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        first, _ = super().losses_of(batch)
+        targets = batch[1].clone().requires_grad_()
+        second: Any = checkpoint(self.other, targets, use_reentrant=True)
+        return first, second.square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return [koala(list(self.net.parameters())), koala(list(self.other.parameters()))]
+
+
+def test_a_loss_that_hides_its_parameters_is_asked_for() -> None:
+    with pytest.raises(RuntimeError, match=r"KoalaV reads the loss, and nobody supplied it.*set_loss\(loss\)"):
+        Run(koala, LossInput(), module=Hidden())
 
 
 def test_without_a_second_moment_the_square_of_the_mean_is_taken() -> None:
