@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_optim import errors
@@ -25,12 +26,14 @@ from lightning_optim.training.schedules import (
     factor,
     flat_linear,
     inverse_sqrt,
+    length_if_known,
     steps_before,
     total_steps,
 )
-from lightning_optim.training.warmups import WARMUPS, can_rectify
+from lightning_optim.training.warmups import WARMUPS, can_rectify, length
 
 NAME = "WarmupFreeSchedule"
+ENOUGH = 0.9  # a warm-up that gets to this factor does not need a warning
 
 
 class WarmupFreeSchedule(FitCallback):
@@ -170,6 +173,7 @@ class WarmupFreeSchedule(FitCallback):
         resumed = trainer.ckpt_path is not None
         joined = [steps_before(trainer, optimizer) if resumed else 0 for optimizer in trainer.optimizers]
         self._steps, self._loaded = self._loaded or joined, []
+        self._warn_if_too_short(trainer)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for i, optimizer in enumerate(trainer.optimizers):
             self._rates.append(learning_rates_of(optimizer, schedulers))
@@ -251,6 +255,27 @@ class WarmupFreeSchedule(FitCallback):
                     f"{NAME}: warmup='rectified' needs a beta2 above 0.6, and {name} has {beta2}. Set warmup='linear'."
                 )
         return beta2
+
+    def _warn_if_too_short(self, trainer: Trainer) -> None:
+        """Warn if training ends during the warm-up."""
+        steps = length_if_known(trainer) if self.total_steps is None else self.total_steps
+        every = [(beta2, o) for o, betas in zip(trainer.optimizers, self._betas, strict=False) for beta2 in betas]
+        if not every or not math.isfinite(steps) or vars(trainer).get("fast_dev_run"):
+            return
+        beta2, optimizer = max(every, key=lambda pair: pair[0])
+        reached = WARMUPS[self.warmup](max(int(steps), 1), beta2)
+        if reached >= ENOUGH:
+            return
+        shorter = round(1 - 10 / max(steps, 1), 4)
+        advice = ", or set warmup='none'."
+        if shorter >= 0.9:
+            took = length(self.warmup, shorter)
+            advice = f"; set a smaller beta2 of the optimizer, or here: {shorter} takes {took} steps{advice}"
+        rank_zero_warn(
+            f"{NAME}: training has {int(steps)} steps, and warmup={self.warmup!r} takes "
+            f"{length(self.warmup, beta2)} with beta2={beta2} of {type(optimizer).__name__}. So the learning rate ends "
+            f"at {100 * reached:.2g} % of what was asked for. Train longer{advice}"
+        )
 
     def _unknown_length(self) -> OptionError:
         return OptionError(

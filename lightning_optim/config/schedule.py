@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_optim.errors import OptionError, is_number, is_whole, nearest, shown
-from lightning_optim.training.schedules import SCHEDULES, factor, total_steps
+from lightning_optim.training.schedules import SCHEDULES, factor, length_if_known, total_steps
 
 
 class Schedule(NamedTuple):
@@ -84,12 +84,34 @@ def scheduler_for(
             )
         return steps
 
+    @functools.cache
+    def warn_once() -> None:
+        if trainer.max_steps == -1 or trainer.max_steps > warmup:
+            _warn_if_too_short(schedule, length_if_known(trainer), trainer)
+
     def current(step: int) -> float:
         # The number of steps is read as late as possible. To know it the Trainer sets up the training loader, and
         # before a checkpoint is loaded that loader would start an epoch of which the run is in the middle.
+        if 0 < step <= warmup:
+            warn_once()
         steps = total() if step > warmup and shape != "constant" else math.inf
         return factor(SCHEDULES[shape], step, steps, warmup, final)
 
     if unbounded:
         total()
+    if 0 < trainer.max_steps <= warmup:
+        _warn_if_too_short(schedule, trainer.max_steps, trainer)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, current)
+
+
+def _warn_if_too_short(schedule: Schedule, steps: float, trainer: Any) -> None:
+    """Warn if training ends during the warm-up."""
+    if steps > schedule.warmup_steps or vars(trainer).get("fast_dev_run"):
+        return
+    from lightning.pytorch.utilities import rank_zero_warn  # importing Lightning takes seconds
+
+    rank_zero_warn(
+        f"schedule {schedule.name!r}: training has {int(steps)} steps, and warmup_steps={schedule.warmup_steps}. So "
+        f"the learning rate ends at {100 * steps / schedule.warmup_steps:.3g} % of what was asked for, and the "
+        f"schedule is all warm-up. Train longer, or set a smaller warmup_steps, such as {int(steps) // 10}."
+    )

@@ -88,6 +88,13 @@ def total_steps(trainer: Any) -> float:
     return steps
 
 
+def length_if_known(trainer: Any) -> float:
+    """The number of steps of each optimizer in the whole fit; infinite where the Trainer does not know it."""
+    if not trainer.lightning_module.automatic_optimization:
+        return trainer.max_steps if trainer.max_steps != -1 else math.inf  # at most as many
+    return math.inf if trainer.max_epochs == -1 and trainer.max_steps == -1 else total_steps(trainer)
+
+
 def fraction_done(trainer: Any) -> float | None:
     """The fraction of training that will be over at the end of this epoch; None if the length is unknown."""
     fractions = []

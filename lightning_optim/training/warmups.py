@@ -6,6 +6,7 @@ RAdam's rectification (Liu et al. 2019, arXiv:1908.03265, equation 4) and the tw
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Callable
@@ -62,3 +63,21 @@ WARMUPS: dict[str, Callable[[int, float], float]] = {
     "exponential": untuned_exponential,
     "rectified": rectified,
 }
+
+
+def length(warmup: str, beta2: float) -> int:
+    """The number of steps of a warm-up, after which its factor is 1, or 0.99 where it only approaches 1.
+
+    Example:
+        >>> length("linear", 0.999), length("exponential", 0.99)
+        (2000, 461)
+    """
+    reached = 1 - 1e-6 if warmup == "linear" else 0.99
+
+    def is_over(t: int) -> bool:
+        return t > 0 and WARMUPS[warmup](t, beta2) >= reached
+
+    last = 1
+    while not is_over(last):
+        last *= 2
+    return bisect.bisect_left(range(last), True, key=is_over)

@@ -194,13 +194,15 @@ class Toggled(ByHand):
 class SlowSecond(ByHand):
     """The second accumulates two batches while the first steps in each."""
 
+    held: Sequence[Tensor] = ()
+
     def training_step(self, batch: Sequence[Tensor], index: int) -> None:  # type: ignore[override]
         first, second = self.losses_of(batch)
         self.backward_of(first, second / 2)
         self.step(0, first)
-        self.held = second.detach() / 2 if index % 2 == 0 else self.held + second.detach() / 2
+        self.held = [*self.held, second.detach() / 2]
         if index % 2:
-            self.step(1, self.held)
+            self.step(1, self.held[-2] + self.held[-1])
 
 
 class BesideSGD(ByHand):

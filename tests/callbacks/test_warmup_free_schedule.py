@@ -29,6 +29,7 @@ from lightning_optim import OptimizerStrategy, OptionError, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, NonFiniteGuard, WarmupFreeSchedule
 from lightning_optim.cli import main
 from lightning_optim.training import second_moment
+from lightning_optim.training.schedules import SCHEDULES
 from tests.harness.data import batches, samples, seeded_samples
 from tests.harness.modules import Made, Make, Toy, vector
 from tests.harness.nets import seeded_net
@@ -83,6 +84,7 @@ def test_training_is_the_plain_loop_at_these_rates(make: Make, rule: Any, decay:
     assert run.trainer.optimizers[0].param_groups[0]["lr"] == LR  # as it was
 
 
+@pytest.mark.filterwarnings("ignore:WarmupFreeSchedule. training has 12 steps")
 def test_every_group_has_its_own_beta2() -> None:
     def grouped(params: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups: list[Any] = [{"params": params[:2], "betas": (0.9, 0.7)}, {"params": params[2:], "betas": (0.9, 0.99)}]
@@ -169,6 +171,7 @@ class Stream(IterableDataset[Any]):
         ({"max_epochs": 2}, True),  # of epochs without a length
     ],
 )
+@pytest.mark.filterwarnings("ignore:WarmupFreeSchedule. training has 3 steps")
 def test_a_length_that_nobody_knows(options: dict[str, Any], stream: bool) -> None:
     train: Any = DataLoader(Stream(), batch_size=8) if stream else None
     module = Toy(adan)
@@ -216,6 +219,52 @@ def test_two_decays_are_refused() -> None:
     with pytest.raises(OptionError, match=words):
         Run(adan, WarmupFreeSchedule("linear", "cosine"), module=module)
     assert module.losses == []
+
+
+def default_adamw(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=LR)
+
+
+@pytest.mark.parametrize(("warmup", "over"), [("linear", 1 - 1e-6), ("exponential", 0.99), ("rectified", 0.99)])
+def test_a_training_that_ends_in_the_warmup_is_warned_of(warmup: Any, over: float) -> None:
+    with pytest.warns(UserWarning, match="training has 12 steps.*with beta2=0.999 of AdamW") as caught:
+        Run(default_adamw, WarmupFreeSchedule(warmup))
+    (message,) = [str(w.message) for w in caught if "WarmupFreeSchedule" in str(w.message)]
+    takes = next(t for t in range(1, 10_000) if warm(warmup, t, 0.999) >= over)
+    told = (
+        f"takes {takes} with beta2=0.999 of AdamW. So the learning rate ends at {100 * warm(warmup, 12, 0.999):.2g} %"
+    )
+    assert told in message
+    assert message.endswith("Train longer, or set warmup='none'.")
+
+
+def test_the_beta2_that_is_advised_warms_up_in_time() -> None:
+    """A fifth of training; and nobody warns where nobody knows the length, or in a test run."""
+    with pytest.warns(UserWarning, match=r"training has 176 steps.*or here: 0.9432 takes 36 steps, or set"):
+        Run(default_adamw, WarmupFreeSchedule(), max_epochs=44)
+    Run(default_adamw, WarmupFreeSchedule(beta2=0.9432), max_epochs=44)
+    Run(default_adamw, WarmupFreeSchedule(), fast_dev_run=3)
+    Run(default_adamw, WarmupFreeSchedule(), train=DataLoader(Stream(), batch_size=8))
+
+
+class Scheduled(Toy):
+    def __init__(self, schedule: dict[str, Any]) -> None:
+        super().__init__(adan)
+        self.schedule = schedule
+
+    def configure_optimizers(self) -> Any:
+        return OptimizerStrategy.parse({"name": "adan", "schedule": self.schedule}).configure(self)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("options", [{}, {"max_steps": 12}, {"max_steps": 12, "max_epochs": -1}])
+def test_a_schedule_that_is_all_warmup_is_warned_of(name: str, options: dict[str, Any]) -> None:
+    words = rf"schedule '{name}': training has 12 steps, and warmup_steps=48.*ends at 25 %.*warmup_steps, such as 1\."
+    with pytest.warns(UserWarning, match=words) as caught:
+        Run(adan, module=Scheduled({"name": name, "warmup_steps": 48}), **options)
+    assert len([w for w in caught if "warmup_steps" in str(w.message)]) == 1
+    Run(adan, module=Scheduled({"name": name, "warmup_steps": 48}), fast_dev_run=3)
+    Run(adan, module=Scheduled({"name": name, "warmup_steps": 6}), **options)
 
 
 class Unfreezer(Callback):
