@@ -177,6 +177,7 @@ def _page(name: str, given: Mapping[str, Any], width: int) -> str:
         cls.paper,
     ]
     facts = [
+        ON_DIGITS if cls.recommended else "",
         f"State: {', '.join(entry.slots) or 'none'}; bytes per parameter: {sizes}.",
         f"Needs: {', '.join(entry.needs) or 'nothing beyond one element'}.",
         f"Advice: {cls.advice}",
@@ -186,7 +187,7 @@ def _page(name: str, given: Mapping[str, Any], width: int) -> str:
         [
             *(wrapped(text, width) for text in texts if text),
             f"\n{formula(cls, **own)}\n",
-            table(["option", "type", "default", "recommended", "what"], rows, width),
+            table(["option", "type", "default", "on digits", "what"], rows, width),
             "",
             *(wrapped(text, width) for text in facts if text),
         ]
@@ -213,6 +214,10 @@ def reference() -> str:
 
 
 SHARED = arguments(Optimizer.__doc__)
+ON_DIGITS = (
+    "On digits: what did best in a few runs of examples/digits (docs/digits_race.md), a small network on 1300 images "
+    "of 8 x 8 pixels, for which learning rates are large. On other data begin with the default, and tune it."
+)
 REFERENCE = """# Optimizers
 
 Every optimizer with its formula, its options and advice for those who come from AdamW or SGD. The formulas are printed

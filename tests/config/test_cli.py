@@ -355,3 +355,11 @@ def test_the_help_explains_every_option(name: str, tmp_path: Path, capsys: pytes
             start = arguments(cls.__doc__)[option.name].partition("(")[0].split()[:6]
             assert " ".join(start) in found[1], f"{option.name} of {name} is explained in other words"
     assert {"maximize", "state_bits", "engine"} <= cls.options.keys()
+
+
+def test_a_page_says_where_its_recommended_options_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["optimizers", "lars"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "On digits: what did best in a few runs of examples/digits" in told
+    assert "On other data begin with the default" in told
