@@ -132,7 +132,8 @@ class CheckpointIntegrity(FitCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear away what a killed process has left."""
-        folders = {callback.dirpath for callback in trainer.checkpoint_callbacks if is_a(callback, ModelCheckpoint)}
+        saving: list[Any] = [each for each in trainer.checkpoint_callbacks if is_a(each, ModelCheckpoint)]
+        folders = {callback.dirpath for callback in saving}
         folders.add(trainer.default_root_dir)  # where a SLURM job saves itself
         for folder in folders if trainer.is_global_zero else ():
             recovered = integrity.tidy(Path(folder)) if folder and not _is_remote(folder) else []

@@ -22,8 +22,8 @@ from lightning_optim.callbacks import CheckpointIntegrity, GradientNoise, Optimi
 from lightning_optim.callbacks.gradient_noise import clips
 from lightning_optim.training.lightning_names import base_of, is_a
 from tests.harness.data import batches
+from tests.harness.lives import every_callback, fit, net, torchs
 from tests.harness.trainers import QUIET
-from tests.laws.test_lives import every_callback, fit, net, torchs
 
 PACKAGE = Path(lightning_optim.__file__).parent
 CALLBACKS = Path(CheckpointIntegrity.__init__.__code__.co_filename).parent
