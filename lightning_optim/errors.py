@@ -1,4 +1,4 @@
-"""`OptionError`, the exception for wrong options, names and parameters, and helpers to check options."""
+"""The exceptions of the package, and helpers to check options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class OptionError(ValueError, TypeError):
     It is both a `ValueError` and a `TypeError`: Python raises the first for a bad value and the second for an unknown
     keyword, and a config file does not tell the two apart. The message says what was given, what is allowed and what
     to do.
+    """
+
+
+class EngineError(RuntimeError):
+    """An engine cannot run a step after all: a kernel can neither be loaded nor compiled.
+
+    Nothing has changed then. Under `engine="auto"` the next engine runs the step.
     """
 
 
@@ -78,6 +85,17 @@ def is_number(value: Any) -> TypeGuard[float]:
 def is_whole(value: Any, least: int = 1) -> TypeGuard[int]:
     """Whether a value is an integer of at least `least`."""
     return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= least
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its name where it says nothing, as a sentence.
+
+    Example:
+        >>> first_line(OSError("no space is left\nin this folder")), first_line(KeyError())
+        ('no space is left.', 'KeyError.')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:") + "."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

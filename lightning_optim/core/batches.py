@@ -61,7 +61,7 @@ class Batches:
         found: dict[Any, Batch] = {}
         for (i, p), t in zip(params, counters, strict=True):
             of_p = traits(i, p)
-            batch = found.setdefault((i, t, *of_p.values()), Batch(group=i, traits=of_p, t=t))
+            batch = found.setdefault((i, t, *of_p.values()), Batch(group=i, traits=of_p, counter=t))
             self._add(batch, p, slots)
         if idle:
             found["idle"] = Batch()
@@ -128,7 +128,7 @@ class Batches:
             of_batch = {next(counters) for _ in batch.params}
             if len(of_batch) > 1:
                 return False
-            batch.t = of_batch.pop()
+            batch.counter = of_batch.pop()
         self.versions = self._versions()
         return True
 
@@ -140,7 +140,14 @@ class Batches:
         counter.add_(1)
         self.versions = self._versions()
         for batch in self.active:
-            batch.t += 1
+            batch.counter += 1
+
+    def advance_only(self, written: Iterable[LocalParameter]) -> None:
+        """Count a step for those parameters that it has written before it failed. The batches are not valid then."""
+        of_steps = {id(param) for batch in self.active for param in batch.params}
+        for param in written:
+            if id(param) in of_steps:
+                self.state[param.source]["step"].add_(1)
 
     def _share_counters(self) -> Tensor:
         """Let the step counters share the memory of one tensor: one addition instead of one for each parameter.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
+from lightning_optim.core.attempt import Attempt
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.core.standalone_stages import OnGradients, OnWeights, moments_in
 from lightning_optim.core.state_layout import first_value
@@ -145,9 +146,10 @@ class _ForeignStage:
             missing = [name for name in names if name not in state]
             created = self._create(p, [name for name in missing if name not in pending])
             state.update({name: pending[name] if name in pending else created[name] for name in missing})
-        options = self.stage.advance()
-        if options is not None and self.stage.acts_after:
-            self.weights.run(options)
+        with Attempt(self.weights.has_moved, self.stage):
+            options = self.stage.advance()
+            if options is not None and self.stage.acts_after:
+                self.weights.run(options)
 
     def before_load(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         """Remember the slots as they were saved: torch casts all state to the dtype of the parameter."""

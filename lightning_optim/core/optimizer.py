@@ -17,6 +17,7 @@ from lightning_optim import engines
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core import torch_files
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
+from lightning_optim.core.attempt import Attempt
 from lightning_optim.core.constructor import constructor
 from lightning_optim.core.gradients import with_gradient
 from lightning_optim.core.guards import (
@@ -37,7 +38,6 @@ from lightning_optim.stages.stage import Stage
 
 # Keys of a parameter group that are not options. Torch, Lightning and learning-rate schedulers write them.
 GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
@@ -152,7 +152,7 @@ class Optimizer(StateLayout):
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
         params = [p for _, p in self.initialized()]
-        engine = engines.describe(self.defaults["engine"], self.first_programs(), params)
+        engine = engines.describe(self.defaults["engine"], self.first_programs(), params, self._runner.refused)
         runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages)]
         return "\n".join([*lines[:-1], *(f"    {line}" for line in runs), lines[-1]])
 
@@ -220,6 +220,7 @@ class Optimizer(StateLayout):
 
         Raises:
             RuntimeError: for a sparse gradient, and for a missing loss where the update reads it.
+            OptionError: where the engine that was asked for cannot serve. A step that failed has not been counted.
         """
         if torch.is_inference_mode_enabled():  # state that was made there could not be written outside
             with torch.inference_mode(False):
@@ -236,29 +237,34 @@ class Optimizer(StateLayout):
         to_predict = self.predicts() and not self.param_groups[0].get("predicted", False)
         late = not self.state and len(self.initialized()) < len(every)  # the first prediction moves nothing
         if to_predict and not late:
-            self._runner.run("predict", self.initialized())
+            self._predict_now()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
             active = with_gradient(owner, every)
         if to_predict and late:
-            self._runner.run("predict", self.initialized())
+            self._predict_now()
         if active:  # otherwise no parameter moves, and stages do not count the step
-            inputs = self._loss.take(owner, loss) if self.inputs else {}
-            acting = {stage.name: stage.advance() for stage in self.stages}
-            after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
-            idle = self._without_gradient() if after else []
-            self._runner.run("update", active, {**inputs, **acting}, idle)
+            with Attempt(self._runner.has_moved, self._loss, *self.stages):
+                inputs = self._loss.take(owner, loss) if self.inputs else {}
+                acting = {stage.name: stage.advance() for stage in self.stages}
+                after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
+                self._runner.run("update", active, {**inputs, **acting}, self._without_gradient() if after else [])
         elif not any(float(state["step"]) for state in self.state.values()):
             refuse_stale_parameters(owner, [p for _, p in every])
         if self.predicts():
             # Without a closure the next forward pass comes between two calls of `step`, so its prediction is made
             # here. A prediction that no gradient has corrected yet is still valid.
-            self.param_groups[0]["predicted"] = closure is None or not active
+            self.param_groups[0]["predicted"] = not active
             if closure is None and active:
-                self._runner.run("predict", self.initialized())
+                self._predict_now()
         return loss
+
+    def _predict_now(self) -> None:
+        """Move the parameters before their gradients are computed, and remember it whatever fails afterwards."""
+        self._runner.run("predict", self.initialized())
+        self.param_groups[0]["predicted"] = True
 
     def _without_gradient(self) -> list[tuple[int, Tensor]]:
         return [(i, p) for i, p in self.initialized() if not has_gradient(p)]

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_optim import engines
+from lightning_optim.core.attempt import Created
 from lightning_optim.core.batches import Batches, Parameters
 from lightning_optim.core.guards import refuse_disagreement, refuse_unsummable
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import logical_shape
-from lightning_optim.engines.step import Batch, Step
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
 
@@ -31,6 +32,8 @@ class Runner:
     def __init__(self, layout: StateLayout) -> None:
         self.layout = layout
         self.cached: dict[str, Batches] = {}  # by the kind of program
+        self.refused: engines.Refused = {}
+        self.created, self.moved = Created(), False
 
     def clear_cache(self) -> None:
         """Sort all parameters into batches again in the next step."""
@@ -46,33 +49,68 @@ class Runner:
             idle: Parameters without a gradient, on which only stages run.
         """
         layout, extra = self.layout, extra or {}
-        capturable = layout.defaults["capturable"]
-        options = [layout.options_of(group, capturable) for group in layout.param_groups]
-        batches = self._batches(what, params, idle, options)
-        if what == "update":
+        self.created, self.moved = Created(), False
+        options = [layout.options_of(group, layout.defaults["capturable"]) for group in layout.param_groups]
+        batches: Batches | None = None
+        written: list[LocalParameter] = []
+        try:
+            batches = self._prepared(what, params, idle, options, extra)
+            step = Step(batches.batches, layout.shared_slots(), batches.reductions, written=written)
+            self._run(batches, step)
+        except BaseException:
+            self._take_back(what, batches, written)
+            raise
+        finally:
+            if batches is not None:
+                batches.drop_gradients()
+        if what == "update" and batches is not None:
             batches.advance()
+
+    def has_moved(self) -> bool:
+        """Whether the last call of `run`, which failed, has written a parameter."""
+        return self.moved
+
+    def _prepared(
+        self,
+        what: str,
+        params: Parameters,
+        idle: Parameters,
+        options: Sequence[dict[str, Any]],
+        extra: Mapping[str, Any],
+    ) -> Batches:
+        """The batches, with program, numbers and gradients of this step, and with all slots that it needs."""
+        batches = self._batches(what, params, idle, options)
         self._fill(what, batches, options, extra)
-        shared = layout.shared_slots()
+        shared = self.layout.shared_slots()
         if any(
             batch.program.slots - slots - shared.keys()
             for batch, slots in zip(batches.batches, batches.slots, strict=True)
         ):
             self._create_missing(batches)
-            shared = layout.shared_slots()
             batches = self._batches(what, params, idle, options)
             self._fill(what, batches, options, extra)
         if what == "update":
             batches.take_gradients()
-        step = Step(batches.batches, shared, batches.reductions)
+        return batches
+
+    def _run(self, batches: Batches, step: Step) -> None:
+        layout = self.layout
         programs = tuple(batch.program for batch in batches.batches)
         if programs not in batches.engines:
             for batch in batches.batches:
                 self._check(batch)
             batches.engines[programs] = self._engine(programs, step)
-        try:
-            batches.engines[programs].run(step)
-        finally:
-            batches.drop_gradients()
+        name = "triton" if layout.defaults["capturable"] else layout.defaults["engine"]
+        batches.engines[programs] = engines.run(step, batches.engines[programs], name, self.refused)
+
+    def _take_back(self, what: str, batches: Batches | None, written: Sequence[LocalParameter]) -> None:
+        """Count a step that failed for what it has written. If that is nothing, remove what it has created."""
+        self.moved = bool(written)
+        if not written:
+            self.created.remove()
+        elif what == "update" and batches is not None:
+            batches.advance_only(written)
+        self.clear_cache()
 
     def _batches(
         self, what: str, params: Parameters, idle: Parameters, options: Sequence[Mapping[str, Any]]
@@ -87,7 +125,8 @@ class Runner:
         ):
             return cached
         for i, p in (*params, *idle):
-            if "step" not in layout.state[p]:
+            if "step" not in layout.state.get(p, ()):
+                self._note(p)
                 layout.start_state(p, i)
         views = [namespace(own) for own in options]
 
@@ -105,10 +144,11 @@ class Runner:
                 batch.h = {**extra, "present": tuple(sorted(slots & layout.slots.keys()))}
                 batch.program = layout.program("stages", batch.h)
                 continue
-            own, t = options[batch.group], batch.t
-            counter: Any = t
+            own, step = options[batch.group], int(what == "update")  # a step is counted when it has not failed
+            counter: Any = batch.counter + step
+            batch.t = batch.counter + step
             if layout.defaults["capturable"]:
-                counter = layout.state[batch.params[0].source]["step"].double()
+                counter = layout.state[batch.params[0].source]["step"].double() + step
                 own = {name: x.to(counter) if isinstance(x, Tensor) else x for name, x in own.items()}
             scalars = layout.scalars(namespace(own), counter)
             number = counter if isinstance(counter, Tensor) else float(counter)
@@ -122,7 +162,14 @@ class Runner:
         for batch in batches.batches:
             for p in (param.source for param in batch.params):
                 for name in sorted(batch.program.slots - layout.state[p].keys()):
+                    self._note(p)
                     layout.create_slot(name, p, group_of[p], batch.h)
+
+    def _note(self, p: Tensor) -> None:
+        """Remember which slots there are, before some of a parameter are created."""
+        layout = self.layout
+        for state in (layout.state, layout.param_groups[0], *([layout.state[p]] if p in layout.state else ())):
+            self.created.note(state)
 
     def _check(self, batch: Batch) -> None:
         """Refuse sums that a strategy makes impossible, and set global indices where normal numbers are needed."""
@@ -134,7 +181,7 @@ class Runner:
 
     def _engine(self, programs: Sequence[Program], step: Step) -> engines.Engine:
         layout = self.layout
-        chosen = engines.choose(layout.defaults["engine"], programs, step.params)
+        chosen = engines.choose(layout.defaults["engine"], programs, step.params, self.refused)
         if layout.defaults["capturable"] and chosen.name != "triton":
             raise OptionError(
                 f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, "

@@ -99,6 +99,7 @@ class OnWeights:
     def __init__(self, stage: Any, optimizer: torch.optim.Optimizer) -> None:
         self.stage, self.optimizer = stage, optimizer
         self.programs = Programs(self._update, ())
+        self.moved = False
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:
         for name in h.present:
@@ -118,7 +119,15 @@ class OnWeights:
                 batches[present] = Batch.of(self.programs(h), h)
             slots = {name: state[name] for name in batches[present].program.slots}
             batches[present].params.append(_local(self.stage, p, slots))
-        _run(batches, params)
+        written: list[LocalParameter] = []
+        try:
+            _run(batches, params, written)
+        finally:
+            self.moved = bool(written)
+
+    def has_moved(self) -> bool:
+        """Whether the last call of `run` has written a parameter or a slot."""
+        return self.moved
 
     def _has_slots(self, p: Tensor) -> bool:
         state = self.optimizer.state.get(p, {})
@@ -134,10 +143,11 @@ def _local(stage: Any, tensor: Tensor, slots: dict[str, Any]) -> LocalParameter:
     return LocalParameter.of(tensor, slots, {name: stage.slots.get(name, Slot()) for name in slots})
 
 
-def _run(batches: Mapping[Any, Batch], params: Sequence[Tensor]) -> None:
+def _run(batches: Mapping[Any, Batch], params: Sequence[Tensor], written: list[LocalParameter] | None = None) -> None:
     if batches:
-        step = Step(list(batches.values()), {}, Reductions(params))
-        engines.choose("auto", [batch.program for batch in step.batches], step.params).run(step)
+        step = Step(list(batches.values()), {}, Reductions(params), written=[] if written is None else written)
+        engine = engines.choose("auto", [batch.program for batch in step.batches], step.params)
+        engines.run(step, engine, "auto", {})
 
 
 def _is_number(value: Any) -> bool:

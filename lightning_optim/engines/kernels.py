@@ -82,11 +82,15 @@ class KernelBackend(abc.ABC):
 
     @abc.abstractmethod
     def build(self, kernel: Kernel) -> Any:
-        """Compile a kernel into what `call` runs."""
+        """Compile a kernel into what `call` runs.
+
+        Raises:
+            EngineError: where that fails.
+        """
 
     @abc.abstractmethod
     def call(self, kernel: Kernel, built: Any, launch: Launch, given: dict[str, Any]) -> None:
-        """Run a kernel over all tiles.
+        """Run a kernel over all tiles, and set `launch.ran` as soon as it may have written something.
 
         Args:
             kernel: The kernel.
@@ -113,9 +117,18 @@ class KernelBackend(abc.ABC):
     # ------------------------------------------------------------------ as a backend of plans
 
     def launches(self, batch: Batch) -> list[Launch]:
+        """The launches of a batch with all their kernels: a step writes nothing before it has those of every batch.
+
+        Raises:
+            EngineError: where a kernel cannot be had.
+        """
         program = batch.program
         names = (*program.operands, "index") if program.normals else program.operands
-        return launches_of(batch, names, self.served, self.by_alignment, self.tile)
+        launches = launches_of(batch, names, self.served, self.by_alignment, self.tile)
+        for launch in launches:
+            if program not in launch.kernels:
+                launch.kernels[program] = self._kernels(program, launch.signature)
+        return launches
 
     def reduce(self, plan: Plan[Launch], of: tuple[Symbol, ...], by: By) -> Tensor:
         results = [self._reduce(plan, launch, of, by) for launch in plan.launches]
@@ -128,7 +141,7 @@ class KernelBackend(abc.ABC):
 
     def _reduce(self, plan: Plan[Launch], launch: Launch, of: tuple[Symbol, ...], by: By) -> Tensor:
         """The sums or maxima of the tensors of one launch, (params, len(of)) float64."""
-        kernel, built = self.reduction(plan.program, launch.signature, of, by)
+        kernel, built = launch.kernels[plan.program][of, by]
         partials = torch.empty(launch.count, len(of), dtype=torch.float64, device=plan.device)
         if launch.count:
             self.call(kernel, built, launch, {**_given(kernel, plan, launch), "partials": partials})
@@ -136,12 +149,29 @@ class KernelBackend(abc.ABC):
 
     def write(self, plan: Plan[Launch], outputs: tuple[str, ...]) -> None:
         for launch in plan.launches:
-            kernel, built = self.kernel(plan.program, launch.signature, outputs)
-            if launch.count:
-                self.call(kernel, built, launch, _given(kernel, plan, launch))
-            launch.copy_back(outputs)
+            kernel, built = launch.kernels[plan.program][outputs]
+            launch.ran = False
+            try:
+                if launch.count:
+                    self.call(kernel, built, launch, _given(kernel, plan, launch))
+                launch.copy_back(outputs)
+            except BaseException:
+                plan.step.written += launch.params if launch.ran else []
+                raise
+            plan.step.written += launch.params
 
     # ------------------------------------------------------------------ kernels
+
+    def _kernels(self, program: Program, signature: Signature) -> dict[Any, tuple[Kernel, Any]]:
+        """The kernels of all passes, in the order in which they run, by what they compute."""
+        found: dict[Any, tuple[Kernel, Any]] = {}
+        for level in range(1, program.levels + 1):
+            for by in REDUCTIONS:
+                if of := program.summands(level, by):
+                    found[of, by] = self.reduction(program, signature, of, by)
+        if program.moving:
+            found[program.moving] = self.kernel(program, signature, program.moving)
+        return found
 
     def kernel(self, program: Program, signature: Signature, outputs: tuple[str, ...]) -> tuple[Kernel, Any]:
         """The kernel of the last pass, printed and built at its first use."""
@@ -166,16 +196,9 @@ class KernelBackend(abc.ABC):
 
     def kernels(self, program: Program, params: Sequence[LocalParameter]) -> list[Kernel]:
         """The kernels that serve a program on local parameters like these, in the order of their launches."""
-        kernels = []
         launches = self.launches(Batch.of(program, {}, params=params))
-        for signature in dict.fromkeys(launch.signature for launch in launches):
-            for level in range(1, program.levels + 1):
-                sums: list[tuple[tuple[Symbol, ...], By]]
-                sums = [(of, by) for by in REDUCTIONS if (of := program.summands(level, by))]
-                kernels += [self.reduction(program, signature, of, by)[0] for of, by in sums]
-            if program.moving:
-                kernels.append(self.kernel(program, signature, program.moving)[0])
-        return kernels
+        of_signatures = {launch.signature: launch.kernels[program] for launch in launches}
+        return [kernel for found in of_signatures.values() for kernel, _ in found.values()]
 
 
 def _given(kernel: Kernel, plan: Plan[Launch], launch: Launch) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Launch:
         host: `cached_table` on the host. It is pinned for a GPU, since the copy may still be running, or be captured in
             a graph.
         grads: The addresses of the gradients in `cached_table`.
+        kernels: For each program that has run on it, the kernels and what they are compiled into, by what they compute.
+        ran: Whether the kernel of the last pass may have written something in this step.
     """
 
     signature: Signature
@@ -50,6 +52,8 @@ class Launch:
     positions: list[int] = field(default_factory=list)
     addresses: list[int] = field(default_factory=list)
     copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    kernels: dict[Any, dict[Any, Any]] = field(default_factory=dict)
+    ran: bool = False
     table: Tensor = field(init=False)
     cached_table: Tensor = field(init=False)
     tiles: Tensor = field(init=False)

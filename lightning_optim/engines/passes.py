@@ -53,6 +53,7 @@ def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
         sums = plan.program.sums(level)
         for (key, symbol), partial in zip(sums, plan.partials([symbol for _, symbol in sums]), strict=True):
             found.setdefault(key, []).append((plan, symbol, partial))
+    step.exchanged |= bool(found and step.reductions.process_groups)
     for (over, by, _), entries in found.items():
         partials = [partial for _, _, partial in entries]
         groups = [of_tensor for plan, symbol, _ in entries for of_tensor in plan.process_groups(symbol)]

@@ -105,17 +105,19 @@ class _Call:
         for slot, value in outputs.items():
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
                 outputs[slot] = value.clone()  # two slots may exchange their values
-        quantized: dict[str, Tensor] = {}
+        quantized = {slot: value.reshape(-1) for slot, value in outputs.items() if self._is_quantized(slot)}
+        storage.write(param.state, quantized, self.batch.t)  # first, since it needs memory and may not get it
         for slot, value in outputs.items():
             if slot in self.step.shared:
                 shared[slot] = value
-            elif slot != "p" and isinstance(param.state[slot], storage.Quantized):
-                quantized[slot] = value.reshape(-1)
-            else:
+            elif slot not in quantized:
                 target = param.param if slot == "p" else param.state[slot]
                 _store(value, target)
-        storage.write(param.state, quantized, self.batch.t)
+        self.step.written.append(param)
         return True
+
+    def _is_quantized(self, slot: str) -> bool:
+        return isinstance(self.param.state.get(slot), storage.Quantized)
 
     def _read(self, slot: str) -> Any:
         if slot in self.step.shared:

@@ -100,7 +100,8 @@ class Batch:
         traits: Their traits, by name.
         program: The program that runs on them.
         h: The options of the group and the scalars of the step, by name.
-        t: Their step counter, on which stochastic rounding depends.
+        t: The number of this step, on which stochastic rounding depends; 1 in the first one.
+        counter: Their step counter: the number of the last step that did not fail.
         cache: Whatever an engine keeps for these parameters from step to step.
     """
 
@@ -110,6 +111,7 @@ class Batch:
     program: Program = field(init=False)
     h: dict[str, Any] = field(init=False)
     t: int = 0
+    counter: int = 0
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
@@ -133,11 +135,20 @@ class Step:
         batches: The batches.
         shared: The slots of the whole optimizer by name, each of shape () in float64. Engines write them in place.
         reductions: Combines partial sums over the ranks that hold shards of a tensor.
+        exchanged: Whether ranks have combined sums. They would wait for each other if one of them began again.
+        written: The local parameters that have been written. If a step fails, these have been counted, and no others.
     """
 
     batches: list[Batch]
     shared: dict[str, Tensor]
     reductions: Reductions
+    exchanged: bool = False
+    written: list[LocalParameter] = field(default_factory=list)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has happened that cannot be done again on another engine."""
+        return self.exchanged or bool(self.written)
 
     @property
     def params(self) -> list[LocalParameter]:

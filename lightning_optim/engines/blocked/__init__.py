@@ -69,6 +69,7 @@ class _Backend:
             numbers = [values_of[symbol] for symbol in code.numbers]
             for views in walk(pack, code, True, plan.batch.t, _counters(code, values_of)):
                 code.run(views, numbers)
+            plan.step.written += pack.params
 
 
 def _numbers(plan: Plan[Pack], code: Code) -> list[dict[Symbol, float]]:

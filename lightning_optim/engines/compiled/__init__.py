@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import resources
 from typing import Any
 
@@ -70,6 +72,7 @@ class _Backend(KernelBackend):
             None if partials is None else partials.data_ptr(),
         )
         threads = torch.get_num_threads()
+        launch.ran = True
         if threads == 1 or launch.count < THREADED:
             built(table, tiles, 0, launch.count, numbers, of_tensors, t, sums)
             return
@@ -78,7 +81,14 @@ class _Backend(KernelBackend):
             built(table, tiles, first, last, numbers, of_tensors, t, sums)
 
         bounds = [launch.count * i // threads for i in range(threads + 1)]
-        list(_pool(threads).map(run_tiles, bounds[:-1], bounds[1:]))
+        parts: list[Future[None]] = []
+        try:
+            for first, last in itertools.pairwise(bounds):
+                parts.append(_pool(threads, os.getpid()).submit(run_tiles, first, last))
+        finally:
+            wait(parts)  # also if this thread is interrupted: they write to tensors that may be freed then
+        for part in parts:
+            part.result()
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
         """Combine the results of one tile after another, so that the order is always the same."""
@@ -105,5 +115,6 @@ def _file(name: str) -> str:
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """The threads of a process: a child of a fork has none of those of its parent."""
     return ThreadPoolExecutor(threads, "lightning_optim")

@@ -25,6 +25,7 @@ from lightning_optim.engines.kernels import Kernel, KernelBackend
 from lightning_optim.engines.launch import Launch
 from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton import printer
+from lightning_optim.errors import EngineError, first_line
 from lightning_optim.language.program import Program
 from lightning_optim.storage.format import Format
 
@@ -86,7 +87,13 @@ class _Backend(KernelBackend):
             given[word] = codebooks[word].values(launch.table.device)
         if kernel.values:
             given["values"] = given["values"].float()
-        run_kernel(built, launch.count, launch.table, launch.tiles, **given, **options(kernel))
+        try:
+            run_kernel(built, launch.count, launch.table, launch.tiles, **given, **options(kernel))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # of Triton, of the assembler, or of a C compiler that is missing, in its first call
+            raise EngineError(f"a Triton kernel cannot be compiled or run: {first_line(error)}") from error
+        launch.ran = True
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
         result = partials.new_empty(len(launch.params), kernel.sums)
