@@ -1,98 +1,240 @@
-"""Compiles printed kernels with the C++ compiler of the machine, and stores them in the user's cache folder."""
+"""Compiles printed kernels with the C++ compiler of the machine, and stores them in the user's cache folder.
+
+A kernel gets its name in the cache only when it is whole and on the disk, and it is checked when it is read. Of several
+processes that need the same kernel one compiles it and the others wait for it. Where nothing can be stored, kernels are
+compiled in a temporary folder that is gone afterwards.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
-import tempfile
+import sys
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+from lightning_optim.engines.compiled import folders
+from lightning_optim.engines.compiled.folders import KERNEL, Folder
+from lightning_optim.engines.compiled.library import function_of
+from lightning_optim.errors import EngineError
 
 # No -ffast-math: results equal those of torch. Products and sums are not contracted, roots set no errno, nothing traps.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-strict-aliasing", "-w"),
 )
+PROBE = 'extern "C" void run() {}\n'
+SECONDS, SECONDS_OF_PROBE = 120, 30  # within which a compiler must end
+NO_COMPILER = "no C++ compiler is found (c++, g++ or clang++; or set CXX)."
+
+Function = Callable[..., None]
+
+_found: dict[str, Function | str] = {}  # by key: the function, or why there is none
+_locks: dict[str, threading.Lock] = {}
+_hung: list[str] = []  # why no kernel is compiled in this process any more
+# A thread that does not exist in the child may hold a lock there.
+os.register_at_fork(after_in_child=_locks.clear)
 
 
 @functools.cache
 def without_compiler() -> str:
-    """Why no compiler can be used, in one sentence; empty where one works."""
-    if not _compiler():
-        return "no C++ compiler is found (c++, g++ or clang++; or set CXX)."
+    """Why no kernel can be compiled, in one sentence; empty where it can."""
     try:
-        load('extern "C" void run() {}\n')
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"the C++ compiler {_compiler()} does not work: {_first_line(error)}"
+        load(PROBE)
+    except EngineError as error:
+        if _compiler():
+            warnings.warn(f"the engine 'compiled' cannot serve: {error}", stacklevel=2)
+        return str(error)
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    """The first line of what the compiler or the loader printed."""
-    words = getattr(error, "stderr", "") or str(error)
-    return words.strip().splitlines()[0] + "." if words.strip() else "it says nothing."
-
-
-@functools.cache
-def _compiler() -> str | None:
-    return next(
-        (found for word in (os.environ.get("CXX"), "c++", "g++", "clang++") if word and (found := shutil.which(word))),
-        None,
-    )
-
-
-@functools.cache
-def load(text: str) -> Callable[..., None]:
+def load(text: str) -> Function:
     """The function `run` of some C++ source, from the cache folder or compiled into it.
 
     Raises:
-        subprocess.CalledProcessError: where the compiler refuses the source.
+        EngineError: where it is not in the cache and cannot be compiled. The reason stays for this process.
     """
-    key = hashlib.sha256("\0".join((text, *FLAGS, _compiler() or "", _processor())).encode()).hexdigest()
-    library = _folder() / f"{key[:32]}.so"
-    if not library.exists():
-        _compile(text, library)
-    function = ctypes.CDLL(str(library)).run
-    function.restype = None
-    pointer, whole = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = (pointer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer)
+    key = _key(text)
+    with _locks.setdefault(key, threading.Lock()):
+        if key not in _found:
+            try:
+                _found[key] = _loaded(text, key)
+            except EngineError as error:
+                _found[key] = str(error)
+        found = _found[key]
+    if isinstance(found, str):
+        raise EngineError(found)
+    return found
+
+
+def forget() -> None:
+    """Forget kernels and failures, so that a test starts as a new process does."""
+    _found.clear()
+    _hung.clear()
+    _compiler.cache_clear()
+    without_compiler.cache_clear()
+
+
+def _loaded(text: str, key: str) -> Function:
+    with folders.cache() as cache:
+        if cache is None:
+            return _compiled(text, key, None)
+        if function := _stored(cache, key):
+            return function
+        seconds = _limit(text)
+        with folders.lock(cache, key, seconds) as locked:
+            if function := _stored(cache, key):  # by the process that held the lock
+                return function
+            cache.sweep(key if locked else "")
+            return _compiled(text, key, cache)
+
+
+# ------------------------------------------------------------------ what is stored
+
+
+def _key(text: str) -> str:
+    """The name of a kernel: what its code depends on. The compiler is left out: a machine without one may use it."""
+    return hashlib.sha256("\0".join((text, *FLAGS, _processor())).encode()).hexdigest()[:32]
+
+
+def _seal(key: str, library: bytes) -> bytes:
+    """What follows the library in its file: the loader ignores it, and it tells whether the file is whole."""
+    return b"\nlightning_optim " + hashlib.sha256(key.encode() + library).hexdigest().encode()
+
+
+def _stored(cache: Folder, key: str) -> Function | None:
+    """The function of a kernel in the cache, or None where it is missing, damaged, somebody else's or not loadable."""
+    length = len(_seal(key, b""))
+    contents = cache.read(key + KERNEL) or b""
+    library, seal = contents[:-length], contents[-length:]
+    if seal != _seal(key, library):
+        return None
+    try:
+        function = function_of(library)
+    except EngineError:  # made with another C library, for example
+        return None
+    cache.touch(key + KERNEL)
     return function
-
-
-def _compile(text: str, library: Path) -> None:
-    """Compile in a folder beside the library and move it: another process may compile or load it at the same time."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        file, compiled = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        file.write_text(text)
-        command = [str(_compiler()), *FLAGS, str(file), "-o", str(compiled)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        compiled.replace(library)
 
 
 @functools.cache
 def _processor() -> str:
-    """The processor, on which `-march=native` depends: machines may share a cache folder."""
+    """The processor, on which `-march=native` depends, and the C library: machines may share a cache folder."""
+    words = ("model name", "flags", "Features", "features", "CPU ", "cpu\t", "isa", "machine", "processor ")
+    lines: set[str] = set()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return f"{platform.machine()} {platform.processor()} {platform.node()}"
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        lines = {line for line in text.splitlines() if line.startswith(words)}
+    named = sorted(lines) or [platform.processor(), platform.node()]
+    return "\n".join([platform.machine(), str(sys.maxsize), getattr(sys.implementation, "_multiarch", ""), *named])
+
+
+# ------------------------------------------------------------------ the compiler
 
 
 @functools.cache
-def _folder() -> Path:
-    """The cache folder. It must belong to this user, since its libraries are loaded without further checks."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home, "lightning_optim")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="lightning_optim_"))
+def _compiler() -> tuple[str, ...]:
+    """The command of the compiler; empty where none is found."""
+    with contextlib.suppress(ValueError):  # of quotation marks that are not closed
+        named = shlex.split(os.environ.get("CXX", ""))
+        if named and (path := shutil.which(named[0])):  # CXX may be "ccache g++"
+            return (os.path.abspath(path), *named[1:])
+    return next(((path,) for word in ("c++", "g++", "clang++") if (path := shutil.which(word))), ())
+
+
+def _limit(text: str) -> int:
+    """The seconds within which some source must be compiled."""
+    return SECONDS_OF_PROBE if text == PROBE else SECONDS
+
+
+def _compiled(text: str, key: str, cache: Folder | None) -> Function:
+    """Compile a kernel where there is room for it, and store it if that is the cache.
+
+    Raises:
+        EngineError: where that fails in each folder.
+    """
+    if not _compiler():
+        raise EngineError(NO_COMPILER)
+    reason = "there is no folder for temporary files."
+    for parent in (*((cache,) if cache else ()), *folders.temporary()):
+        if _hung:
+            raise EngineError(_hung[0])
+        try:
+            with folders.work(parent, key) as folder:
+                library = _output(text, folder)
+                function = function_of(library)
+                if isinstance(parent, Folder):
+                    _store(parent, folder, key, library)
+                return function
+        except OSError as error:
+            reason = f"a kernel cannot be compiled: {error.strerror or error}."
+        except EngineError as error:
+            reason = str(error)
+    raise EngineError(reason)
+
+
+def _store(cache: Folder, folder: Folder, key: str, library: bytes) -> None:
+    """Store a kernel. It serves this process also where there is no room for it."""
+    with contextlib.suppress(OSError):
+        folder.write("kernel", library + _seal(key, library), to_disk=True)
+        folder.move("kernel", cache, key + KERNEL)
+
+
+def _output(text: str, folder: Folder) -> bytes:
+    """What the compiler makes of some source.
+
+    All names are relative to the folder: a compiler need not understand its path, nor find it again.
+
+    Raises:
+        EngineError: where the compiler fails, or does not end in time.
+        OSError: where it cannot be started, or nothing can be written.
+    """
+    folder.write("kernel.cpp", text.encode())
+    folder.write("messages", b"")
+    with open(os.open("messages", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder.descriptor), "r+b") as messages:
+        # Messages go to a file: a server that the compiler starts, as sccache does, would hold a pipe open.
+        process = subprocess.Popen(
+            [*_compiler(), *FLAGS, "kernel.cpp", "-o", "kernel.so"],
+            cwd=folder.where,
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": "."},
+        )
+        name = folders.printable(_compiler()[0])
+        try:
+            status = process.wait(_limit(text))
+        except BaseException as error:
+            _end(process)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            _hung.append(f"the C++ compiler {name} does not work: it has not ended after {_limit(text)} seconds.")
+            raise EngineError(_hung[0]) from None
+        messages.seek(0)
+        said = messages.read(10_000).decode(errors="backslashreplace").strip()
+    if status:
+        said = said.splitlines()[0] + "." if said else f"it ends with status {status} and says nothing."
+        raise EngineError(f"the C++ compiler {name} does not work: {said}")
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod("kernel.so", 0o600, dir_fd=folder.descriptor)  # others may write what is made under umask 0
+    library = folder.read("kernel.so")
+    if not library:
+        raise EngineError(f"the C++ compiler {name} does not work: it writes nothing.")
+    return library
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a compiler with all processes that it has started."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
