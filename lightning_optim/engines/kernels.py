@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,15 @@ class Kernel:
 
 # Threads print, compile and load one after another: what they share is cached, and refers to memory by its address.
 _first_use = threading.Lock()
+
+
+def _renew() -> None:
+    """A child of a fork gets a lock of its own: a thread that it does not have may hold the old one."""
+    global _first_use
+    _first_use = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
 # Weak keys: a program refers to its optimizer, and so to the model. A cache must not keep these alive.
 _kernels: WeakKeyDictionary[Program, dict[Any, tuple[Kernel, Any]]] = WeakKeyDictionary()
 
