@@ -254,9 +254,8 @@ class Optimizer(StateLayout):
         elif not any(float(state["step"]) for state in self.state.values()):
             refuse_stale_parameters(owner, [p for _, p in every])
         if self.predicts():
-            # Without a closure the next forward pass comes between two calls of `step`, so its prediction is made
-            # here. A prediction that no gradient has corrected yet is still valid.
-            self.param_groups[0]["predicted"] = not active
+            self.param_groups[0]["predicted"] = not active  # what no gradient has corrected yet is still valid
+            # Without a closure the next forward pass comes before the next call, so its prediction is made here.
             if closure is None and active:
                 self._predict_now()
         return loss

@@ -181,7 +181,9 @@ class Runner:
 
     def _engine(self, programs: Sequence[Program], step: Step) -> engines.Engine:
         layout = self.layout
-        chosen = engines.choose(layout.defaults["engine"], programs, step.params, self.refused)
+        name = layout.defaults["engine"]
+        chosen = engines.choose(name, programs, step.params, self.refused)
+        chosen = engines.prepare(step, chosen, name, self.refused)
         if layout.defaults["capturable"] and chosen.name != "triton":
             raise OptionError(
                 f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, "

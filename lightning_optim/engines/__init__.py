@@ -7,7 +7,7 @@ kernel cannot be had. An engine that was chosen by name and cannot serve is an e
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -19,12 +19,20 @@ from lightning_optim.language.program import Program
 
 
 class Engine(Protocol):
-    """A module with these three names is an engine."""
+    """A module with these four names is an engine."""
 
     name: str
 
     def refusal(self, programs: Sequence[Program], params: Sequence[Tensor]) -> str:
         """Why it cannot serve, in one sentence; empty where it can."""
+        ...
+
+    def prepare(self, step: Step) -> None:
+        """Get what a step needs beforehand, so that another engine can still run it.
+
+        Raises:
+            EngineError: where a kernel cannot be had.
+        """
         ...
 
     def run(self, step: Step) -> None:
@@ -84,6 +92,14 @@ def choose(
     return ENGINES[name]
 
 
+def prepare(step: Step, engine: Engine, name: str, refused: Refused) -> Engine:
+    """The engine that was chosen for a step, with all its kernels, or the next one where that cannot have them.
+
+    Args and errors are those of `run`.
+    """
+    return _go_on(lambda chosen: chosen.prepare(step), step, engine, name, refused)
+
+
 def run(step: Step, engine: Engine, name: str, refused: Refused) -> Engine:
     """Run a step on the engine that was chosen for it, or on the next one where that cannot have a kernel.
 
@@ -100,9 +116,14 @@ def run(step: Step, engine: Engine, name: str, refused: Refused) -> Engine:
         OptionError: where the engine was asked for by its name. Nothing has changed then.
         EngineError: where a kernel is missing in the middle of a step.
     """
+    return _go_on(lambda chosen: chosen.run(step), step, engine, name, refused)
+
+
+def _go_on(act: Callable[[Engine], None], step: Step, engine: Engine, name: str, refused: Refused) -> Engine:
+    """The first engine, from one on, that does not lack a kernel."""
     while True:
         try:
-            engine.run(step)
+            act(engine)
         except EngineError as error:
             if step.begun:
                 raise

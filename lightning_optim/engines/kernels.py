@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_optim.engines.launch import Launch, launches_of
 from lightning_optim.engines.plan import REDUCTIONS, Plan
 from lightning_optim.engines.signature import Signature
-from lightning_optim.engines.step import Batch, LocalParameter
+from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
 from lightning_optim.language.values import By
@@ -139,6 +139,11 @@ class KernelBackend(abc.ABC):
             if program not in launch.kernels:
                 launch.kernels[program] = self._kernels(program, launch.signature)
         return launches
+
+    def prepare(self, step: Step) -> None:
+        """Have all kernels of a step."""
+        for batch in step.batches:
+            self.launches(batch)
 
     def reduce(self, plan: Plan[Launch], of: tuple[Symbol, ...], by: By) -> Tensor:
         results = [self._reduce(plan, launch, of, by) for launch in plan.launches]

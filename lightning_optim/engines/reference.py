@@ -34,6 +34,10 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     return ""
 
 
+def prepare(step: Step) -> None:
+    """Nothing: this engine needs no kernels."""
+
+
 def run(step: Step) -> None:
     """Run a step on whole tensors."""
     calls = [_Call(batch, param, step) for batch in step.batches for param in batch.params]

@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_optim import AdamW, Lion
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.engines.compiled import compiler
+from lightning_optim.errors import EngineError
 from lightning_optim.stages import Average
 from tests.harness.data import batches as batches_of_data
 from tests.harness.modules import Made
@@ -40,6 +42,17 @@ def averaged(params: list[nn.Parameter]) -> Optimizer:
     return optimizer
 
 
+def without_kernels(params: list[nn.Parameter]) -> Optimizer:
+    """On a machine whose compiler has stopped working."""
+
+    def full(text: str) -> Any:
+        raise EngineError("the disk is full.")
+
+    warnings.simplefilter("ignore", UserWarning)
+    compiler.load = full
+    return AdamW(params)
+
+
 # What rank 0 and the others make, and what is said of it; nothing where they are alike.
 CASES: dict[str, tuple[Make, Make, str]] = {
     "alike": (AdamW, AdamW, ""),
@@ -57,6 +70,7 @@ CASES: dict[str, tuple[Make, Make, str]] = {
     "order": (AdamW, turned, "the order or the shapes of parameters"),
     "average": (AdamW, averaged, "what callbacks add is "),
     "alike again": (functools.partial(AdamW, lr=0.1), functools.partial(AdamW, lr=0.1), ""),
+    **({} if compiler.without_compiler() else {"kernels": (AdamW, without_kernels, "the engine is ")}),
 }
 
 

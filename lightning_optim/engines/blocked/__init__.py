@@ -35,6 +35,10 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     return ""
 
 
+def prepare(step: Step) -> None:
+    """Nothing: this engine needs no kernels."""
+
+
 def run(step: Step) -> None:
     """Run a step, block by block."""
     passes.run(step, _Backend())

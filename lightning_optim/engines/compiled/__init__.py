@@ -41,6 +41,11 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     return without_compiler()
 
 
+def prepare(step: Step) -> None:
+    """Have all kernels of a step, before another rank is told that this engine runs it."""
+    BACKEND.prepare(step)
+
+
 def run(step: Step) -> None:
     """Run a step: for each launch one or two calls for each level of reductions, and one for the last pass."""
     passes.run(step, BACKEND)

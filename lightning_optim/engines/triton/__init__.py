@@ -61,6 +61,11 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def prepare(step: Step) -> None:
+    """Have all kernels of a step, before another rank is told that this engine runs it."""
+    BACKEND.prepare(step)
+
+
 def run(step: Step) -> None:
     """Run a step: for each launch one or two kernels for each level of reductions, and one for the last pass."""
     device = step.params[0].param.device
