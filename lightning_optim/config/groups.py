@@ -23,11 +23,13 @@ class Split(NamedTuple):
         words: Roles and name patterns of these parameters.
         options: Their options; empty where these parameters are a group of their own, and nothing differs.
         label: Its name, in that of a parameter group and in messages.
+        of_user: Whether the user asked for this group, so that its name is always seen.
     """
 
     words: Sequence[str]
     options: Mapping[str, Any]
     label: str
+    of_user: bool = False
 
 
 def role(owner: nn.Module, name: str) -> str:
@@ -98,7 +100,11 @@ class _Group:
     def names(self) -> Iterator[str]:
         """Names for it, from the shortest to the longest: by what differs, by roles too, by all splits."""
         options = self.options()
-        differing = [part.label for part in self.splits if any(options[k] is v for k, v in part.options.items())]
+        differing = [
+            part.label
+            for part in self.splits
+            if part.of_user or any(options[key] is value for key, value in part.options.items())
+        ]
         yield "+".join(differing) or "main"
         yield "+".join([*differing, *(kind for kind in ROLES if kind in self.kinds)])
         yield "+".join(part.label for part in self.splits)
@@ -152,7 +158,7 @@ def _short_names(groups: Iterable[_Group]) -> dict[int, str]:
 def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
     """Refuse a pattern, or a mistyped role, that matches no name, not even of a frozen or shared parameter."""
     names = [name for name, *_ in owned_parameters(module)]
-    for words, _, label in split:
+    for words, _, label, _ in split:
         for word in words:
             if word not in ROLES and not any(matches_name(name, word) for name in names):
                 some = ", ".join(names[:4])
@@ -165,7 +171,7 @@ def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
 def _check_overrides(roles: Mapping[str, tuple[nn.Parameter, str]], overrides: Sequence[Split]) -> None:
     """Refuse a pattern of the user that no trainable parameter matches, or that earlier groups leave nothing to."""
     left = {name: kind for name, (_, kind) in roles.items()}
-    for words, _, label in overrides:
+    for words, _, label, _ in overrides:
         for word in words:
             if not any(matches(name, kind, [word]) for name, (_, kind) in roles.items()):
                 some = ", ".join(list(roles)[:4])

@@ -241,7 +241,7 @@ class OptimizerStrategy:
         if whole := [name for name in WHOLE if name in options]:
             raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
         self.optimizer_class.check({**complete, **options})
-        return Split(tuple(words), options, label)
+        return Split(tuple(words), options, label, of_user=True)
 
 
 # Keys that belong elsewhere, with where.
