@@ -60,7 +60,8 @@ def _renew() -> None:
     _first_use = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 # Weak keys: a program refers to its optimizer, and so to the model. A cache must not keep these alive.
 _kernels: WeakKeyDictionary[Program, dict[Any, tuple[Kernel, Any]]] = WeakKeyDictionary()
 

@@ -360,6 +360,16 @@ def test_without_a_home_a_temporary_folder_serves(home: str | None, machine: Mac
 
 
 @needs_root
+def test_the_home_of_somebody_else_is_left_alone(machine: Machine) -> None:
+    """`sudo` keeps the HOME of the user who calls it, in whose cache folders of root would be in the way."""
+    os.chown(machine.cache.parent, NOBODY, -1)
+    machine.environ |= {"XDG_CACHE_HOME": None, "HOME": str(machine.cache.parent)}
+    assert machine.run(lambda: folders._cache_home()) == os.path.join(pwd.getpwuid(0).pw_dir, ".cache")
+    os.chown(machine.cache.parent, 0, -1)
+    assert machine.run(lambda: folders._cache_home()) == str(machine.cache.parent / ".cache")
+
+
+@needs_root
 def test_a_user_without_an_entry(machine: Machine) -> None:
     machine.environ |= {"XDG_CACHE_HOME": None, "HOME": None}
     assert machine.run(user=54321) == fast()

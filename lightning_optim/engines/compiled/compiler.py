@@ -42,12 +42,15 @@ _found: dict[str, Function | str] = {}  # by key: the function, or why there is 
 _locks: dict[str, threading.Lock] = {}
 _hung: list[str] = []  # why no kernel is compiled in this process any more
 # A thread that does not exist in the child may hold a lock there.
-os.register_at_fork(after_in_child=_locks.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)
 
 
 @functools.cache
 def without_compiler() -> str:
     """Why no kernel can be compiled, in one sentence; empty where it can."""
+    if os.name != "posix":
+        return "kernels are compiled on Linux and macOS only."
     try:
         load(PROBE)
     except EngineError as error:

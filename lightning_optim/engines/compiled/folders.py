@@ -8,16 +8,19 @@ that way, but not slip in a folder or a file of this user.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import pwd
 import secrets
 import stat
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+if sys.platform != "win32":  # where `compiler.without_compiler` says that this engine cannot serve
+    import fcntl
+    import pwd
 
 HOUR, SEASON = 3600.0, 90 * 24 * 3600.0
 LARGEST = 1 << 26  # bytes of a kernel; a thousand times of what is usual
@@ -167,12 +170,20 @@ def _cache_home() -> str | None:
     if os.path.isabs(named):
         return named
     home = os.environ.get("HOME", "")
-    if not os.path.isabs(home):
+    if not os.path.isabs(home) or _is_of_somebody_else(home):
         try:
             home = pwd.getpwuid(os.geteuid()).pw_dir
         except KeyError:  # a container may run as a user without an entry
             return None
     return os.path.join(home, ".cache") if os.path.isabs(home) else None
+
+
+def _is_of_somebody_else(home: str) -> bool:
+    """Whether it is another user's home, which `sudo` leaves in HOME. Folders of root would be in the way there."""
+    try:
+        return os.stat(home).st_uid not in (os.geteuid(), 0)
+    except OSError:
+        return False
 
 
 def temporary() -> list[str]:
