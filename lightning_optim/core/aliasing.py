@@ -49,13 +49,6 @@ def find_overlap(params: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def tensors_of(params: Any) -> list[Tensor]:
-    """The tensors of a parameter group's `params`: a tensor, tensors or named tensors. Torch refuses anything else."""
-    items = [params] if isinstance(params, Tensor) else params
-    found = [item[1] if isinstance(item, tuple) else item for item in items]
-    return [item for item in found if isinstance(item, Tensor)]
-
-
 def refuse_repeats(owner: str, tensors: list[Tensor], groups: list[dict[str, Any]]) -> None:
     """Refuse a parameter that is given twice.
 

@@ -69,6 +69,9 @@ class Batches:
                 self._add(found["idle"], p, slots)
         self.batches = list(found.values())
         self.slots = [batch.slots for batch in self.batches]
+        known = {"step", *slots}
+        foreign = any(name not in known for p in self.all_params for name in state[p])
+        self.known = known if foreign else None  # names of slots, where other programs keep something beside them
         self.counter: Tensor | None = None  # all step counters in one tensor, from the first `advance` on
         self._remember()
 
@@ -87,8 +90,8 @@ class Batches:
         """Store the identity and the address of everything to which the batches refer."""
         state = self.state
         self.steps = [state[param.source]["step"] for batch in self.active for param in batch.params]
-        self.state_ids = [id(value) for p in self.all_params for value in state[p].values()]
-        values = [value for p in self.all_params for value in (p, *state[p].values())]
+        self.state_ids = list(map(id, self._values()))
+        values = [value for p in self.all_params for value in (p, *self._values_of(state[p]))]
         self.tensors: list[Tensor] = [
             tensor
             for value in values
@@ -116,10 +119,17 @@ class Batches:
 
     def _unmoved(self) -> bool:
         """Whether all parameters and slots are the same objects at the same addresses with the same shapes."""
-        states = map(self.state.__getitem__, self.all_params)
-        values = itertools.chain.from_iterable(map(dict.values, states))
-        same = self.state_ids == list(map(id, values)) and self.addresses == self._addresses()
+        same = self.state_ids == list(map(id, self._values())) and self.addresses == self._addresses()
         return same and self.shapes == self._shapes()
+
+    def _values(self) -> Iterable[Any]:
+        """Step counters and slots of all parameters, without what other programs keep in the state."""
+        states = map(self.state.__getitem__, self.all_params)
+        return itertools.chain.from_iterable(map(dict.values if self.known is None else self._values_of, states))
+
+    def _values_of(self, state: Mapping[str, Any]) -> Iterable[Any]:
+        known = self.known
+        return state.values() if known is None else [value for name, value in state.items() if name in known]
 
     def _update_counters(self) -> bool:
         """Read step counters that other code has written. False if the counters of a batch differ now."""

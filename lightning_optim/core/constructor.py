@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from lightning_optim.language.docstrings import constructor_doc
 from lightning_optim.language.options import check_options, signature
 
@@ -12,7 +14,8 @@ from lightning_optim.language.options import check_options, signature
 def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
     """An `__init__` with the options of the page as its signature and the docstring of the page as its help.
 
-    Editors, `help` and config parsers read both.
+    Editors, `help` and config parsers read both. A subclass with an `__init__` of its own calls it, and gives it
+    options of the subclass by keyword too.
 
     Args:
         cls: The page.
@@ -20,14 +23,22 @@ def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
     """
     form = signature(cls.options)
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        options = {name: value for name, value in kwargs.items() if name in form.parameters}
-        check_options({k: v for k, v in kwargs.items() if k not in options}, cls.options, cls.__name__)
-        bound = form.bind(self, *args, **options)
-        bound.apply_defaults()
-        self._begin(bound.arguments["params"], {name: bound.arguments[name] for name in cls.options})
+    def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
+        known, owner = type(self).options, type(self).__name__
+        check_options({k: v for k, v in kwargs.items() if k not in known and k != "params"}, known, owner)
+        bound = form.bind(self, *args, **{k: v for k, v in kwargs.items() if k in form.parameters})
+        given = {**kwargs, **bound.arguments}
+        options = {name: given.get(name, option.default) for name, option in known.items()}
+        self._begin(bound.arguments["params"], options)
 
     __init__.__signature__ = form  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{cls.__qualname__}.__init__"
     __init__.__doc__ = constructor_doc(cls.__doc__, base_doc)
+    __init__.of_page = True  # type: ignore[attr-defined]
     return __init__
+
+
+def has_own_constructor(cls: type) -> bool:
+    """Whether a class, or a class between it and its page, brings an `__init__` of its own."""
+    found: Any = cls.__init__  # type: ignore[misc]
+    return found is not torch.optim.Optimizer.__init__ and not getattr(found, "of_page", False)

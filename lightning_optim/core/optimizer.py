@@ -14,11 +14,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from lightning_optim import engines
+from lightning_optim.core import load, torch_files
 from lightning_optim.core import state_dict as checkpoint
-from lightning_optim.core import torch_files
-from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats, tensors_of
+from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
-from lightning_optim.core.constructor import constructor
+from lightning_optim.core.constructor import constructor, has_own_constructor
 from lightning_optim.core.gradients import with_gradient
 from lightning_optim.core.guards import (
     refuse_nothing_to_quantize,
@@ -27,6 +27,7 @@ from lightning_optim.core.guards import (
     refuse_uncapturable,
 )
 from lightning_optim.core.loss import Loss
+from lightning_optim.core.parameter_groups import read_group, read_params, refuse_mixed_names
 from lightning_optim.core.runner import Runner
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.distributed.placement import has_gradient, is_sharded
@@ -35,9 +36,6 @@ from lightning_optim.language.definition import Definition
 from lightning_optim.language.options import check_options, read_options
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
-
-# Keys of a parameter group that are not options. Torch, Lightning and learning-rate schedulers write them.
-GROUP_KEYS = ("params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
@@ -72,21 +70,16 @@ class Optimizer(StateLayout):
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Definition)
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
-        cls.__init__ = constructor(cls, Optimizer.__doc__)  # type: ignore[method-assign]
-        OPTIMIZERS[cls.name] = cls
+        if not has_own_constructor(cls):
+            cls.__init__ = constructor(cls, Optimizer.__doc__)  # type: ignore[method-assign]
+        if name is not None or OPTIMIZERS.get(cls.name, cls).__module__ == cls.__module__:
+            OPTIMIZERS[cls.name] = cls  # a user's subclass of the same name as a page takes no word from it
 
     # ------------------------------------------------------------------ construction
 
     def _begin(self, params: Any, options: dict[str, Any]) -> None:
         owner = type(self).__name__
-        if isinstance(params, torch.nn.Module):
-            raise OptionError(f"{owner} got a module; give it module.parameters(), or use create_optimizer.")
-        groups = params if isinstance(params, Tensor) else list(params)  # torch has its own error for a bare tensor
-        if not isinstance(groups, Tensor) and not groups:
-            raise OptionError(
-                f"{owner} got an empty parameter list. Does the model have parameters, and is the list a generator "
-                "that was used up before?"
-            )
+        groups = read_params(owner, params)
         options = check_options(options, self.options, owner)
         self.check(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
@@ -119,25 +112,22 @@ class Optimizer(StateLayout):
             OptionError: as the constructor does.
         """
         owner = type(self).__name__
-        given = {k: v for k, v in param_group.items() if k not in GROUP_KEYS}
-        param_group = {**param_group, **check_options(given, self.options, owner)}
-        if whole := [name for name in WHOLE if name in given]:
-            raise OptionError(
-                f"{owner}: {whole[0]} is one for all groups; give it to {owner}(...), and not to a group of it."
-            )
-        if not isinstance(param_group.get("params"), Tensor):
-            param_group["params"] = list(param_group["params"])
-        tensors = tensors_of(param_group["params"])
+        if isinstance(param_group, dict):  # without the state of another optimizer, whose group it was
+            state = [name for name, slot in self.slots.items() if slot.per == "optimizer"]
+            param_group = {key: value for key, value in param_group.items() if key not in state}
+        group = read_group(owner, param_group, self.options, self.defaults.get("capturable", False))
+        tensors = group["params"]
         refuse_repeats(owner, tensors, self.param_groups)
+        refuse_mixed_names(owner, group, self.param_groups)
         refuse_parameters(owner, tensors)
         if "engine" in self.defaults:  # torch's constructor adds group after group; `_begin` looks at all of them
             refuse_overlap(owner, [*(p for _, p in self.every_parameter()), *tensors])
         if self.real_only and any(p.is_complex() for p in tensors):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
-        options = {name: param_group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
+        options = {name: group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
         self.check(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
-        super().add_param_group({**param_group, **options})
+        super().add_param_group({**group, **options})
         self._most_dims = None
         for name in WHOLE:
             self.param_groups[-1].pop(name, None)
@@ -147,6 +137,7 @@ class Optimizer(StateLayout):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it, and a group that is added later would take it
         self._prepare()
 
     def __repr__(self) -> str:
@@ -251,7 +242,7 @@ class Optimizer(StateLayout):
                 acting = {stage.name: stage.advance() for stage in self.stages}
                 after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
                 self._runner.run("update", active, {**inputs, **acting}, self._without_gradient() if after else [])
-        elif not any(float(state["step"]) for state in self.state.values()):
+        elif not any(float(self.state.get(p, {}).get("step", 0)) for _, p in every):
             refuse_stale_parameters(owner, [p for _, p in every])
         if self.predicts():
             self.param_groups[0]["predicted"] = not active  # what no gradient has corrected yet is still valid
@@ -313,32 +304,7 @@ class Optimizer(StateLayout):
             OptionError: a ValueError, for parameter groups, shapes, counters or options that do not fit, and for state
                 that is not finite. Nothing has changed then.
         """
-        before = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
-        found: dict[str, Any] = {}
-        other_groups = False
-
-        def prepare(_: Any, given: dict[str, Any]) -> dict[str, Any]:
-            nonlocal other_groups
-            whole = given
-            given = torch_files.regrouped(self, whole)
-            other_groups = given is not whole
-            given = torch_files.without_lent(given, self._lent)
-            checkpoint.check(self, given)
-            found.update(given)
-            return {**given, "state": {}}  # torch would cast the whole state to the parameters' dtypes
-
-        # After hooks that change what is loaded, before hooks that read the result.
-        hooks = (
-            self.register_load_state_dict_pre_hook(prepare),
-            self.register_load_state_dict_post_hook(
-                lambda _: checkpoint.adopt(self, found, before, other_groups), prepend=True
-            ),
-        )
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        load.into(self, state_dict, super().load_state_dict, self._lent)
         self._counters_agree = False
 
     def reset(self) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
+from lightning_optim.core.checkpoint_source import CLASS_KEY, Loaded, Source, page_of, slots_elsewhere
+from lightning_optim.core.parameter_groups import TORCH_FLAGS
+from lightning_optim.core.state_check import present
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
-from lightning_optim.core.torch_files import TORCH_FLAGS
 from lightning_optim.distributed.fsdp1 import is_flattened
-from lightning_optim.distributed.placement import is_dtensor, is_sharded, like, local, logical_shape, shard_of
-from lightning_optim.distributed.ranks import gathered
+from lightning_optim.distributed.placement import is_dtensor, like, local, shard_of
 from lightning_optim.distributed.reductions import Reductions
-from lightning_optim.errors import OptionError
-from lightning_optim.language.options import check_options
+from lightning_optim.language.options import check_options, plain
 
 
 def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +30,13 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     Values are moved to the CPU one parameter after another, so that a save does not need device memory for all of them.
     FSDP1 and FSDP2 move what they gather back to the device, one unit or one tensor at a time.
     """
+    for group in state_dict["param_groups"]:
+        group.update({name: plain(group[name]) for name in layout.options if name in group})
+        if not _is_filled_by_fsdp2(layout):
+            group[CLASS_KEY] = page_of(type(layout))
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
-    slots = (value for state in state_dict["state"].values() for value in state.values())
-    copies = any(isinstance(value, storage.Quantized) for value in slots)
+    held = (state_dict["state"].get(index, {}) for index in order)
+    copies = any(isinstance(value, storage.Quantized) for slots in held for value in slots.values())
     if copies:
         state_dict["param_groups"] = copy.deepcopy(state_dict["param_groups"])
     for index, (_, p) in zip(order, layout.every_parameter(), strict=True):
@@ -47,7 +49,7 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
         quantized = [name for name, value in state.items() if isinstance(value, storage.Quantized)]
         values = {name: like(value, p) for name, value in storage.read(state, quantized).items()}
         # Before the first step FSDP2 loads a file into this state_dict, and needs all of it on one device.
-        if not (is_dtensor(p) and int(state["step"]) == 0):
+        if not (is_dtensor(p) and int(state.get("step", 0)) == 0):
             values = {name: value.cpu() for name, value in values.items()}
             if copies:
                 values.update({name: _copy(value) for name, value in state.items() if name not in values})
@@ -62,6 +64,12 @@ def _copy(value: Any) -> Any:
         return copy.deepcopy(value)
     there = value.cpu()
     return there.clone() if local(there).data_ptr() == local(value).data_ptr() else there
+
+
+def _is_filled_by_fsdp2(layout: StateLayout) -> bool:
+    """Whether FSDP2 may load a file into this state_dict, whose keys a folder must have, an early one too."""
+    params = [p for _, p in layout.every_parameter()]
+    return any(map(is_dtensor, params)) and not any(float(layout.state.get(p, {}).get("step", 0)) for p in params)
 
 
 def _in_one_dtype(state: dict[str, Any]) -> dict[str, Any]:
@@ -85,182 +93,86 @@ def renumber(state_dict: dict[str, Any], model_order: Sequence[int]) -> dict[str
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
-    """Refuse a state_dict that does not fit, before anything has changed.
-
-    Raises:
-        OptionError: for state of a wrong shape or that is not finite, for a step counter that is not a whole number,
-        for
-            a slot that only some parameters have, and for options that this class refuses.
-    """
-    owner = type(layout).__name__
-    if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
-        raise OptionError(f"{owner} cannot load this: a state_dict of an optimizer holds 'state' and 'param_groups'.")
-    for group in state_dict["param_groups"]:
-        check_options(
-            {k: v for k, v in group.items() if k in layout.options and k not in STORAGE_OPTIONS},
-            layout.options,
-            owner,
-        )
-        for name in (name for name, slot in layout.slots.items() if slot.per == "optimizer" and name in group):
-            if not math.isfinite(float(group[name])):
-                raise OptionError(f"{owner} cannot load {name}={float(group[name])!r}: the checkpoint is damaged.")
-    order = [index for group in state_dict["param_groups"] for index in group["params"]]
-    params = layout.every_parameter()
-    if len(order) != len(params):
-        return  # torch raises the error
-    if any(is_lazy(p) for _, p in params):
-        raise OptionError(
-            f"{owner} cannot load state for parameters that are not initialized: their layers are lazy and have seen "
-            "no batch. Load the model first, or call it once."
-        )
-    saved_of: dict[tuple[str, ...], set[str]] = {}  # the saved slots, by the slots that a parameter needs
-    not_finite = ""
-    for index, (i, p) in zip(order, params, strict=True):
-        saved = present(state_dict["state"].get(index))
-        if not saved:
-            continue
-        step = float(saved.get("step", 0))
-        if not (math.isfinite(step) and step >= 0 and step == int(step)):
-            raise OptionError(
-                f"{owner} cannot load the counter {step!r} of a parameter of shape {tuple(p.shape)}: it is a number of "
-                "steps. The checkpoint is damaged; take an older one."
-            )
-        _check_slots(layout, i, p, saved)
-        not_finite = not_finite or _first_not_finite(layout, saved, p)
-        needed = layout.slots_of(i, p)
-        has = {name for name in needed if name in saved}
-        if saved_of.setdefault(needed, has) != has:
-            name = min(saved_of[needed] ^ has)
-            raise OptionError(
-                f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
-                f"{tuple(p.shape)}. The checkpoint is damaged; take an older one."
-            )
-    if any(is_sharded(p) for _, p in params):  # all ranks raise an error if one finds NaN in its shard
-        not_finite = next((found for found in gathered(not_finite) if found), "")
-    if not_finite:
-        raise OptionError(
-            f"{owner} cannot load {not_finite}: it holds NaN or infinity, which every later step would keep. The "
-            "checkpoint is damaged, or its run was lost before; take an older one."
-        )
-
-
-def _first_not_finite(layout: StateLayout, saved: dict[str, Any], p: Tensor) -> str:
-    """The first saved slot with NaN or infinity, in words; empty where all are finite."""
-    if not logical_shape(p).numel():  # earlier versions wrote the means of no elements
-        return ""
-    for name in (name for name in layout.all_slots() if isinstance(saved.get(name), Tensor)):
-        if not local(saved[name]).isfinite().all():
-            return f"{name} of a parameter of shape {tuple(logical_shape(p))}"
-    return ""
-
-
-def _check_slots(layout: StateLayout, i: int, p: Tensor, saved: dict[str, Any]) -> None:
-    """Refuse a saved slot that is not a number or has a wrong shape."""
-    slots, traits = layout.all_slots(), layout.traits_of(i, p)
-    for name, value in saved.items():
-        without = slots[name].without if name in slots else None
-        if name not in slots or (without is not None and traits[without] is None):
-            continue
-        shape = slots[name].shape(p.shape, traits)
-        if not isinstance(value, Tensor | int | float):
-            raise OptionError(f"{type(layout).__name__} cannot load {name}: it is a {type(value).__name__}, no tensor.")
-        if (found := value.shape if isinstance(value, Tensor) else torch.Size()) != shape:
-            raise OptionError(
-                f"{type(layout).__name__} cannot load {name} of shape {tuple(found)} for a "
-                f"parameter of shape {tuple(p.shape)}; it must be {tuple(shape)}. Was it saved from another model?"
-            )
-
-
-def warn_of_stopped_counters(layout: StateLayout, state_dict: dict[str, Any]) -> None:
-    """Say where a saved step counter has a dtype in which it cannot count on."""
-    for saved in state_dict["state"].values():
-        step = saved.get("step")
-        if isinstance(step, Tensor) and step.is_floating_point() and bool((step > 0) & (step + 1 == step)):
-            warnings.warn(
-                f"{type(layout).__name__} loads a step counter in {str(step.dtype).removeprefix('torch.')}, which "
-                f"stops at {float(step):.0f}: the run may have taken more steps, and bias corrections stood still. It "
-                "counts on from there, in float32.",
-                stacklevel=7,
-            )
-            return
-
-
-def present(saved: dict[str, Any] | None) -> dict[str, Any]:
-    """The saved slots of a parameter that have a value: torch's SGD saves None before the first step."""
-    return {name: value for name, value in (saved or {}).items() if value is not None}
-
-
-def adopt(
-    layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str, Any]], other_groups: bool = False
-) -> None:
+def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str, Any]], source: Source) -> None:
     """Complete a load: convert options to their types and saved slots to the formats of this optimizer.
 
     Args:
-        layout: The optimizer, with the parameter groups of the state_dict and without state.
+        layout: The optimizer, with the parameter groups of the state_dict and without state of its parameters.
         state_dict: The state_dict, which has passed `check`.
         before: The parameter groups before the load, without parameters.
-        other_groups: Whether the file has other parameter groups, so that options stay those of this optimizer.
+        source: Where the state_dict comes from.
     """
     owner = type(layout).__name__
-    warn_of_stopped_counters(layout, state_dict)
-    foreign = other_groups
+    shared = [name for name, slot in layout.slots.items() if slot.per == "optimizer"]
     for group, own in zip(layout.param_groups, before, strict=True):
-        for key in TORCH_FLAGS:
-            foreign |= group.pop(key, None) is not None
-        group.update({k: v for k, v in own.items() if k not in group or k in STORAGE_OPTIONS})
+        for key in (*TORCH_FLAGS, CLASS_KEY):
+            group.pop(key, None)
+        kept = {k: v for k, v in own.items() if (k not in group and k not in shared) or k in STORAGE_OPTIONS}
+        group.update(kept)
         names = [name for name in layout.options if name in group]
         group.update(check_options({name: group[name] for name in names}, layout.options, owner))
+    saved_in_group = {name for group in state_dict["param_groups"] for name in group}
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
-    taken: set[str] = set()
-    fresh: set[str] = set()
-    left: set[str] = set()
+    loaded = Loaded()
     for index, (i, p) in zip(order, layout.every_parameter(), strict=True):
         saved = present(state_dict["state"].get(index))
         if saved:
-            _restore(layout, p, i, saved)
-            taken.update(name for name in saved if name in layout.state[p])
-            left.update(name for name in saved if name not in layout.state[p])
-            needed = {*layout.state[p], *layout.slots_of_stages(i, p)}
-            fresh.update(name for name in needed if name not in saved)
-    if fresh or left or foreign:
-        takes = f"{', '.join(sorted(taken)) or 'nothing'} taken"
-        starts = f"; {', '.join(sorted(fresh))} starts fresh" if fresh else ""
-        drops = f"; {', '.join(sorted(left))} of the checkpoint is left out" if left else ""
-        source = "of torch.optim" if foreign else "with other state"
-        keeps = "; options are those of this optimizer, as its parameter groups are others" if other_groups else ""
-        message = f"{owner} loads a checkpoint {source}: {takes}{starts}{drops}{keeps}."
-        if fresh or left:
-            warnings.warn(message, stacklevel=7)
-        else:
-            # Imported here: it takes seconds, and an optimizer alone does not need it.
-            from lightning.pytorch.utilities import rank_zero_info
+            _restore(layout, p, i, saved, loaded)
+    if loaded.taken or loaded.fresh:
+        loaded.fresh.update(name for name in shared if name in layout.param_groups[0] and name not in saved_in_group)
+    said = loaded.sentence(owner, source)
+    if loaded.fresh or loaded.left or source.other_class:
+        warnings.warn(said, stacklevel=8)
+    elif not source.is_own:
+        # Imported here: it takes seconds, and an optimizer alone does not need it.
+        from lightning.pytorch.utilities import rank_zero_info
 
-            rank_zero_info(message)
+        rank_zero_info(said)
 
 
-def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> None:
-    """Store the saved slots of one parameter in the formats of this optimizer."""
+def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], loaded: Loaded) -> None:
+    """Store the saved slots of one parameter in the formats of this optimizer, and note what became of each."""
     slots, state = layout.all_slots(), layout.state[p]
     state.clear()
-    layout.start_state(p, i)
-    state["step"].fill_(float(saved.get("step", 0)))
+    unknown = {name for name in saved if name != "step" and name not in slots}
+    left = unknown & slots_elsewhere() if unknown else set()
+    foreign = {name: saved[name] for name in saved if name in unknown - left}
+    if len(foreign) < len(saved):
+        layout.start_state(p, i)
+        state["step"].fill_(float(saved.get("step", 0)))
+    counter = {"step"} & saved.keys() & state.keys()
+    taken = {name: saved[name] for name in saved if name in slots and _can_be_quantized_beside(saved, state.get(name))}
     quantized: dict[str, Tensor] = {}
-    held = logical_shape(p).numel() > 0  # without elements, slots keep their first values
-    for name in [name for name in saved if name in slots and held]:  # in the same order on every rank
+    for name, value in taken.items():  # in the same order on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = layout.slot_dtype(slots[name], p, i)
-        value = saved[name]
-        values = (
-            value.to(dtype=dtype, device=here, copy=True)
-            if isinstance(value, Tensor)
-            else torch.full((), value, dtype=dtype, device=here)
-        )
+        values = torch.as_tensor(plain(value)).to(dtype=dtype, device=here, copy=True)
         if isinstance(state.get(name), storage.Quantized):
             quantized[name] = local(values).reshape(-1)
         else:
             state[name] = values
-    storage.write(state, quantized, int(state["step"]))
+    for name, slot in state.items():  # a slot is written whenever its partner is
+        if isinstance(slot, storage.Quantized) and name not in quantized and slot.format.partner in quantized:
+            quantized[name] = torch.zeros_like(quantized[slot.format.partner])
+    if quantized:
+        storage.write(state, quantized, int(state["step"]))
+    loaded.taken |= taken.keys() | counter
+    loaded.left |= left
+    loaded.fresh |= {*state, *layout.slots_of_stages(i, p)} - taken.keys() - counter
+    state.update({name: _as_torch_casts(value, p) for name, value in foreign.items()})
+
+
+def _can_be_quantized_beside(saved: dict[str, Any], slot: Any) -> bool:
+    """Whether the file holds the partner too, without which a quantized slot cannot be written."""
+    return not isinstance(slot, storage.Quantized) or slot.format.partner is None or slot.format.partner in saved
+
+
+def _as_torch_casts(value: Any, p: Tensor) -> Any:
+    """What another program keeps in the state of a parameter: a copy on its device, in its dtype, as torch loads it."""
+    if isinstance(value, Tensor):
+        dtype = p.dtype if p.is_floating_point() and value.is_floating_point() else value.dtype
+        return value.to(device=p.device, dtype=dtype, copy=True)
+    return copy.deepcopy(value)
 
 
 def agree_on_counters(layout: StateLayout) -> None:

@@ -7,6 +7,7 @@ writes it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from lightning_optim.distributed.placement import full_with_axis_reduced, local,
 from lightning_optim.distributed.plain import bare
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.math import squarable
-from lightning_optim.language.options import Option
+from lightning_optim.language.options import Option, floats
 from lightning_optim.language.program import Program, Programs, namespace
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
@@ -75,17 +76,23 @@ class StateLayout(Definition, torch.optim.Optimizer):
         """The options of a parameter group that the update sees, as floats where they are numbers.
 
         Args:
-            group: The parameter group.
+            group: The parameter group, into which a user or a schedule may have written anything.
             keep_tensors: Keep tensors on the device of the parameters, such as `lr` under `capturable`.
+
+        Raises:
+            OptionError: for a value of another type than the option's, and for NaN and infinity.
         """
         found = {}
         for name, option in self.options.items():
             if name in WHOLE or name in STORAGE_OPTIONS:
                 continue
             value = found[name] = group[name]
-            stays = keep_tensors and isinstance(value, Tensor) and value.device == local(group["params"][0]).device
-            if isinstance(value, Tensor | int) and option.type in NUMBERS and not stays:
-                found[name] = float(value)
+            if value is option.default or (type(value) is float and option.type in NUMBERS and math.isfinite(value)):
+                continue  # as it nearly always is
+            first = group["params"][:1]
+            on_device = keep_tensors and isinstance(value, Tensor) and bool(first)
+            if not (on_device and value.device == local(first[0]).device):
+                found[name] = floats(option.converted(value, type(self).__name__))
         return found
 
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:

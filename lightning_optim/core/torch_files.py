@@ -16,9 +16,6 @@ from lightning_optim.distributed.ranks import any_rank
 # Tensors that `state_dict` has returned for a loader to fill, by id: a weak reference, and the version counter then.
 Lent = dict[int, tuple["weakref.ref[Tensor]", int]]
 
-# Keys of a parameter group for how torch.optim runs a step. They have no meaning here.
-TORCH_FLAGS = ("foreach", "fused", "capturable", "differentiable")
-
 
 def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state_dict of `torch.optim` with a single parameter group, sorted into the groups of this optimizer.
@@ -30,10 +27,9 @@ def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]
     Returns:
         The state_dict with other groups; the same object where it needs no change.
     """
-    if not all(isinstance(state_dict.get(key), kind) for key, kind in (("state", dict), ("param_groups", list))):
-        return state_dict
     saved, own = state_dict["param_groups"], layout.param_groups
-    of_torch = [any(flag in group for flag in TORCH_FLAGS) for group in saved]
+    # "differentiable" alone tells nothing: early versions of this package let torch write it into a group.
+    of_torch = ["foreach" in group or "fused" in group for group in saved]
     if len(saved) == len(own) and any(of_torch) and not all(of_torch):  # FSDP2 gave torch's options to one group
         groups = [{**group, "params": loaded["params"]} for group, loaded in zip(own, saved, strict=True)]
         return {**state_dict, "param_groups": groups}
@@ -60,6 +56,17 @@ def _numbers_in_file(layout: StateLayout, saved: list[dict[str, Any]]) -> list[i
         rank = {position: k for k, position in enumerate(sorted(order))}
         return [ids[rank[position]] for position in order]
     return [ids[position] for position in order] if len(ids) > max(order) else []
+
+
+def with_options_of(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict of another class, with the options of this optimizer; its groups must be as many."""
+    saved, own = state_dict["param_groups"], layout.param_groups
+    if len(saved) != len(own):
+        return state_dict  # torch raises the error
+    state = {name for name, slot in layout.slots.items() if slot.per == "optimizer"}
+    options = [{key: value for key, value in group.items() if key not in state} for group in own]
+    groups = [{**group, "params": loaded["params"]} for group, loaded in zip(options, saved, strict=True)]
+    return {**state_dict, "param_groups": groups}
 
 
 def creates_state(optimizer: torch.optim.Optimizer) -> bool:

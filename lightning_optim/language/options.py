@@ -72,6 +72,20 @@ class Option:
     range: Range | None = None
     shared: bool = False  # declared on the base class: keyword only, the same for every optimizer
 
+    def converted(self, value: Any, owner: str) -> Any:
+        """Convert a value to the declared type, in whatever range: schedules may overshoot zero by a rounding error.
+
+        Raises:
+            OptionError: for a value of another type, and for NaN and infinity.
+        """
+        try:
+            found = _converted(value, self.type)
+        except TypeError:
+            raise OptionError(f"{owner}: {self.name}={shown(value)} must be {describe(self.type)}.") from None
+        if not all(map(math.isfinite, _numbers(found))):
+            raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; it must be finite.")
+        return found
+
     def checked(self, value: Any, owner: str) -> Any:
         """Convert a value to the declared type (an int becomes a float).
 
@@ -82,10 +96,7 @@ class Option:
         Raises:
             OptionError: for a value of another type, or out of range.
         """
-        try:
-            value = _converted(value, self.type)
-        except TypeError:
-            raise OptionError(f"{owner}: {self.name}={shown(value)} must be {describe(self.type)}.") from None
+        value = self.converted(value, owner)
         if self.range is not None and not _inside(value, self.range):
             allowed = self.range if isinstance(self.range, str) else "(" + ", ".join(self.range) + ")"
             each = " for each item" if isinstance(value, tuple) and isinstance(self.range, str) else ""
@@ -241,6 +252,23 @@ def _as_float(value: Any) -> Any:
     raise TypeError
 
 
+def _numbers(value: Any) -> list[float]:
+    """The numbers in a value of an option; an int too large for a float counts as infinite."""
+    items = value if isinstance(value, tuple) else (value,)
+    return [
+        math.inf if isinstance(item, int) and abs(item) >= 2**63 else float(item)
+        for item in items
+        if isinstance(item, int | float | torch.Tensor)
+    ]
+
+
+def floats(value: Any) -> Any:
+    """A value of an option with floats in the place of tensors."""
+    if isinstance(value, tuple):
+        return tuple(map(floats, value))
+    return float(value) if isinstance(value, torch.Tensor) else value
+
+
 def _fits(value: Any, hint: Any) -> bool:
     try:
         _converted(value, hint)
@@ -255,11 +283,7 @@ def _inside(value: Any, allowed: Range) -> bool:
         return all(_inside(item, interval) for item, interval in zip(value, each, strict=True))
     if value is None or isinstance(value, str):
         return True
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return False
     number = float(value)
-    if math.isnan(number) or math.isinf(number):
-        return False
     allowed = str(allowed)
     if allowed == "any":
         return True

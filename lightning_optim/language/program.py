@@ -239,9 +239,7 @@ class Programs:
 
     def _key(self, h: Mapping[str, Any]) -> tuple[Any, ...]:
         flags = tuple(_flag(value) for value in h.values())
-        # Guards on the options of a stage say nothing where the stage does not act.
-        known = (name for name in sorted(self.guarded) if name.partition(".")[0] in h)
-        return (*h, *flags, *(bool(look_up(h, name)) for name in known))
+        return (*h, *flags, *(_is_nonzero(h, name) for name in sorted(self.guarded)))
 
 
 def namespace(h: Mapping[str, Any]) -> Options:
@@ -256,6 +254,14 @@ def look_up(h: Mapping[str, Any], name: str) -> Any:
     if not rest:
         return h[head]
     return h[head][rest] if isinstance(h[head], dict) else h[head][int(rest)]
+
+
+def _is_nonzero(h: Mapping[str, Any], name: str) -> bool | None:
+    """The answer to a guard; None where another program asked for it and `h` has no such number."""
+    try:
+        return bool(look_up(h, name))
+    except (KeyError, IndexError, TypeError):  # the options of a stage that does not act, None instead of a tuple
+        return None
 
 
 def _flag(value: Any) -> Any:

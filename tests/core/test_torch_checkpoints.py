@@ -339,7 +339,7 @@ def test_another_algorithm_starts_fresh_and_says_so() -> None:
     )
     with pytest.warns(UserWarning, match=message):
         optimizer.load_state_dict(saved)
-    fresh = make("adam", fresh_params, lr=0.1)
+    fresh = make("adam", fresh_params)  # options of another class are not taken
     assert torch.equal(drive(optimizer, params, 3), drive(fresh, fresh_params, 3))
 
 
