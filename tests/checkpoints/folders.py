@@ -22,6 +22,6 @@ def contents(value: float = 0.0) -> dict[str, Any]:
 def write_folder(folder: Path, value: float = 0.0, **others: Any) -> Path:
     """Write `contents(value)` and whatever else to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save({**contents(value), **others}, checkpoint_id=folder, no_dist=True)
+    save({**contents(value), **others}, checkpoint_id=folder)  # in one process, where there is no group
     torch.save({"epoch": 1, "global_step": int(value), "state_dict": {}}, folder / METADATA)
     return folder
