@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
