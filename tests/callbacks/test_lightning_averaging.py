@@ -6,6 +6,7 @@ later Lightning does it right.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_the_same_average_is_evaluated_saved_and_left_in_the_model(tmp_path: Pat
             assert near(run.module.validated[2 * epoch - 1], expected)
             assert near(weights_in(tmp_path / type(averaging).__name__ / f"step={4 * epoch}.ckpt"), expected)
         assert near(vector(run.module), expected)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"update_starting_at_step": 5}, {"start": 5 + 1}),
+        ({"update_every_n_steps": 3}, {"every": 3, "start": 1}),
+        ({"update_every_n_steps": 4, "update_starting_at_step": 4}, {"every": 4, "start": 4 + 1}),
+        ({"update_every_n_steps": 3, "update_starting_at_step": 4}, {"every": 3, "start": 3 * math.ceil(4 / 3) + 1}),
+    ],
+)
+def test_their_numbers_are_translated_as_the_docs_say(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    one, other = (
+        Run(adan, averaging)
+        for averaging in (EMAWeightAveraging(decay=DECAY, **theirs), IterateAveraging("ema", DECAY, **ours))
+    )
+    assert near(vector(one.module), vector(other.module))
+    assert near(one.module.validated[-1], other.module.validated[-1])
+    assert not near(vector(one.module), plain_ema(one.walk.weights), 1e-4)
 
 
 def test_both_resume_exactly(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "IterateAveraging": [{"start": 0}, {"kind": "ema", "decay": 0.8}],
     "LookaheadSync": [{"k": 3}, {"k": 3, "evaluate": "slow"}, {"k": 3, "momentum": "pullback"}],
     "OptimizerStateMemory": [{"table": False}],
+    "WarmupFreeSchedule": [{"beta2": 0.5}],
 }
 Make = Callable[[], Callback]
 
