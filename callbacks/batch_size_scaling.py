@@ -81,7 +81,7 @@ class BatchSizeScaling(FitCallback):
         check("batch_size", batch_size, batch_size is None or is_whole(batch_size), "an integer of at least 1")
         bound = is_number(max_factor) and 0 < max_factor < math.inf
         check("max_factor", max_factor, max_factor is None or bound, "above 0")
-        self.reference_batch, self.batch_size = reference_batch, batch_size
+        self.reference_batch, self.batch_size = int(reference_batch), None if batch_size is None else int(batch_size)
         self.rule: Rule | Literal["auto"] = rule
         self.max_factor = math.inf if max_factor is None else float(max_factor)
 

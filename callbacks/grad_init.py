@@ -123,8 +123,9 @@ class GradInit(FitCallback):
             check(name, flag, isinstance(flag, bool), "True or False")
         if second_order and follow == "optimizer":
             raise OptionError(f"GradInit: second_order=True needs a step that can be differentiated. {ADVICE}")
-        self.gamma, self.iterations, self.follow, self.eta, self.lr = gamma, iterations, follow, eta, lr
-        self.norm: Norm | None = norm  # pyright: ignore[reportAttributeAccessIssue]  # `is_whole` widens it to int
+        self.iterations, self.follow = int(iterations), follow
+        self.gamma, self.eta, self.lr = (None if value is None else float(value) for value in (gamma, eta, lr))
+        self.norm: Norm | None = None if norm is None else int(norm)  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         self.second_order, self.table = second_order, table
         self.alphas: dict[str, float] | None = None
         self.history: list[Iteration] = []

@@ -102,7 +102,7 @@ class GradientNoise(StageCallback):
         check("seed", seed, seed is None or (is_whole(seed, 0) and seed < 2**64), "an integer of 64 bits")
         self.eta, self.gamma, self.clipping = float(eta), float(gamma), clipping
         self.kind: Kind = kind
-        self.start, self.decay, self.seed = start, float(decay), seed
+        self.start, self.decay, self.seed = int(start), float(decay), None if seed is None else int(seed)
 
     @override
     def forget(self) -> None:

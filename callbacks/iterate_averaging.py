@@ -106,7 +106,7 @@ class IterateAveraging(SwappedWeights):
         check("decay", decay, is_number(decay) and 0 < decay < 1, "in (0, 1)")
         step = is_number(start) and 0 <= start < math.inf and (start < 1 or float(start).is_integer())
         check("start", start, start is None or step, "a step, or a fraction of training below 1")
-        paced = every is None or every == "epoch" or is_whole(every)
+        paced = every is None or is_whole(every) or (isinstance(every, str) and every == "epoch")
         check("every", every, paced, "an integer of at least 1, or 'epoch'")
         errors.check_choice("IterateAveraging", "batch_norm", batch_norm, ["recompute", "keep"])
         limit = batch_norm_batches
@@ -115,10 +115,12 @@ class IterateAveraging(SwappedWeights):
         check("window", window, window is None or windowed, "an integer of at least 1, with kind='mean'")
         check("ramp", ramp, ramp is False or (ramp is True and kind == "ema"), "False, except with kind='ema'")
         self.kind: Kind = kind
-        self.decay, self.window, self.ramp = decay, window, ramp
-        self.start: int | float = (0.75 if kind == "mean" else 0) if start is None else start
-        self.every: int | str = ("epoch" if kind == "mean" else 1) if every is None else every
-        self.batch_norm, self.batch_norm_batches = batch_norm, batch_norm_batches
+        self.decay, self.window, self.ramp = float(decay), None if window is None else int(window), ramp
+        first = (0.75 if kind == "mean" else 0) if start is None else start
+        self.start: int | float = float(first) if 0 < first < 1 else int(first)
+        paced_by = ("epoch" if kind == "mean" else 1) if every is None else every
+        self.every: int | str = "epoch" if paced_by == "epoch" else int(paced_by)
+        self.batch_norm, self.batch_norm_batches = batch_norm, None if limit is None else int(limit)
 
     @override
     def forget(self) -> None:

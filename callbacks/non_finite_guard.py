@@ -18,7 +18,7 @@ from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.placement import drop_gradients, local
 from lightning_optim.distributed.ranks import mean_over_ranks
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, is_whole
 
 
 class NonFiniteGuard(FitCallback):
@@ -76,9 +76,9 @@ class NonFiniteGuard(FitCallback):
     def __init__(self, action: Literal["skip", "raise"] = "skip", patience: int | None = 10) -> None:
         super().__init__()
         errors.check_choice("NonFiniteGuard", "action", action, ["skip", "raise"])
-        whole = patience is None or (type(patience) is int and patience >= 1)
+        whole = patience is None or is_whole(patience)
         errors.check("NonFiniteGuard", "patience", patience, whole, "an integer of at least 1, or None")
-        self.action, self.patience = action, patience
+        self.action, self.patience = action, None if patience is None else int(patience)
 
     @override
     def forget(self) -> None:

@@ -19,6 +19,7 @@ from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.distributed.ranks import gathered
+from lightning_optim.errors import OptionError, shown
 from lightning_optim.reports.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
 from lightning_optim.reports.memory_views import (
     OptimizerMemory,
@@ -54,7 +55,7 @@ class OptimizerStateMemory(FitCallback):
             Default: none.
 
     Raises:
-        OptionError: if an option has the wrong type.
+        OptionError: if an option has the wrong type; at the start of the fit, if the file of `csv` cannot be written.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -95,6 +96,17 @@ class OptimizerStateMemory(FitCallback):
         self._moved: set[int] = set()  # indices of the optimizers that have taken a step in this fit
         self._reported: set[int] = set()  # those whose first step is reported
         self._drawn: dict[int, int] = {}  # bytes in the last figure of each optimizer
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.csv is not None and trainer.is_global_zero:
+            try:
+                write_csv(self.csv, [])
+            except (OSError, ValueError) as error:
+                raise OptionError(
+                    f"OptimizerStateMemory: csv={shown(str(self.csv))} cannot be written ({type(error).__name__}: "
+                    f"{shown(error)}). Give the path of a file, or leave csv out."
+                ) from error
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

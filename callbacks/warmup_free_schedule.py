@@ -121,10 +121,12 @@ class WarmupFreeSchedule(FitCallback):
         check("total_steps", total_steps, total_steps is None or is_whole(total_steps), "an integer of at least 1")
         if warmup == "none" and decay == "constant":
             raise OptionError(f"{NAME}: warmup='none' with decay='constant' does nothing. Choose a warm-up or a decay.")
-        self.warmup, self.decay, self.beta2, self.total_steps = warmup, decay, beta2, total_steps
+        self.warmup, self.decay = warmup, decay
+        self.beta2 = None if beta2 is None else float(beta2)
+        self.total_steps = None if total_steps is None else int(total_steps)
         self.final = 0.0 if final is None else float(final)
         self.decay_fraction = 0.2 if decay_fraction is None else float(decay_fraction)
-        self.timescale = 0.01 if timescale is None else timescale
+        self.timescale = 0.01 if timescale is None else float(timescale)
         self._needs_total = decay != "constant" and not (decay == "inverse_sqrt" and self.timescale >= 1)
         _refuse_unused("final", final, decay != "constant", "decay='constant'")
         _refuse_unused("decay_fraction", decay_fraction, decay == "flat_linear", f"decay={decay!r}")

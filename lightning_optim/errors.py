@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
@@ -73,18 +74,24 @@ def shown(value: object) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a real number other than NaN. A bool is not a number.
+    """Whether a value is a real number other than NaN that fits a float. A bool is not a number.
 
     Example:
         >>> is_number(1e-3), is_number("1e-3"), is_number(True), is_number(float("nan"))
         (True, False, False, False)
     """
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and bool(value == value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return not math.isnan(float(value))
+    except OverflowError:
+        return False
 
 
 def is_whole(value: Any, least: int = 1) -> TypeGuard[int]:
-    """Whether a value is an integer of at least `least`."""
-    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= least
+    """Whether a value is an integer of at least `least` that fits 64 bits."""
+    whole = not isinstance(value, bool) and isinstance(value, numbers.Integral)
+    return whole and least <= int(value) < 2**64
 
 
 def first_line(error: BaseException) -> str:

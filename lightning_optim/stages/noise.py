@@ -74,7 +74,12 @@ class Noise(Stage):
     def sigma(self) -> float:
         """The standard deviation of the noise of the next step, in the unit of the kind."""
         t = self.steps
-        return 0.0 if t < self.start else float((self.eta / (1 + t) ** self.gamma) ** 0.5)
+        if t < self.start:
+            return 0.0
+        try:
+            return float((self.eta / (1 + t) ** self.gamma) ** 0.5)
+        except OverflowError:
+            return 0.0
 
     def options(self) -> dict[str, Any]:
         """The options of `before` for the next step."""
