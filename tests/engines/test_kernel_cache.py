@@ -12,6 +12,7 @@ import fcntl
 import functools
 import os
 import pwd
+import resource
 import signal
 import subprocess
 import tempfile
@@ -127,6 +128,12 @@ def test_a_damaged_kernel_is_built_again_once(damage: str, warm: Machine) -> Non
         assert warm.run() == fast()
         assert warm.compilations == 3
     assert warm.litter() == []
+
+
+def test_a_damaged_kernel_that_cannot_be_built_again(warm: Machine) -> None:
+    flip(warm.kernels[-1])
+    warm.set_compiler("exit 3")
+    assert_slow(warm.run(), "ends with status 3")
 
 
 def test_a_kernel_that_is_cut_off_while_it_runs_harms_nobody(warm: Machine) -> None:
@@ -274,6 +281,30 @@ def test_without_a_compiler_nothing_is_said(machine: Machine) -> None:
     """Whoever has none expects nothing else; `repr` says it."""
     machine.environ |= {"CXX": None, "PATH": str(machine.temporary)}
     assert_slow(machine.run(), "no C++ compiler is found", told=0)
+
+
+def test_a_service_without_standard_streams(machine: Machine) -> None:
+    def step() -> Step:
+        for stream in range(3):
+            os.close(stream)
+        return first_step()
+
+    assert machine.run(step) == fast()
+    assert machine.compilations == 2
+    assert machine.litter() == []
+
+
+@needs_root
+def test_no_process_can_be_started(machine: Machine) -> None:
+    """Root may start any number, and is somebody else here, who has none."""
+
+    def step() -> Step:
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        return first_step()
+
+    found = machine.run(step, user=NOBODY)
+    assert found.engine.startswith("blocked (")
+    assert (found.steps, len(found.warnings)) == (1.0, 1)
 
 
 def test_the_compiler_may_be_a_command_with_options(machine: Machine) -> None:

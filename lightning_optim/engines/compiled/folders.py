@@ -124,6 +124,9 @@ def _opened(path: str, parent: Folder | None = None) -> Iterator[Folder]:
     """Open a folder by its path, or by its name in a parent."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if parent else 0)
     descriptor = os.open(path, flags, dir_fd=parent.descriptor if parent else None)
+    if descriptor < 3:  # a service may run without standard streams, whose place a compiler's take
+        low, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(low)
     try:
         yield Folder(os.path.join(parent.path, path) if parent else path, descriptor)
     finally:
