@@ -119,19 +119,32 @@ def test_in_every_dtype(name: str, engine: str, dtype: torch.dtype) -> None:
     assert all(bool(p.isfinite().all()) for p in params)
 
 
+def all_of_it(step: int, grad: Tensor) -> None:
+    """The largest that counts, in all elements of steps that follow each other."""
+    if step in (1, 2, 3):
+        grad.fill_(LARGEST if step % 2 else -LARGEST)
+
+
+def beside_zeros(step: int, grad: Tensor) -> None:
+    """The largest that counts, in one element of the first step."""
+    if step == 0:
+        grad.zero_()
+        grad.view(-1)[0] = LARGEST
+
+
+@every_engine
+def test_the_largest_that_counts_leaves_weights_finite_in_8_bits(name: str, engine: str) -> None:
+    if not quantizes(name):
+        pytest.skip("it has no state to keep in 8 bits, and says so")
+    for state_format in ("log", "dynamic"):
+        for change in (all_of_it, beside_zeros):
+            given: dict[str, Any] = {"shapes": (LARGE,), "state_bits": 8, "state_format": state_format}
+            _, params = ends(name, engine, change, **given)
+            assert all(bool(p.isfinite().all()) for p in params), state_format
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_largest_that_counts_leaves_weights_and_state_finite(name: str) -> None:
-    """A whole tensor of it, one element beside zeros, in the first step and in several that follow each other."""
-
-    def all_of_it(step: int, grad: Tensor) -> None:
-        if step in (1, 2, 3):
-            grad.fill_(LARGEST if step % 2 else -LARGEST)
-
-    def beside_zeros(step: int, grad: Tensor) -> None:
-        if step == 0:
-            grad.zero_()
-            grad.view(-1)[0] = LARGEST
-
     for options in ({}, *SETS[name]):
         for change in (all_of_it, beside_zeros):
             optimizer, params = ends(name, "reference", change, **options)
