@@ -14,9 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.core.state_layout import WHOLE, StateLayout
-from lightning_optim.distributed.agreement import difference
+from lightning_optim.distributed.agreement import difference, shared_training
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_sharded, shard_of
+from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
@@ -107,9 +108,12 @@ def refuse_disagreement(layout: StateLayout, engine: str) -> None:
     Raises:
         RuntimeError: where another rank trains the same parameters with another class, engine or options.
     """
-    if layout.compared:
+    if is_alone():
         return
     layout.compared = True
+    training = shared_training([p for _, p in layout.every_parameter()])
+    if training is None:
+        return
     facts: dict[str, Any] = {
         "the class": type(layout).__name__,
         "the engine": engine,
@@ -120,7 +124,7 @@ def refuse_disagreement(layout: StateLayout, engine: str) -> None:
         of_group = f" of group {i}" if len(layout.param_groups) > 1 else ""
         facts.update({f"{name}{of_group}": group[name] for name in layout.options if name not in WHOLE})
     facts["what callbacks add"] = layout.stages
-    found = difference(facts, [p for _, p in layout.every_parameter()])
+    found = difference(facts, *training)
     if found:
         raise RuntimeError(
             f"the ranks of this run do not train alike, and would drift apart: in {type(layout).__name__}, {found}. "

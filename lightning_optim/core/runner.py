@@ -100,6 +100,8 @@ class Runner:
             for batch in batches.batches:
                 self._check(batch)
             batches.engines[programs] = self._engine(programs, step)
+        if not self.layout.compared:
+            refuse_disagreement(self.layout, batches.engines[programs].name)
         name = "triton" if layout.defaults["capturable"] else layout.defaults["engine"]
         batches.engines[programs] = engines.run(step, batches.engines[programs], name, self.refused)
 
@@ -189,5 +191,4 @@ class Runner:
                 f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, "
                 f"the parameters being on {step.params[0].param.device}. Leave it out."
             )
-        refuse_disagreement(layout, chosen.name)
         return chosen

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_optim.distributed.placement import is_dtensor, is_sharded, logical_shape, shard_of
-from lightning_optim.distributed.ranks import is_alone
 
 _records = itertools.count()  # ranks that train together come to their optimizers in the same order
 
@@ -32,7 +31,7 @@ def shared_training(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | N
     Returns:
         The ranks and the names; None where it is not known, or where there is one rank.
     """
-    if is_alone() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not params:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not params:
         return None
     first = next((p for p in params if is_sharded(p)), None)
     if first is None:
@@ -59,19 +58,16 @@ def _replicas(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | None:
     return None
 
 
-def difference(record: Mapping[str, Any], params: Sequence[Tensor]) -> str:
+def difference(record: Mapping[str, Any], ranks: Sequence[int], names: Sequence[Any]) -> str:
     """What differs between this rank and the first that came here, in words; empty where nothing is known to differ.
 
     Args:
         record: Short facts by name, which are the same on all ranks of a sound run.
-        params: The parameters that are trained.
+        ranks: The ranks that train the same parameters.
+        names: A name for each parameter, the same on all of them.
     """
-    training = shared_training(params)
-    if training is None:
-        return ""
-    ranks, names = training
     shapes = hashlib.sha256(repr(names).encode()).hexdigest()
-    own = {"rank": dist.get_rank(), "facts": {**record, "number of parameters": len(params)}, "names": shapes}
+    own = {"rank": dist.get_rank(), "facts": {**record, "number of parameters": len(names)}, "names": shapes}
     # Optimizers that hold other parts of a model (ZeroRedundancyOptimizer) have another first parameter.
     key = f"lightning_optim/{next(_records)}/{ranks}/{names[0]}"
     try:
