@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_optim import engines
+from lightning_optim.config import frozen
 from lightning_optim.config import schedule as schedules
 from lightning_optim.config.groups import Split, make_groups
 from lightning_optim.config.recipes import find
@@ -178,6 +179,7 @@ class OptimizerStrategy:
         optimizer = self.optimizer_class(self.param_groups(model_or_params), **self.options)
         positions: dict[Any, int] = {p: i for i, p in enumerate(model_or_params.parameters())}
         optimizer.model_order = [positions[p] for _, p in optimizer.every_parameter()]
+        frozen.watch(optimizer, model_or_params)
         return optimizer
 
     def callbacks(self) -> list[Callback]:
@@ -202,9 +204,11 @@ class OptimizerStrategy:
 
         It warns where a callback of `callbacks` is missing in the Trainer.
         """
-        from lightning.pytorch.utilities import rank_zero_warn
+        from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
         optimizer = self.create(module)
+        if left_out := list(frozen.frozen_parameters(module)):
+            rank_zero_info(f"{type(optimizer).__name__} leaves out frozen parameters: {frozen.some_of(left_out)}.")
         present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         for companion in self.callbacks():
             if not any(isinstance(callback, type(companion)) for callback in present):

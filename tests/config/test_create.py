@@ -19,7 +19,7 @@ from lightning_optim.callbacks import Communication, IterateAveraging, Lookahead
 from lightning_optim.config.recipes import RECIPES
 from lightning_optim.core.optimizer import OPTIMIZERS
 from tests.harness.data import batches
-from tests.harness.modules import Configured, Plain
+from tests.harness.modules import Configured, Plain, vector
 from tests.harness.nets import plain_net
 from tests.harness.trainers import trainer
 
@@ -214,3 +214,44 @@ def test_a_class_as_hyper_parameter_loads_after_one_line(tmp_path: Path) -> None
     with torch.serialization.safe_globals([lightning_optim.Adan]):  # add_safe_globals, and taken back
         again = Keeps.load_from_checkpoint(tmp_path / "end.ckpt", weights_only=True)
     assert again.hparams["optimizer_cls"] is lightning_optim.Adan
+
+
+# ---------------------------------------------------------------- frozen parameters
+
+
+class Thawing(Configured):
+    """Its first layer is frozen, and trains from the second step on."""
+
+    def __init__(self, joins: bool) -> None:
+        super().__init__("adamw")
+        self.first: nn.Module = next(self.net.children())
+        self.first.requires_grad_(False)
+        self.joins = joins
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        if index == 1:
+            self.first.requires_grad_(True)
+            if self.joins:
+                self.trainer.optimizers[0].add_param_group({"params": list(self.first.parameters())})
+
+
+def test_frozen_parameters_are_named_once_and_missed_once(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"),
+        pytest.warns(
+            UserWarning, match=r"AdamW does not move net\.0\.weight, net\.0\.bias: frozen when it was"
+        ) as said,
+    ):
+        trainer(max_epochs=1).fit(Thawing(joins=False), batches())
+    assert [str(warning.message)[:20] for warning in said if "frozen" in str(warning.message)] == [
+        "AdamW does not move "
+    ]
+    told = [record.message for record in caplog.records if "frozen" in record.message]
+    assert told == ["AdamW leaves out frozen parameters: net.0.weight, net.0.bias."]
+
+
+def test_frozen_parameters_that_join_move() -> None:
+    module = Thawing(joins=True)
+    before = vector(module.first)
+    trainer(max_epochs=1).fit(module, batches())
+    assert not torch.equal(vector(module.first), before)
