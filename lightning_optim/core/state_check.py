@@ -64,7 +64,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             layout.check({**{name: own[i][name] for name in layout.options if name in own[i]}, **options})
         for name in (name for name, slot in layout.slots.items() if slot.per == "optimizer" and name in group):
             _check_value(owner, name, layout.slots[name], group[name], torch.Size(()), "this optimizer")
-            if why := _unfit(layout.slots[name], torch.as_tensor(group[name]), torch.float64, None):
+            if why := _unfit(layout.slots[name], as_tensor(group[name]), torch.float64, None):
                 raise OptionError(f"{owner} cannot load {name}: {why}. {TAKE_ANOTHER}")
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     params = layout.every_parameter()
@@ -110,6 +110,12 @@ def present(saved: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (saved or {}).items() if value is not None}
 
 
+def as_tensor(value: Any) -> Tensor:
+    """A saved value as a tensor, whatever the default dtype and device are."""
+    value = plain(value)
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 def _is_held(slot: Slot, layout: StateLayout, i: int, p: Tensor) -> bool:
     """Whether a parameter may have the slot: a row statistic needs rows."""
     return slot.without is None or layout.traits_of(i, p)[slot.without] is not None
@@ -133,7 +139,7 @@ def _check_value(
     """Refuse a saved slot that is no number or tensor of numbers, or that has another shape."""
     value = plain(value)
     if not isinstance(value, Tensor):
-        if not (is_number(value) and slot.per != "element"):
+        if not (is_number(value) and abs(value) < 2**1000 and slot.per != "element"):
             raise OptionError(f"{owner} cannot load {name}: it is {shown(value)}, no tensor. {TAKE_ANOTHER}")
         return
     if value.shape != shape:
@@ -161,7 +167,7 @@ def _first_unfit(layout: StateLayout, i: int, p: Tensor, saved: Mapping[str, Any
     for name, slot in slots.items():
         fixed = not started and name in layout.slots and not slot.copies
         start = slot.start(namespace(h)) if fixed else None
-        if why := _unfit(slot, local(torch.as_tensor(saved[name])), layout.slot_dtype(slot, p, i), start):
+        if why := _unfit(slot, local(as_tensor(saved[name])), layout.slot_dtype(slot, p, i), start):
             return f"{name} of a parameter of shape {tuple(logical_shape(p))}: {why}"
     return ""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.core.checkpoint_source import CLASS_KEY, Loaded, Source, page_of, slots_elsewhere
 from lightning_optim.core.parameter_groups import TORCH_FLAGS
-from lightning_optim.core.state_check import present
+from lightning_optim.core.state_check import as_tensor, present
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor, like, local, shard_of
@@ -146,7 +146,7 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     for name, value in taken.items():  # in the same order on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = layout.slot_dtype(slots[name], p, i)
-        values = torch.as_tensor(plain(value)).to(dtype=dtype, device=here, copy=True)
+        values = as_tensor(value).to(dtype=dtype, device=here, copy=True)
         if isinstance(state.get(name), storage.Quantized):
             quantized[name] = local(values).reshape(-1)
         else:

@@ -1,0 +1,87 @@
+"""Parameters that are frozen when an optimizer is made, and join it when they are trained.
+
+They have a place in a parameter group from the start, and no state. An optimizer over `module.parameters()` of torch
+moves a parameter from the moment on at which it gets `requires_grad_(True)`; so do groups by role with these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_optim.core.state_layout import StateLayout
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A frozen parameter.
+
+    Attributes:
+        param: The parameter.
+        group: The options and the name of its parameter group.
+    """
+
+    param: Tensor
+    group: dict[str, Any]
+
+
+def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one: one.param.requires_grad) -> None:
+    """Add the chosen parameters to their groups. One that other code has added meanwhile waits no longer.
+
+    Args:
+        optimizer: The optimizer.
+        chosen: Which parameters join. Default: those that are trained now.
+    """
+    if not optimizer.waiting:
+        return
+    present = {id(p) for _, p in optimizer.every_parameter()}
+    optimizer.waiting = [one for one in optimizer.waiting if id(one.param) not in present]
+    joining = [one for one in optimizer.waiting if chosen(one)]
+    if not joining:
+        return
+    optimizer.waiting = [one for one in optimizer.waiting if one not in joining]
+    groups = {group.get("name"): group for group in optimizer.param_groups}
+    for one in joining:
+        name = one.group["name"]
+        if name in groups:
+            groups[name]["params"] = [*groups[name]["params"], one.param]
+        else:
+            optimizer.add_param_group({**one.group, "params": [one.param]})
+            groups[name] = optimizer.param_groups[-1]
+    optimizer._most_dims = None
+    known = optimizer.positions
+    optimizer.model_order = [known[p] for _, p in optimizer.every_parameter() if p in known]
+    if any(p not in known for _, p in optimizer.every_parameter()):
+        optimizer.model_order = []
+
+
+def join_as_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:
+    """Add the parameters that a file has and this optimizer does not have yet: it was saved after they were unfrozen.
+
+    Args:
+        optimizer: The optimizer.
+        saved: The parameter groups of the file.
+    """
+    if not optimizer.waiting or _sizes(optimizer.param_groups) == _sizes(saved):
+        return
+    for chosen in (lambda one: one.param.requires_grad, lambda one: True):
+        waiting, members = optimizer.waiting, [group["params"] for group in optimizer.param_groups]
+        join(optimizer, chosen)
+        if _sizes(optimizer.param_groups) == _sizes(saved):
+            return
+        undo(optimizer, waiting, members)
+
+
+def undo(optimizer: StateLayout, waiting: list[Waiting], members: list[list[Tensor]]) -> None:
+    """Take parameters that have joined out again."""
+    del optimizer.param_groups[len(members) :]
+    for group, params in zip(optimizer.param_groups, members, strict=True):
+        group["params"] = params
+    optimizer.waiting = waiting
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
