@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Mod
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 import lightning_optim.callbacks
@@ -290,3 +292,53 @@ def test_no_step_is_logged_where_none_shall_be(make: Make, optimizer: Any) -> No
     logger: Logger = Steps()
     fit(optimizer, Inside(), make(), logger=logger, log_every_n_steps=0, limit_val_batches=0)
     assert not logger.found  # type: ignore[attr-defined]
+
+
+class ByHand(Module):
+    """Two optimizers under manual optimization; the second takes every second step."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer)
+        self.automatic_optimization = False
+        self.other = nn.Linear(4, 2)
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Any:
+        self.trained.append(vector(self))
+        every: Any = self.optimizers()
+        for optimizer, part, turn in zip(every, (self.net, self.other), (1, 2), strict=True):
+            if index % turn == turn - 1:
+                optimizer.zero_grad()
+                self.manual_backward(nn.functional.mse_loss(part(batch[0]), batch[1]))
+                optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [self.make(list(part.parameters())) for part in (self.net, self.other)]
+
+
+KINDS: list[tuple[type[Module], dict[str, Any]]] = [
+    (Module, {"accumulate_grad_batches": 2, "val_check_interval": 2, "gradient_clip_val": 0.5}),
+    (ByHand, {"check_val_every_n_epoch": None, "val_check_interval": 3}),
+]
+
+
+@every_callback
+@every_optimizer
+@pytest.mark.parametrize(("kind", "options"), KINDS, ids=["accumulated", "by hand"])
+def test_other_kinds_of_training(make: Make, optimizer: Any, kind: type[Module], options: Any, tmp_path: Path) -> None:
+    """Several validations in an epoch: one callback in two fits, and in one that resumes the second."""
+    callback = make()
+    if kind is ByHand and isinstance(callback, lightning_optim.callbacks.GradInit):
+        pytest.skip("it needs a training_step that returns the loss")
+    first = fit(optimizer, callback, kind=kind, **options)
+    saving = ModelCheckpoint(tmp_path, "{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
+    second = fit(optimizer, callback, saving, kind=kind, **options)
+    assert same(first[1], second[1])
+    assert marks(*first) == usual_kind(optimizer, kind, *sorted(options.items()))
+    _, rest = fit(optimizer, callback, kind=kind, ckpt_path=tmp_path / "epoch=0.ckpt", **options)
+    assert all(map(torch.equal, rest.trained, second[1].trained[4:]))
+    assert torch.equal(vector(rest), vector(second[1]))
+
+
+@functools.cache
+def usual_kind(optimizer: Any, kind: type[Module], *options: tuple[str, Any]) -> dict[str, Any]:
+    return marks(*fit(optimizer, kind=kind, **dict(options)))
