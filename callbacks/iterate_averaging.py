@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
@@ -25,6 +25,8 @@ from lightning_optim.stages.average import Average, Kind
 from lightning_optim.training import extra_pass
 from lightning_optim.training.batch_norm import batch_norm_buffers, copy_buffers, norms_of, recompute
 from lightning_optim.training.schedules import fraction_done, total_steps
+
+LIBRARIES = ("lightning.", "pytorch_lightning.", "lightning_optim.", "callbacks.")  # none of whose hooks change a batch
 
 
 class IterateAveraging(SwappedWeights):
@@ -131,6 +133,7 @@ class IterateAveraging(SwappedWeights):
         self._members: list[tuple[str, nn.Module]] = []  # all submodules, if there are statistics to recompute
         self._modes: dict[str, bool] = {}  # whether each is in training mode during training
         self._longest_epoch = 0  # in batches
+        self._changing: list[Callback] = []  # whose on_train_batch_start has changed a batch
 
     # ------------------------------------------------------------------ hooks
 
@@ -156,7 +159,15 @@ class IterateAveraging(SwappedWeights):
         if self.batch_norm == "recompute" and any(layer.training for layer in norms_of(pl_module).values()):
             advice = "Or set batch_norm='keep'."
             extra_pass.check(trainer, pl_module, self.batch_norm_batches, "IterateAveraging", advice)
+            for other in trainer.callbacks:  # type: ignore[attr-defined]
+                if not str(getattr(type(other).on_train_batch_start, "__module__", "")).startswith(LIBRARIES):
+                    self.wrap(other, "on_train_batch_start", functools.partial(self._note_change, other))
         self._note_modes(pl_module)
+
+    def _note_change(self, other: Callback, hook: Callable[..., None], *args: Any) -> None:
+        """Note a callback that changes a batch, since the batches of the extra pass need that too."""
+        if extra_pass.changes(args[2], functools.partial(hook, *args)) and other not in self._changing:
+            self._changing.append(other)
 
     @override
     def on_train_batch_end(
@@ -237,7 +248,7 @@ class IterateAveraging(SwappedWeights):
     def release(self) -> None:
         super().release()
         self._collectors, self._raw_buffers, self._averaged_buffers = [], {}, None
-        self._members, self._modes = [], {}
+        self._members, self._modes, self._changing = [], {}, []
 
     # ------------------------------------------------------------------ swapping
 
@@ -260,7 +271,7 @@ class IterateAveraging(SwappedWeights):
             count = self._count()
             if self._averaged_buffers is None or self._averaged_buffers[0] != count:
                 batches = min(self.batch_norm_batches or math.inf, max(self._longest_epoch, 1))
-                recompute(trainer, pl_module, self._modes, int(batches))
+                recompute(trainer, pl_module, self._modes, int(batches), self._changing)
                 averaged = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
                 self._averaged_buffers = (count, averaged)
             copy_buffers(pl_module, self._averaged_buffers[1])

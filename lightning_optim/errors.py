@@ -98,7 +98,7 @@ def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its name where it says nothing, as a sentence.
 
     Example:
-        >>> first_line(OSError("no space is left\nin this folder")), first_line(KeyError())
+        >>> first_line(OSError("no space is left\\nin this folder")), first_line(KeyError())
         ('no space is left.', 'KeyError.')
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]

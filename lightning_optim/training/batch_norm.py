@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from lightning_optim.training import extra_pass
 from lightning_optim.training.without_trace import without_trace
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 # Layers that are random in training and have no name in torch: those of timm and torchvision.
 DROPOUTS = ("Dropout", "DropPath", "DropBlock", "StochasticDepth")
@@ -49,7 +49,13 @@ def copy_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
         buffers[name].copy_(value)
 
 
-def recompute(trainer: Trainer, module: LightningModule, modes: Mapping[str, bool], batches: int) -> None:
+def recompute(
+    trainer: Trainer,
+    module: LightningModule,
+    modes: Mapping[str, bool],
+    batches: int,
+    changing: Iterable[Callback] = (),
+) -> None:
     """Replace the running statistics by the mean over training batches under the current weights.
 
     `training_step` runs over the batches without a trace. Each submodule is in the mode that it has in training, except
@@ -62,6 +68,7 @@ def recompute(trainer: Trainer, module: LightningModule, modes: Mapping[str, boo
         module: The module with batch normalizations.
         modes: Whether each submodule, by name, is in training mode in training. Others stay in the mode of now.
         batches: Number of batches; fewer if the epoch is over.
+        changing: The callbacks whose `on_train_batch_start` changes a batch.
     """
     layers = [layer for layer in norms_of(module).values() if layer.momentum != 0]
     sharded = any(map(is_sharded, module.parameters()))  # then a backward pass must follow, if there are gradients
@@ -71,7 +78,7 @@ def recompute(trainer: Trainer, module: LightningModule, modes: Mapping[str, boo
             part.training = modes.get(name, part.training) and not dropout
         means = [_Mean(layer) for layer in layers]
         try:
-            given = extra_pass.run(trainer, module, batches)
+            given = extra_pass.run(trainer, module, batches, changing)
         finally:
             for mean in means:
                 mean.release()

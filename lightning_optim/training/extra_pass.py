@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,19 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader
 
 from lightning_optim.errors import OptionError
 from lightning_optim.training.lightning_names import is_a
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-def run(trainer: Trainer, module: LightningModule, batches: int) -> int:
+def run(trainer: Trainer, module: LightningModule, batches: int, changing: Iterable[Callback] = ()) -> int:
     """Call `training_step` for the first batches of an epoch.
 
     They come from the same loaders under the same limits as in training, from a new iterator, and go through the same
@@ -32,6 +34,7 @@ def run(trainer: Trainer, module: LightningModule, batches: int) -> int:
         trainer: The Trainer, during a fit. Use `without_trace` around this.
         module: Its module.
         batches: The number of batches; fewer if the epoch is over.
+        changing: The callbacks whose `on_train_batch_start` changes a batch.
 
     Returns:
         The number of batches that there were.
@@ -45,6 +48,8 @@ def run(trainer: Trainer, module: LightningModule, batches: int) -> int:
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             if batch is None:
                 continue
+            for callback in changing:
+                callback.on_train_batch_start(trainer, module, batch, index)
             if module.on_train_batch_start(batch, index) == -1:
                 break
             _step(trainer, module, *((batch, index) if takes_index else (batch,)))
@@ -59,6 +64,18 @@ def _step(trainer: Trainer, module: LightningModule, *args: Any) -> None:
             module.training_step(*args)
     else:
         trainer.strategy.training_step(*args)
+
+
+def changes(batch: Any, action: Callable[[], None]) -> bool:
+    """Call a function, and tell whether it has changed or replaced a tensor in a batch of lists, tuples and dicts."""
+    before = _state(batch)
+    action()
+    return bool(_state(batch) != before)
+
+
+def _state(batch: Any) -> Any:
+    leaves, structure = tree_flatten(batch)
+    return structure, [(id(leaf), leaf._version if isinstance(leaf, Tensor) else 0) for leaf in leaves]
 
 
 def check(trainer: Trainer, module: LightningModule, batches: int | None, owner: str, otherwise: str) -> None:

@@ -107,7 +107,9 @@ def serves(make_callback: Callable[[], Any], make: Make) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CALLBACKS if OPTIONS[name]])
 def test_any_options_serve_or_are_refused_in_words(name: str) -> None:
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    )
     @given(options_of(name), st.sampled_from(OPTIMIZERS))
     def check(options: dict[str, Any], make: Make) -> None:
         with warnings.catch_warnings():
@@ -121,7 +123,9 @@ def test_any_options_serve_or_are_refused_in_words(name: str) -> None:
 def test_any_value_of_one_option_serves_or_is_refused_in_words(name: str, option: str) -> None:
     needed = NEEDED.get(name, {})
 
-    @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    )
     @given(values_of(CALLBACKS[name], option))
     def check(value: Any) -> None:
         with warnings.catch_warnings():

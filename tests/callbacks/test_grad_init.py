@@ -216,6 +216,7 @@ def optimizer_named(name: str, params: list[nn.Parameter]) -> torch.optim.Optimi
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])
+@pytest.mark.filterwarnings("ignore:create_optimizer makes")
 def test_the_trial_step_is_the_first_step(name: str) -> None:
     """By the optimizer's own code: a fresh one takes it on tensors with the same gradients."""
     params = layers()
@@ -244,6 +245,7 @@ ALONG = "sgdw lars pnm radam ranger moment_estimation_sgd scalar_rmsprop koala_v
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])
+@pytest.mark.filterwarnings("ignore:create_optimizer makes")
 def test_the_norm_is_told_by_the_first_step(name: str) -> None:
     """RAdam, ACProp and AdaBelief begin without their second moment; Padam's exponent is nearer to SGD's."""
     params = layers()

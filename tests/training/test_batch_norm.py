@@ -238,6 +238,35 @@ def test_each_hook_prepares_a_batch_once(hook: str, replace: bool, make: Callabl
         assert net.seen[0].mean() > 8
 
 
+class Mixes(Callback):
+    """Changes the batch, in place or by other tensors in it."""
+
+    def __init__(self, replace: bool) -> None:
+        self.replace = replace
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch["x"] = batch["x"].flip(0) * 3 + 10 if self.replace else batch["x"].mul_(3).add_(10)
+
+
+class Looks(Callback):
+    """Changes nothing, and is not called more often than there are batches."""
+
+    calls = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.calls += 1
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_callbacks_that_change_a_batch_change_it_here_too(replace: bool) -> None:
+    net, looks = Net(), Looks()
+    run = fit(net, Fresh(lambda x: {"x": x, "n": 3}), Mixes(replace), looks)
+    check(net)
+    assert net.seen[0].mean() > 8
+    assert looks.calls == 2 * 6
+    assert all("on_train_batch_start" not in vars(callback) for callback in run.callbacks)
+
+
 class Skips(Net):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if batch_idx == 3 else None
