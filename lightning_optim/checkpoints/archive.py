@@ -175,7 +175,7 @@ def _changed(what: str) -> _Wrong:
 def _form_is_known() -> bool:
     """Whether the installed torch writes this form. A later one may write another, and its files must load."""
     file = io.BytesIO()
-    torch.save({"a": torch.zeros(1)}, file)
+    torch.save({"a": torch.zeros(1, dtype=torch.float32, device="cpu")}, file)
     try:
         _check_form(file)
     except _Wrong:

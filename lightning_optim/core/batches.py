@@ -107,7 +107,9 @@ class Batches:
 
     def _shapes(self) -> list[Any]:
         """What engines use of a parameter besides its address, which `p.data = p.data.t()` does not change."""
-        return [list(map(Tensor.numel, self.all_params)), list(map(Tensor.is_contiguous, self.all_params))]
+        contiguous = list(map(Tensor.is_contiguous, self.all_params))
+        others = () if all(contiguous) else zip(self.all_params, contiguous, strict=True)
+        return [list(map(Tensor.numel, self.all_params)), contiguous, [p.stride() for p, plain in others if not plain]]
 
     def _versions(self) -> list[int]:
         return [step._version for step in self.steps]
@@ -164,6 +166,9 @@ class Batches:
 
         They stay the same tensors, since a state_dict that was kept refers to them.
         """
+        for state in (self.state[param.source] for batch in self.active for param in batch.params):
+            state["step"] = state["step"].to(torch.float32)  # pickles of earlier versions have counters that stop
+        self._remember()
         shared = self.counter = torch.stack(self.steps)
         for i, step in enumerate(self.steps):
             step.set_(shared.untyped_storage(), i, (), ())

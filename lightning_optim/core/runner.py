@@ -130,6 +130,7 @@ class Runner:
             if "step" not in layout.state.get(p, ()):
                 self._note(p)
                 layout.start_state(p, i)
+            layout.follow_layout(p)
         views = [namespace(own) for own in options]
 
         def traits(i: int, p: Tensor) -> dict[str, Any]:

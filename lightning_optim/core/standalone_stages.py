@@ -85,6 +85,8 @@ class OnGradients:
     def _state(self, p: Tensor, i: int) -> Mapping[str, Any]:
         if isinstance(self.optimizer, Optimizer) and "step" not in self.optimizer.state[p]:
             self.optimizer.start_state(p, i)
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.follow_layout(p)
         return {**self.pending(p), **self.optimizer.state.get(p, {})}
 
 

@@ -7,6 +7,7 @@ and with what it starts.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,20 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
         raise OptionError(
             f"{owner} cannot load {unfit}. The checkpoint is damaged, or its run was lost before; take an older one."
         )
+
+
+def warn_of_stopped_counters(owner: str, state_dict: dict[str, Any]) -> None:
+    """Say where a saved step counter has a dtype in which it cannot count on."""
+    for saved in state_dict["state"].values():
+        step = saved.get("step")
+        if isinstance(step, Tensor) and step.is_floating_point() and bool((step > 0) & (step + 1 == step)):
+            warnings.warn(
+                f"{owner} loads a step counter in {str(step.dtype).removeprefix('torch.')}, which stops at "
+                f"{float(step):.0f}: the run may have taken more steps, and bias corrections stood still. It counts on "
+                "from there, in float32.",
+                stacklevel=8,
+            )
+            return
 
 
 def present(saved: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.core.checkpoint_source import CLASS_KEY, Loaded, Source, page_of, slots_elsewhere
 from lightning_optim.core.parameter_groups import TORCH_FLAGS
-from lightning_optim.core.state_check import as_tensor, present
+from lightning_optim.core.state_check import as_tensor, present, warn_of_stopped_counters
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
 from lightning_optim.distributed.fsdp1 import is_flattened
-from lightning_optim.distributed.placement import is_dtensor, like, local, shard_of
+from lightning_optim.distributed.placement import is_dtensor, like, local, logical_shape, shard_of
+from lightning_optim.distributed.plain import laid_out_like
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.language.options import check_options, plain
 
@@ -47,7 +48,7 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
             del state_dict["state"][index]  # FSDP1 expects state from the ranks that hold elements
             continue
         quantized = [name for name, value in state.items() if isinstance(value, storage.Quantized)]
-        values = {name: like(value, p) for name, value in storage.read(state, quantized).items()}
+        values = {name: like(value, p) for name, value in storage.read_shaped(state, quantized).items()}
         # Before the first step FSDP2 loads a file into this state_dict, and needs all of it on one device.
         if not (is_dtensor(p) and int(state.get("step", 0)) == 0):
             values = {name: value.cpu() for name, value in values.items()}
@@ -103,6 +104,7 @@ def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str
         source: Where the state_dict comes from.
     """
     owner = type(layout).__name__
+    warn_of_stopped_counters(owner, state_dict)
     shared = [name for name, slot in layout.slots.items() if slot.per == "optimizer"]
     for group, own in zip(layout.param_groups, before, strict=True):
         for key in (*TORCH_FLAGS, CLASS_KEY):
@@ -143,19 +145,20 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     counter = {"step"} & saved.keys() & state.keys()
     taken = {name: saved[name] for name in saved if name in slots and _can_be_quantized_beside(saved, state.get(name))}
     quantized: dict[str, Tensor] = {}
-    for name, value in taken.items():  # in the same order on every rank
+    values_of = taken if logical_shape(p).numel() else {}  # without elements, slots keep their first values
+    for name, value in values_of.items():  # in the same order on every rank
         here = p.device if slots[name].per == "element" else torch.device("cpu")
         dtype = layout.slot_dtype(slots[name], p, i)
         values = as_tensor(value).to(dtype=dtype, device=here, copy=True)
         if isinstance(state.get(name), storage.Quantized):
-            quantized[name] = local(values).reshape(-1)
+            quantized[name] = local(values)
         else:
-            state[name] = values
+            state[name] = laid_out_like(values, p)
     for name, slot in state.items():  # a slot is written whenever its partner is
         if isinstance(slot, storage.Quantized) and name not in quantized and slot.format.partner in quantized:
             quantized[name] = torch.zeros_like(quantized[slot.format.partner])
     if quantized:
-        storage.write(state, quantized, int(state["step"]))
+        storage.write_shaped(state, quantized, int(state["step"]))
     loaded.taken |= taken.keys() | counter
     loaded.left |= left
     loaded.fresh |= {*state, *layout.slots_of_stages(i, p)} - taken.keys() - counter

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
-from lightning_optim.distributed.placement import full_with_axis_reduced, local, logical_shape
-from lightning_optim.distributed.plain import bare
+from lightning_optim.distributed.placement import full_with_axis_reduced, is_sharded, local, logical_shape
+from lightning_optim.distributed.plain import bare, is_wrapper, laid_out_like, memory_format, memory_order
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.math import squarable
 from lightning_optim.language.options import Option, floats
@@ -210,6 +210,22 @@ class StateLayout(Definition, torch.optim.Optimizer):
         else:
             self.state[p][name] = value
 
+    def follow_layout(self, p: Tensor) -> None:
+        """Store the slots of a parameter in its memory order, which may have changed since they were made."""
+        if is_sharded(p) or is_wrapper(p):
+            return
+        state, order = self.state[p], memory_order(p)
+        stale = [name for name, x in state.items() if isinstance(x, storage.Quantized) and x.order != order]
+        if stale:
+            values = {name: value.contiguous() for name, value in storage.read_shaped(state, stale).items()}
+            for name in stale:
+                old = state[name]
+                state[name] = storage.Quantized.empty(old.shape, old.format, old.codes.device, order)
+            storage.write_shaped(state, values, int(state["step"]))
+        for name, x in state.items():
+            if isinstance(x, Tensor) and name in self.all_slots():
+                state[name] = laid_out_like(x, p)
+
     def quantized_slot(self, slot: Slot, i: int, p: Tensor, shard: Tensor) -> storage.Quantized:
         """A quantized slot of zeros for `p` in group `i`, in the shape of its local tensor `shard`."""
         partner = slot.root_of if slot.root_of in self.slots_of(i, p) else None
@@ -226,10 +242,10 @@ def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any])
     if slot.per != "element":
         return torch.full((), start, dtype=torch.float64, device="cpu")
     if slot.copies:
-        return p.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+        return p.detach().to(dtype=dtype, copy=True, memory_format=memory_format(p))
     if slot.without is not None:
         return full_with_axis_reduced(p, h[slot.without] % p.dim(), start, dtype)
-    value = torch.full_like(p, start, dtype=dtype, memory_format=torch.contiguous_format)
+    value = torch.full_like(p, start, dtype=dtype, memory_format=memory_format(p))
     if value.is_complex():  # real and imaginary parts are elements
         torch.view_as_real(value).fill_(start)
     return value

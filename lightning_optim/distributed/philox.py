@@ -63,7 +63,7 @@ def _batches(parts: Sequence[tuple[GlobalIndex, int, int]]) -> Iterator[list[tup
 
 def _normals(seed: int, t: int, batch: list[tuple[GlobalIndex, int, int]], device: torch.device) -> Tensor:
     """The numbers of ranges that fit in one chunk, float64."""
-    if len(batch) == 1 and batch[0][0].run == batch[0][0].stride:  # neighbours share their counter
+    if len(batch) == 1 and batch[0][0].is_contiguous:  # neighbours share their counter
         index, low, high = batch[0]
         begin, end = index.first + low, index.first + high
         pairs = torch.arange(begin // 2, (end + 1) // 2, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""What lies behind a tensor: memory with an address, or something that torch resolves when the tensor is used.
+"""What lies behind a tensor: memory in some order, or something that torch resolves when the tensor is used.
 
 Engines that use addresses would read raw memory where torch negates a value, waits for a collective or finds zeros.
 """
@@ -17,6 +17,40 @@ from lightning_optim.distributed.placement import is_dtensor
 def is_wrapper(tensor: Tensor) -> bool:
     """Whether the tensor is no memory of its own: its class handles operations itself. DTensors do not count."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_dtensor(tensor)
+
+
+def memory_order(tensor: Tensor) -> tuple[int, ...] | None:
+    """The axes of a tensor from the outermost to the innermost in memory.
+
+    Returns:
+        The axes; None where they lie in their own order, and where the tensor is not dense or has no memory here.
+
+    Example:
+        >>> image = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+        >>> memory_order(image), memory_order(image.contiguous()), memory_order(image[:, ::2])
+        ((0, 2, 3, 1), None, None)
+    """
+    if is_dtensor(tensor) or tensor.is_contiguous() or is_wrapper(tensor):
+        return None
+    strides = tensor.stride()
+    order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
+    return tuple(order) if tensor.permute(order).is_contiguous() else None
+
+
+def memory_format(p: Tensor) -> torch.memory_format:
+    """The format in which a tensor that is made after `p` lies in memory as `p` does, if `p` is dense."""
+    return torch.contiguous_format if memory_order(p) is None else torch.preserve_format
+
+
+def laid_out_like(values: Tensor, p: Tensor) -> Tensor:
+    """Values in the memory order of a dense `p` of the same shape; the same object where they lie so already."""
+    if values.shape != p.shape or is_dtensor(p) or is_wrapper(p):
+        return values
+    order = memory_order(p)
+    if memory_order(values) == order and (order is not None or values.is_contiguous()):
+        return values
+    found = torch.empty_like(p, dtype=values.dtype, device=values.device, memory_format=memory_format(p))
+    return found.requires_grad_(False).copy_(values)
 
 
 def is_pending(tensor: Tensor) -> bool:
@@ -65,12 +99,19 @@ def resolve_gradients(params: Sequence[Tensor], grads: Sequence[Tensor]) -> None
 
 
 def writable_gradient(p: Tensor) -> Tensor:
-    """The gradient of a parameter, which must have one, replaced by a copy where it cannot be written in place."""
+    """The gradient of a parameter, which must have one: replaced by a copy where it cannot be written in place.
+
+    It lies in the memory order of the parameter.
+    """
     assert p.grad is not None
     grad = resolved(p.grad)
-    shape_and_strides = zip(grad.shape, grad.stride(), strict=True)
-    if grad.is_inference() or any(size > 1 and not stride for size, stride in shape_and_strides):
-        grad = torch.empty_like(p, requires_grad=False).copy_(grad)
+    if grad.is_inference() or memory_order(grad) != memory_order(p) or not _is_dense(grad):
+        grad = laid_out_like(grad.contiguous(), p)
+        grad = grad.clone() if grad.is_inference() else grad
     if grad is not p.grad:
         p.grad = grad
     return grad
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return is_dtensor(tensor) or is_wrapper(tensor) or tensor.is_contiguous() or memory_order(tensor) is not None

@@ -175,7 +175,8 @@ def _properties_of_gradients(params: list[LocalParameter], by_alignment: bool) -
     They are lists of plain values: every step makes them, and many small objects would wake the garbage collector.
     """
     grads = [param.grad for param in params]
-    found: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, grads))]  # type: ignore
+    lying: Any = (param.operand("g") for param in params) if any(param.order for param in params) else grads
+    found: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, lying))]  # type: ignore
     return [*found, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else found  # type: ignore
 
 
@@ -222,7 +223,6 @@ def _with_partners(params: list[LocalParameter], names: Sequence[str]) -> Sequen
     return [names[0], *sorted(missing), *names[1:]] if missing else names
 
 
-def _global_index(param: LocalParameter) -> tuple[int, int, int, int]:
-    index = param.global_index
-    assert index is not None
-    return index.tensor, index.first, index.run, index.stride
+def _global_index(param: LocalParameter) -> tuple[int, ...]:
+    index = param.index_in_memory
+    return index.tensor, index.first, index.run, index.stride, *index.exchange

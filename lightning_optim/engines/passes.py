@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.plain import is_wrapper
+from lightning_optim.distributed.global_index import exchange_of
+from lightning_optim.distributed.plain import is_wrapper, memory_order
 from lightning_optim.engines.plan import Backend, Plan
 from lightning_optim.engines.step import Step
 from lightning_optim.language.program import Program
@@ -24,6 +25,9 @@ def unserved(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why no engine that walks over memory can serve, in one sentence; empty where one can."""
     if not all(program.elementwise for program in programs):
         return "the update needs means along an axis of the whole tensor."
+    shapes = (p.shape for p in params if (order := memory_order(p)) and exchange_of(order, p.shape) is None)
+    if any(program.normals for program in programs) and (shape := next(shapes, None)):
+        return f"a parameter of shape {tuple(shape)} has its axes in an order in memory in which noise is not served."
     wrapper = next((type(p).__name__ for p in params if is_wrapper(p)), "")
     return f"a parameter is a {wrapper}, which is no memory of its own." if wrapper else ""
 

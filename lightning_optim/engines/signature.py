@@ -11,7 +11,8 @@ import torch
 from lightning_optim.storage.format import Format
 
 FIXED = 2  # columns of the address table before the addresses: the first tile and the number of elements
-INDEX = ("tensor", "first", "run", "stride")  # the fields of `GlobalIndex`, in the last columns of the address table
+# The fields of `GlobalIndex` and of its `exchange`, in the last columns of the address table.
+INDEX = ("tensor", "first", "run", "stride", "rows", "columns", "unit")
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.global_index import GlobalIndex
-from lightning_optim.distributed.placement import is_sharded, local, shard_of
-from lightning_optim.distributed.plain import bare
+from lightning_optim.distributed.global_index import GlobalIndex, exchange_of
+from lightning_optim.distributed.placement import is_dtensor, is_sharded, local, shard_of
+from lightning_optim.distributed.plain import bare, memory_order
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
 from lightning_optim.language.program import Program
@@ -37,6 +37,7 @@ class LocalParameter:
         numel: The number of real elements of the whole tensor, of which this process may hold a shard.
         shard: The shard that this process holds; None where the parameter is not sharded.
         global_index: The global indices of the elements; None where no normal numbers are needed.
+        order: The axes of `param` in their order in memory, where it is dense and that is not their own order.
     """
 
     source: Tensor
@@ -46,6 +47,7 @@ class LocalParameter:
     numel: int
     shard: Shard | None = None
     global_index: GlobalIndex | None = None
+    order: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, p: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> LocalParameter:
@@ -71,7 +73,8 @@ class LocalParameter:
             state = {name: x.view(1) if slots[name].per == "element" else x for name, x in state.items()}
         shard = shard_of(p) if is_sharded(p) else None
         numel = p.numel() if shard is None else shard.numel
-        return cls(p, param, None, state, numel * (2 if p.is_complex() else 1), shard)
+        order = None if is_dtensor(p) else memory_order(param)
+        return cls(p, param, None, state, numel * (2 if p.is_complex() else 1), shard, order=order)
 
     @property
     def process_groups(self) -> tuple[ProcessGroup, ...]:
@@ -84,8 +87,23 @@ class LocalParameter:
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
     def operand(self, name: str) -> Any:
-        """What the update calls `name`: the parameter ("p"), its gradient ("g") or a slot, which may be quantized."""
-        return self.param if name == "p" else self.grad if name == "g" else self.state[name]
+        """What the update calls `name`: the parameter ("p"), its gradient ("g") or a slot, which may be quantized.
+
+        A tensor is a view whose axes are in the order of the parameter's memory, so that walks over memory see it
+        contiguous if it lies as the parameter does.
+        """
+        found: Any = self.param if name == "p" else self.grad if name == "g" else self.state[name]
+        return found if self.order is None or isinstance(found, Quantized) else found.permute(self.order)
+
+    @property
+    def index_in_memory(self) -> GlobalIndex:
+        """The global indices of the elements in the order of the parameter's memory."""
+        assert self.global_index is not None
+        if self.order is None:
+            return self.global_index
+        exchange = exchange_of(self.order, self.param.shape)
+        assert exchange is not None  # engines have refused others
+        return replace(self.global_index, exchange=exchange)
 
 
 @dataclass(slots=True, eq=False)

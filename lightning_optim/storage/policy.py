@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.distributed.placement import logical_shape
-from lightning_optim.distributed.plain import is_wrapper
+from lightning_optim.distributed.plain import is_wrapper, memory_order
 from lightning_optim.language.slot import Slot
 from lightning_optim.storage.dynamic import Dynamic
 from lightning_optim.storage.format import Format
@@ -48,12 +48,12 @@ def empty(values: Tensor, slot: Slot, partner: str | None, form: str) -> Quantiz
     """A quantized slot of zeros.
 
     Args:
-        values: A tensor of the shape and on the device of the slot. Its values are not used.
+        values: A tensor of the shape and on the device of the slot, and in its memory order. Its values are not used.
         slot: The slot.
         partner: The slot relative to whose square root this one is quantized, if that one is quantized as well.
         form: The `state_format` of the parameter group, a key of `FORMATS`.
     """
-    return Quantized.empty(values.shape, FORMATS[form](slot, partner), values.device)
+    return Quantized.empty(values.shape, FORMATS[form](slot, partner), values.device, memory_order(values))
 
 
 def _log(slot: Slot, partner: str | None) -> Format:

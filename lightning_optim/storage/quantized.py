@@ -23,15 +23,19 @@ class Quantized:
         format: The format.
         codes: The codes, (blocks, BLOCK) uint8. The last block is padded.
         scales: The scales, (blocks, format.scales_per_block) float32.
+        order: The axes of the slot in the order in which its values are stored; None for their own order.
     """
 
     shape: torch.Size
     format: Format
     codes: Tensor
     scales: Tensor
+    order: tuple[int, ...] | None = None
 
     @classmethod
-    def empty(cls, shape: torch.Size, format: Format, device: torch.device) -> Quantized:
+    def empty(
+        cls, shape: torch.Size, format: Format, device: torch.device, order: tuple[int, ...] | None = None
+    ) -> Quantized:
         """A slot of zeros."""
         blocks = -(-shape.numel() // BLOCK)
         quantized = cls(
@@ -39,6 +43,7 @@ class Quantized:
             format,
             torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=device),
             torch.zeros(blocks, format.scales_per_block, dtype=torch.float32, device=device),
+            order,
         )
         if blocks and device.type != "meta":
             zeros = torch.zeros(blocks, BLOCK, dtype=torch.float32, device=device)
@@ -56,7 +61,14 @@ class Quantized:
 
     def to(self, device: torch.device | str) -> Quantized:
         """The slot on another device. Lightning calls `to` on state, and would copy a dataclass that lacks it."""
-        return Quantized(self.shape, self.format, self.codes.to(device), self.scales.to(device))
+        return Quantized(self.shape, self.format, self.codes.to(device), self.scales.to(device), self.order)
+
+    def shaped(self, values: Tensor) -> Tensor:
+        """Flat values, as they are stored, in the shape of the slot."""
+        if self.order is None:
+            return values.view(self.shape)
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return values.view([self.shape[axis] for axis in self.order]).permute(inverse)
 
     def dequantize(self, partner: Tensor | None = None, low: int = 0, high: int | None = None) -> Tensor:
         """Dequantize a range of the flat slot.
@@ -146,21 +158,39 @@ def read(slots: Mapping[str, Any], names: Collection[str], low: int = 0, high: i
     """
     values: dict[str, Tensor] = {}
     for name in names:
-        _read_into(values, slots, name, low, high)
+        _read_into(values, slots, name, slots[name].order, low, high)
     return {name: values[name] for name in names}
 
 
-def _read_into(values: dict[str, Tensor], slots: Mapping[str, Any], name: str, low: int, high: int | None) -> Tensor:
+def read_shaped(slots: Mapping[str, Any], names: Collection[str]) -> dict[str, Tensor]:
+    """Dequantize several slots, each in its shape."""
+    return {name: slots[name].shaped(values) for name, values in read(slots, names).items()}
+
+
+def flat(values: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    """The values of a tensor one after another, its axes taken in the given order."""
+    return (values if order is None else values.permute(order)).reshape(-1)
+
+
+def _read_into(
+    values: dict[str, Tensor],
+    slots: Mapping[str, Any],
+    name: str,
+    order: tuple[int, ...] | None,
+    low: int,
+    high: int | None,
+) -> Tensor:
     """Add the values of a slot, and those of its partner, to `values`."""
     # Not a function inside `read`: a nested function that calls itself is a reference cycle, which would keep the
     # values alive until the garbage collector runs.
     if name not in values:
         slot = slots[name]
         if isinstance(slot, Quantized):
-            partner = _read_into(values, slots, slot.format.partner, low, high) if slot.format.partner else None
-            values[name] = slot.dequantize(partner, low, high)
+            partner = slot.format.partner
+            of_partner = _read_into(values, slots, partner, order, low, high) if partner else None
+            values[name] = slot.dequantize(of_partner, low, high)
         else:
-            values[name] = slot.reshape(-1)[low:high]
+            values[name] = flat(slot, order)[low:high]
     return values[name]
 
 
@@ -179,4 +209,11 @@ def write(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int, low: int 
     for name in sorted(new, key=lambda name: slots[name].format.partner is not None):
         partner = slots[name].format.partner
         high = low + new[name].numel()
-        slots[name].quantize(new[name], read(slots, [partner], low, high)[partner] if partner else None, t, low)
+        order = slots[name].order
+        of_partner = _read_into({}, slots, partner, order, low, high) if partner else None
+        slots[name].quantize(new[name], of_partner, t, low)
+
+
+def write_shaped(slots: Mapping[str, Any], new: Mapping[str, Tensor], t: int) -> None:
+    """Quantize new values of whole slots, each in the shape of its slot."""
+    write(slots, {name: flat(values, slots[name].order) for name, values in new.items()}, t)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -200,6 +201,19 @@ def test_a_counter_that_was_saved_in_few_bits_counts_on(dtype: torch.dtype) -> N
         trajectory(other, params, list(gradients(2, ((3, 4),), torch.float32)))
         assert other.state[params[0]]["step"].dtype == torch.float32
         assert float(other.state[params[0]]["step"]) == value + 2
+
+
+def test_a_pickled_optimizer_with_a_counter_in_few_bits_counts_on() -> None:
+    params = make_params(((3, 4),), torch.float32)
+    optimizer = problems.build("adamw", params)
+    trajectory(optimizer, params, list(gradients(1, ((3, 4),), torch.float32)))
+    optimizer.state[params[0]]["step"] = torch.tensor(256.0, dtype=torch.bfloat16)
+    other = pickle.loads(pickle.dumps(optimizer))
+    (p,) = other.param_groups[0]["params"]
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        other.step()
+    assert float(other.state[p]["step"]) == 258
 
 
 def test_each_tensor_is_made_with_its_dtype_and_device_named() -> None:

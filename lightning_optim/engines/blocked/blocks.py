@@ -147,7 +147,7 @@ def _side_by_side(
 
 def _normals(counter: tuple[int, int], spans: Sequence[tuple[LocalParameter, int, int]], dtype: torch.dtype) -> Tensor:
     """The normal numbers of some elements, given as local parameter, first element and end, one after another."""
-    ranges = [(param.global_index, low, high) for param, low, high in spans if param.global_index is not None]
+    ranges = [(param.index_in_memory, low, high) for param, low, high in spans]
     return normals(*counter, ranges, "cpu", dtype)
 
 

@@ -117,7 +117,7 @@ static inline void normal_pairs(double* __restrict u, double* __restrict v, int6
 }
 
 // `normals` of distributed/philox.py for `count` elements from the local index `local` on. `global_index` holds tensor,
-// first, run and stride.
+// first, run, stride, and rows, columns and unit of the order in memory.
 template <class T>
 static inline void normal_block(
     T* __restrict x, int64_t count, int64_t local, const int64_t* global_index, uint32_t k0, uint32_t k1, uint32_t t
@@ -125,7 +125,8 @@ static inline void normal_block(
     const uint32_t tensor = uint32_t(global_index[0]);
     uint64_t pairs[BLOCK] = {};
     double u[BLOCK], v[BLOCK];
-    if (global_index[2] == global_index[3]) {  // neighbours are a pair, which shares a counter
+    const int64_t rows = global_index[4], columns = global_index[5], unit = global_index[6], table = rows * columns;
+    if (global_index[2] == global_index[3] && table == 1) {  // neighbours are a pair, which shares a counter
         const int64_t first = global_index[1] + local, odd = first & 1, count_of_pairs = (count + odd + 1) >> 1;
         for (int64_t j = 0; j < count_of_pairs; ++j) pairs[j] = uint64_t((first >> 1) + j);
         uniform_pairs(pairs, count_of_pairs, tensor, t, k0, k1, u, v);
@@ -135,7 +136,9 @@ static inline void normal_block(
     }
     bool odd[BLOCK];
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t at = local + i, index = global_index[1] + at / global_index[2] * global_index[3] + at % global_index[2];
+        const int64_t group = (local + i) / unit, in_table = group % table;
+        const int64_t at = (group - in_table + in_table % columns * rows + in_table / columns) * unit + (local + i) % unit;
+        const int64_t index = global_index[1] + at / global_index[2] * global_index[3] + at % global_index[2];
         pairs[i] = uint64_t(index >> 1);
         odd[i] = index & 1;
     }

@@ -15,7 +15,7 @@ TURN = tl.constexpr(2.0 * math.pi)
 
 
 @triton.jit
-def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
+def normal(seed_low, seed_high, t, tensor, first, run, stride, rows, columns, unit, local):
     """The normal numbers of some elements of one tensor, as `normals` of `distributed/philox.py` computes them.
 
     Args:
@@ -26,11 +26,18 @@ def normal(seed_low, seed_high, t, tensor, first, run, stride, local):
         first: The global index of the first local element, a scalar, int64.
         run: How many local elements are consecutive in the whole tensor, a scalar, int64.
         stride: The distance between the starts of two runs in the whole tensor, a scalar, int64.
-        local: The local indices of the elements, (blocks, 256), int64.
+        rows: The rows of a table of the order in memory, as of `exchange_of`, a scalar, int64.
+        columns: The columns of such a table, a scalar, int64.
+        unit: The elements of an entry of such a table, a scalar, int64.
+        local: The indices of the elements in memory, (blocks, 256), int64.
 
     Returns:
         One number per element, (blocks, 256), float32.
     """
+    if rows * columns > 1:
+        group = local // unit
+        at = group % (rows * columns)
+        local = (group - at + at % columns * rows + at // columns) * unit + local % unit
     if run == stride:  # noqa: SIM108  only one branch runs, while a conditional expression would compute both
         index = first + local
     else:
