@@ -42,9 +42,9 @@ class _Record(NamedTuple):
     size: int
     offset: int
 
-    @property
-    def wide(self) -> bytes:
-        numbers = [self.size] * 2 * (self.size >= _32) + [self.offset] * (self.offset >= _32)
+    def wide(self, in_directory: bool) -> bytes:
+        """Numbers of more than 32 bits. Before the data the second size, of compressed data, is not known yet."""
+        numbers = [self.size, self.size * in_directory] * (self.size >= _32) + [self.offset] * (self.offset >= _32)
         return struct.pack(f"<2H{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
 
     @property
@@ -53,21 +53,23 @@ class _Record(NamedTuple):
 
     def entry(self) -> bytes:
         """In the directory."""
-        size, lengths = min(self.size, _32), (len(self.name), len(self.wide))
+        size, wide = min(self.size, _32), self.wide(in_directory=True)
+        lengths = len(self.name), len(wide)
         numbers = (0, 0, self.flags, 0, 0, 0, self.checksum, size, size, *lengths, 0, 0, 0, 0, min(self.offset, _32))
-        return _ENTRY.pack(b"PK\1\2", *numbers) + self.name + self.wide
+        return _ENTRY.pack(b"PK\1\2", *numbers) + self.name + wide
 
     def header(self, extra: int) -> bytes:
         """Before the data, which a padding of `extra` bytes aligns."""
-        padding = extra - len(self.wide) - 4
+        wide = self.wide(in_directory=False)
+        padding = extra - len(wide) - 4
         if padding < 0:
             return b""
         fixed = _LOCAL.pack(b"PK\3\4", 0, self.flags, 0, 0, 0, 0, 0, 0, len(self.name), extra)
-        return fixed + self.name + self.wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding
+        return fixed + self.name + wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding
 
     def footer(self) -> bytes:
         """After the data."""
-        form = "<4sL2Q" if self.wide else "<4s3L"
+        form = "<4sL2Q" if self.wide(in_directory=True) else "<4s3L"
         return struct.pack(form, b"PK\7\10", self.checksum, self.size, self.size) if self.size else b""
 
 

@@ -109,6 +109,17 @@ def test_whole_files_pass(content: object, tmp_path: Path) -> None:
     assert damage(path) == ""
 
 
+@pytest.mark.full
+def test_a_file_of_more_than_4_gib_passes(tmp_path: Path) -> None:
+    """Sizes and places of more than 32 bits stand in second fields."""
+    path = tmp_path / "it.ckpt"
+    torch.save({"large": torch.zeros((1 << 32) + 1000, dtype=torch.uint8), "behind": torch.ones(3)}, path)
+    assert damage(path) == ""
+    os.truncate(path, path.stat().st_size - 1)
+    assert "is truncated" in damage(path)
+    path.unlink()
+
+
 def test_a_file_without_checksums_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `torch.serialization.set_crc32_options(False)` writes it. Its directory is verified all the same."""
     before = torch.serialization.get_crc32_options()
