@@ -52,9 +52,9 @@ def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one:
             optimizer.add_param_group({**one.group, "params": [one.param]})
             groups[name] = optimizer.param_groups[-1]
     optimizer._most_dims = None
-    known = optimizer.positions
-    optimizer.model_order = [known[p] for _, p in optimizer.every_parameter() if p in known]
-    if any(p not in known for _, p in optimizer.every_parameter()):
+    positions = optimizer.positions
+    optimizer.model_order = [positions[p] for _, p in optimizer.every_parameter() if p in positions]
+    if any(p not in positions for _, p in optimizer.every_parameter()):
         optimizer.model_order = []
 
 
