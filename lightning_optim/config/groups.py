@@ -53,19 +53,19 @@ def role(owner: nn.Module, name: str) -> str:
     return "bias" if "bias" in name.split("_") else "weight"  # in_proj_bias, bias_k, bias_ih_l0
 
 
-def named_roles(module: nn.Module) -> dict[str, tuple[nn.Parameter, str]]:
-    """Every trainable parameter of a module once, by its first name, with its role.
+def named_roles(module: nn.Module, frozen: bool = False) -> dict[str, tuple[nn.Parameter, str]]:
+    """Every trainable parameter of a module once, by its first name, with its role; on demand frozen ones after them.
 
     A shared parameter that is an embedding in any module is an embedding: a tied head may come first.
     """
     roles: dict[str, tuple[nn.Parameter, str]] = {}
     names: dict[nn.Parameter, str] = {}
     for name, owner, attribute, param in owned_parameters(module):
-        if param.requires_grad:
+        if param.requires_grad or frozen:
             first = names.setdefault(param, name)
             if first not in roles or role(owner, attribute) == "embedding":
                 roles[first] = (param, role(owner, attribute))
-    return roles
+    return dict(sorted(roles.items(), key=lambda item: not item[1][0].requires_grad))
 
 
 def matches(name: str, kind: str, words: Iterable[str]) -> bool:
@@ -111,7 +111,7 @@ class _Group:
 
 
 def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[Split] = ()) -> list[dict[str, Any]]:
-    """Sort the trainable parameters of a module into parameter groups.
+    """Sort the parameters of a module into parameter groups, frozen ones after those that are trained.
 
     Args:
         module: The model.
@@ -124,8 +124,8 @@ def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[S
     Raises:
         OptionError: if no parameter is trainable, or a pattern matches no parameter.
     """
-    roles = named_roles(module)
-    if not roles:
+    roles = named_roles(module, frozen=True)
+    if not any(param.requires_grad for param, _ in roles.values()):
         raise OptionError(
             f"{type(module).__name__} has no parameter to train: it has none at all, or all are frozen "
             "(requires_grad=False) when the optimizer is made."
@@ -139,17 +139,20 @@ def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[S
         group = groups.setdefault(tuple(map(id, found)), _Group(tuple(found)))
         group.params.append(param)
         group.kinds.add(kind)
-    names = _short_names(groups.values())
+    trained = [group for group in groups.values() if group.params[0].requires_grad]
+    names = _short_names([*trained, *(group for group in groups.values() if group not in trained)], len(trained))
     return [{"params": group.params, "name": names[id(group)], **group.options()} for group in groups.values()]
 
 
-def _short_names(groups: Iterable[_Group]) -> dict[int, str]:
+def _short_names(groups: Sequence[_Group], first: int) -> dict[int, str]:
     """The names of parameter groups, by id: short, and different.
 
-    Groups stay apart even if their options do not differ, so that a checkpoint has the same groups for all options.
+    The `first` groups take their names before the others. Groups stay apart even if their options do not differ, so
+    that a checkpoint has the same groups for all options.
     """
     found: dict[int, str] = {}
-    for group in sorted(groups, key=lambda group: len(group.splits)):
+    by_length = [sorted(part, key=lambda group: len(group.splits)) for part in (groups[:first], groups[first:])]
+    for group in (group for part in by_length for group in part):
         free = (name for name in group.names() if name not in found.values())
         found[id(group)] = next(free, f"group {len(found)}")
     return found
@@ -169,13 +172,13 @@ def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
 
 
 def _check_overrides(roles: Mapping[str, tuple[nn.Parameter, str]], overrides: Sequence[Split]) -> None:
-    """Refuse a pattern of the user that no trainable parameter matches, or that earlier groups leave nothing to."""
+    """Refuse a pattern of the user that no parameter matches, or that earlier groups leave nothing to."""
     left = {name: kind for name, (_, kind) in roles.items()}
     for words, _, label, _ in overrides:
         for word in words:
             if not any(matches(name, kind, [word]) for name, (_, kind) in roles.items()):
                 some = ", ".join(list(roles)[:4])
-                raise OptionError(f"groups: no trainable parameter matches {shown(word)}; names are like {some}.")
+                raise OptionError(f"groups: no parameter matches {shown(word)}; names are like {some}.")
         mine = [name for name, kind in left.items() if matches(name, kind, words)]
         if not mine:
             raise OptionError(

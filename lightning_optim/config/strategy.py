@@ -16,6 +16,7 @@ from lightning_optim.config import schedule as schedules
 from lightning_optim.config.groups import Split, make_groups
 from lightning_optim.config.recipes import find
 from lightning_optim.config.schedule import scheduler_for
+from lightning_optim.core.frozen import Waiting
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.core.state_layout import WHOLE
 from lightning_optim.distributed.communication import read as read_communication
@@ -147,6 +148,10 @@ class OptimizerStrategy:
             OptionError: for a sparse embedding, a pattern without a match, or flat parameters of FSDP1 that cannot be
                 split by role.
         """
+        return _trained(self._groups(module))
+
+    def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The same with frozen parameters, each at its place."""
         for name, child in module.named_modules():
             if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
                 raise OptionError(
@@ -176,10 +181,13 @@ class OptimizerStrategy:
         """The optimizer for a module, with parameter groups by role, or for given parameters or groups."""
         if not isinstance(model_or_params, nn.Module):
             return self.optimizer_class(model_or_params, **self.options)
-        optimizer = self.optimizer_class(self.param_groups(model_or_params), **self.options)
-        positions: dict[Any, int] = {p: i for i, p in enumerate(model_or_params.parameters())}
-        optimizer.model_order = [positions[p] for _, p in optimizer.every_parameter()]
-        frozen.watch(optimizer, model_or_params)
+        groups = self._groups(model_or_params)
+        optimizer = self.optimizer_class(_trained(groups), **self.options)
+        optimizer.positions = {p: i for i, p in enumerate(model_or_params.parameters())}
+        optimizer.model_order = [optimizer.positions[p] for _, p in optimizer.every_parameter()]
+        for group in groups:
+            options = {key: value for key, value in group.items() if key != "params"}
+            optimizer.waiting += [Waiting(p, options) for p in group["params"] if not p.requires_grad]
         return optimizer
 
     def callbacks(self) -> list[Callback]:
@@ -208,7 +216,10 @@ class OptimizerStrategy:
 
         optimizer = self.create(module)
         if left_out := list(frozen.frozen_parameters(module)):
-            rank_zero_info(f"{type(optimizer).__name__} leaves out frozen parameters: {frozen.some_of(left_out)}.")
+            rank_zero_info(
+                f"{type(optimizer).__name__} keeps no state for frozen parameters: {frozen.some_of(left_out)}. They "
+                "join it when they get requires_grad_(True)."
+            )
         present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         for companion in self.callbacks():
             if not any(isinstance(callback, type(companion)) for callback in present):
@@ -260,6 +271,12 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("scheduler", "lr_scheduler"), "write it as schedule, such as schedule: cosine"),
 }
+
+
+def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups without their frozen parameters; those that have no others are left out."""
+    found = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    return [group for group in found if group["params"]]
 
 
 def _defaults() -> dict[str, Any]:

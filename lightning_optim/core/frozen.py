@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_optim.core.state_layout import StateLayout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Waiting:
     """A frozen parameter.
 
@@ -67,9 +67,9 @@ def join_as_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:
     """
     if not optimizer.waiting or _sizes(optimizer.param_groups) == _sizes(saved):
         return
-    for chosen in (lambda one: one.param.requires_grad, lambda one: True):
+    for every in (False, True):
         waiting, members = optimizer.waiting, [group["params"] for group in optimizer.param_groups]
-        join(optimizer, chosen)
+        join(optimizer, lambda one, every=every: every or one.param.requires_grad)  # type: ignore[misc]
         if _sizes(optimizer.param_groups) == _sizes(saved):
             return
         undo(optimizer, waiting, members)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_optim.core import checkpoint_source, peer_files, state_check, torch_files
+from lightning_optim.core import checkpoint_source, frozen, peer_files, state_check, torch_files
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.checkpoint_source import Source
 from lightning_optim.core.state_layout import StateLayout
@@ -24,8 +24,9 @@ def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[s
     Raises:
         OptionError: for a state_dict that does not fit.
     """
-    before = [{k: v for k, v in group.items() if k != "params"} for group in layout.param_groups]
-    state, groups = layout.state, layout.param_groups
+    before: list[dict[str, Any]] = []
+    state, groups, waiting = layout.state, layout.param_groups, layout.waiting
+    members = [group["params"] for group in groups]
     found: dict[str, Any] = {}
     source = Source(is_own=True)
 
@@ -33,6 +34,8 @@ def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[s
         nonlocal source
         found.update(given)
         state_check.check_form(type(layout).__name__, given)
+        frozen.join_as_in(layout, given["param_groups"])
+        before[:] = [{k: v for k, v in group.items() if k != "params"} for group in layout.param_groups]
         given = peer_files.translated(layout, given)
         other = checkpoint_source.other_class(layout, given)
         is_own = any("state_bits" in group for group in given["param_groups"])
@@ -59,6 +62,7 @@ def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[s
         load(state_dict)
     except BaseException:
         layout.state, layout.param_groups = state, groups  # torch replaces both and changes neither
+        frozen.undo(layout, waiting, members)
         raise
     finally:
         for hook in hooks:

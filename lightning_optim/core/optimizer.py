@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from lightning_optim import engines
-from lightning_optim.core import load, torch_files
+from lightning_optim.core import frozen, load, torch_files
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
@@ -133,7 +133,13 @@ class Optimizer(StateLayout):
             self.param_groups[-1].pop(name, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "stages": self.stages, "model_order": self.model_order}
+        return {
+            **super().__getstate__(),
+            "stages": self.stages,
+            "model_order": self.model_order,
+            "waiting": self.waiting,
+            "positions": self.positions,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -223,6 +229,7 @@ class Optimizer(StateLayout):
             for i, p in self.initialized():
                 self.start_state(p, i)
             return None
+        frozen.join(self)
         owner, every = type(self).__name__, self.every_parameter()
         active = with_gradient(owner, every) if closure is None else []
         to_predict = self.predicts() and not self.param_groups[0].get("predicted", False)
@@ -233,6 +240,8 @@ class Optimizer(StateLayout):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            frozen.join(self)
+            every = self.every_parameter()
             active = with_gradient(owner, every)
         if to_predict and late:
             self._predict_now()
@@ -250,6 +259,10 @@ class Optimizer(StateLayout):
             if closure is None and active:
                 self._predict_now()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        frozen.join(self)  # before their first gradients, which are clipped and unscaled with all others
+        super().zero_grad(set_to_none)
 
     def _predict_now(self) -> None:
         """Move the parameters before their gradients are computed, and remember it whatever fails afterwards."""

@@ -42,6 +42,8 @@ class StateLayout(Definition, torch.optim.Optimizer):
         stages: The stages that callbacks have attached.
         compared: Whether the first step has compared it with the optimizers of other ranks.
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
+        positions: The same by parameter, also of those that wait.
+        waiting: The parameters that were frozen when it was made, and join when they are trained.
     """
 
     name: ClassVar[str]
@@ -52,6 +54,8 @@ class StateLayout(Definition, torch.optim.Optimizer):
         """Create what is not saved. Stages and the order of the model are kept."""
         self.stages: list[Stage] = getattr(self, "stages", [])
         self.model_order: list[int] = getattr(self, "model_order", [])
+        self.positions: dict[Tensor, int] = getattr(self, "positions", {})
+        self.waiting: list[Any] = getattr(self, "waiting", [])
         self.compared: bool = getattr(self, "compared", False)
         self._programs: dict[str, Programs] = {}
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}

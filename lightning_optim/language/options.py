@@ -72,6 +72,12 @@ class Option:
     range: Range | None = None
     shared: bool = False  # declared on the base class: keyword only, the same for every optimizer
 
+    def _allowed(self) -> str:
+        """The range in words."""
+        if self.range is None or self.range == "any":
+            return "a finite number"
+        return self.range if isinstance(self.range, str) else "(" + ", ".join(self.range) + ")"
+
     def converted(self, value: Any, owner: str) -> Any:
         """Convert a value to the declared type, in whatever range: schedules may overshoot zero by a rounding error.
 
@@ -83,7 +89,7 @@ class Option:
         except TypeError:
             raise OptionError(f"{owner}: {self.name}={shown(value)} must be {describe(self.type)}.") from None
         if not all(map(math.isfinite, _numbers(found))):
-            raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; it must be finite.")
+            raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; allowed is {self._allowed()}.")
         return found
 
     def checked(self, value: Any, owner: str) -> Any:
@@ -98,9 +104,10 @@ class Option:
         """
         value = self.converted(value, owner)
         if self.range is not None and not _inside(value, self.range):
-            allowed = self.range if isinstance(self.range, str) else "(" + ", ".join(self.range) + ")"
             each = " for each item" if isinstance(value, tuple) and isinstance(self.range, str) else ""
-            raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; allowed is {allowed}{each}.")
+            raise OptionError(
+                f"{owner}: {self.name}={shown(value)} is out of range; allowed is {self._allowed()}{each}."
+            )
         return value
 
 

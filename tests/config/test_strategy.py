@@ -74,7 +74,7 @@ def sparse() -> nn.Module:
         (
             plain_net,
             {"name": "adan", "groups": [{"params": "head.*", "lr": 0.1}]},
-            r"groups: no trainable parameter matches 'head.\*'; names are like net.0.weight, net.0.bias",
+            r"groups: no parameter matches 'head.\*'; names are like net.0.weight, net.0.bias",
         ),
     ],
 )
