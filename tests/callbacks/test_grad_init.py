@@ -212,7 +212,7 @@ def optimizer_named(name: str, params: list[nn.Parameter]) -> torch.optim.Optimi
     if name in TORCHS:
         made: torch.optim.Optimizer = getattr(torch.optim, name)(params, lr=0.02)
         return made
-    return create_optimizer(name, params)
+    return OptimizerStrategy.parse(name).create(params)
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optim import OptionError, create_optimizer, list_optimizers
+from lightning_optim import OptimizerStrategy, OptionError, create_optimizer, list_optimizers
 from lightning_optim.reports.memory import predicted_memory, state_memory
 from tests.harness.memory import by_walk, ours
 from tests.harness.modules import Make
@@ -31,7 +31,7 @@ def tensors() -> list[nn.Parameter]:
 @pytest.mark.parametrize("name", list_optimizers())
 def test_it_counts_the_memory_that_is_there(name: str, bits: int) -> None:
     try:
-        optimizer: Any = create_optimizer({"name": name, "state_bits": bits}, tensors())
+        optimizer: Any = OptimizerStrategy.parse(name, state_bits=bits).create(tensors())
     except OptionError:
         pytest.skip("nothing to keep in fewer bits")
     predicted = sum(entry.bytes for entry in predicted_memory(optimizer))
