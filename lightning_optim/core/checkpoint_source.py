@@ -21,6 +21,8 @@ from lightning_optim.stages.stage import Stage
 
 # The key of a parameter group in a file, and there only.
 CLASS_KEY = "optimizer_class"
+# The key of an element that shows FSDP2 the device of a state of single numbers, in files of sharded runs only.
+DEVICE_KEY = "device_of_state"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
-from lightning_optim.core.checkpoint_source import CLASS_KEY, Loaded, Source, page_of, slots_elsewhere
+from lightning_optim.core.checkpoint_source import CLASS_KEY, DEVICE_KEY, Loaded, Source, page_of, slots_elsewhere
 from lightning_optim.core.parameter_groups import TORCH_FLAGS
 from lightning_optim.core.state_check import as_tensor, present, warn_of_stopped_counters
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
@@ -35,6 +35,7 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
         group.update({name: plain(group[name]) for name in layout.options if name in group})
         if not _is_filled_by_fsdp2(layout):
             group[CLASS_KEY] = page_of(type(layout))
+    _show_device(layout, state_dict)
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     held = (state_dict["state"].get(index, {}) for index in order)
     copies = any(isinstance(value, storage.Quantized) for slots in held for value in slots.values())
@@ -65,6 +66,18 @@ def _copy(value: Any) -> Any:
         return copy.deepcopy(value)
     there = value.cpu()
     return there.clone() if local(there).data_ptr() == local(value).data_ptr() else there
+
+
+def _show_device(layout: StateLayout, state_dict: dict[str, Any]) -> None:
+    """Put one element on the device of the parameters into a group, where FSDP2 would find no tensor that tells it.
+
+    It reads the device for a full file off the first tensor with an axis, and a state of single numbers has none.
+    """
+    sharded = [p for _, p in layout.every_parameter() if is_dtensor(p)]
+    held = (value for slots in state_dict["state"].values() if isinstance(slots, dict) for value in slots.values())
+    if sharded and not any(isinstance(value, storage.Quantized) or getattr(value, "ndim", 0) for value in held):
+        device = local(sharded[0]).device
+        state_dict["param_groups"][0][DEVICE_KEY] = torch.zeros(1, dtype=torch.float32, device=device)
 
 
 def _is_filled_by_fsdp2(layout: StateLayout) -> bool:
@@ -107,7 +120,7 @@ def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str
     warn_of_stopped_counters(owner, state_dict)
     shared = [name for name, slot in layout.slots.items() if slot.per == "optimizer"]
     for group, own in zip(layout.param_groups, before, strict=True):
-        for key in (*TORCH_FLAGS, CLASS_KEY):
+        for key in (*TORCH_FLAGS, CLASS_KEY, DEVICE_KEY):
             group.pop(key, None)
         kept = {k: v for k, v in own.items() if (k not in group and k not in shared) or k in STORAGE_OPTIONS}
         group.update(kept)
