@@ -51,11 +51,14 @@ def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one:
         else:
             optimizer.add_param_group({**one.group, "params": [one.param]})
             groups[name] = optimizer.param_groups[-1]
+    _count_again(optimizer)
+
+
+def _count_again(optimizer: StateLayout) -> None:
+    """Compute anew what depends on which parameters there are."""
     optimizer._most_dims = None
-    positions = optimizer.positions
-    optimizer.model_order = [positions[p] for _, p in optimizer.every_parameter() if p in positions]
-    if any(p not in positions for _, p in optimizer.every_parameter()):
-        optimizer.model_order = []
+    positions, params = optimizer.positions, [p for _, p in optimizer.every_parameter()]
+    optimizer.model_order = [positions[p] for p in params] if all(p in positions for p in params) else []
 
 
 def join_as_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:
@@ -80,7 +83,9 @@ def undo(optimizer: StateLayout, waiting: list[Waiting], members: list[list[Tens
     del optimizer.param_groups[len(members) :]
     for group, params in zip(optimizer.param_groups, members, strict=True):
         group["params"] = params
-    optimizer.waiting = waiting
+    if optimizer.waiting is not waiting:
+        optimizer.waiting = waiting
+        _count_again(optimizer)
 
 
 def _sizes(groups: list[dict[str, Any]]) -> list[int]:
