@@ -28,7 +28,7 @@ help:
 	@echo "make build   sdist and wheel in dist/"
 	@echo "make clean   remove .venv, dist and caches"
 
-# torch goes first and pinned: an open range such as torch>=2.5 would pick the newest build, gigabytes of CUDA included.
+# torch goes first and pinned: an open range such as torch>=2.6 would pick the newest build, gigabytes of CUDA included.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt is for Python 3.11 and newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)

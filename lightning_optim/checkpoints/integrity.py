@@ -159,14 +159,19 @@ def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
         yield True
         return
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        except (FileExistsError, FileNotFoundError):  # whoever held the lock has just removed the folder
+            if folder.exists() and not folder.is_dir():
+                raise
+            continue
         try:
             held = _take(handle, folder, wait)
             if not held or os.path.samestat(os.fstat(handle), os.stat(folder)):
                 break
         except FileNotFoundError:
-            pass  # whoever held it has removed the folder: make another
+            pass  # as above: make another
         except BaseException:
             os.close(handle)
             raise
