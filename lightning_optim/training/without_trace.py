@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -25,6 +28,14 @@ if TYPE_CHECKING:
 
 Undo = Callable[[], None]
 OWN = {"_parameters", "_modules"}  # attributes of a module that are left alone
+# Generators of random numbers, and how their states are read and set.
+GENERATORS: tuple[tuple[Any, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
+    (torch.Generator, torch.Generator.get_state, torch.Generator.set_state),
+    (np.random.Generator, lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
+    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
+    (random.SystemRandom, lambda g: None, lambda g, state: None),  # it has none
+    (random.Random, random.Random.getstate, random.Random.setstate),
+)
 
 
 @contextmanager
@@ -33,8 +44,8 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
     The Trainer says that it is training, as it does when hooks prepare a batch for training. Nothing is logged. A
     backward pass by `manual_backward`, and a step of an optimizer or a scheduler, is skipped. Afterwards gradients,
-    buffers, lists and dicts of modules, the states of metrics and random states are what they were. Files and objects
-    outside of the module are not known here.
+    buffers, lists, dicts and arrays of modules, the states of metrics and of random generators are what they were.
+    Files and objects of other kinds are not known here.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # validation is in inference mode, training is not
@@ -135,8 +146,7 @@ def _is_fsdp1(module: nn.Module) -> bool:
 
 def _restoring(part: nn.Module, before: Mapping[str, Any], content: Iterable[Undo], tensors: bool) -> Undo:
     def undo() -> None:
-        for restore in content:
-            restore()
+        _restore(content)
         for name in _attributes(part, tensors).keys() - before.keys():
             del vars(part)[name]
         vars(part).update(before)
@@ -145,7 +155,7 @@ def _restoring(part: nn.Module, before: Mapping[str, Any], content: Iterable[Und
 
 
 def _content(value: Any, seen: dict[int, Undo], tensors: bool) -> Undo:
-    """A function that gives a tensor, list, dict, set or deque the content of now."""
+    """A function that gives a tensor, array, container or generator of random numbers the content of now."""
     if id(value) not in seen:
         seen[id(value)] = _nothing  # a container that holds itself
         seen[id(value)] = _undo_of(value, seen, tensors)
@@ -160,12 +170,21 @@ def _undo_of(value: Any, seen: dict[int, Undo], tensors: bool) -> Undo:
     if isinstance(value, dict):
         items = dict(value)
         inner = [_content(item, seen, tensors) for item in items.values()]
-        return lambda: _refill(inner, value, items, dict.clear, dict.update)
-    for kind, fill in ((list, list.extend), (deque, deque.extend), (set, set.update)):
+        ordered: Any = OrderedDict if isinstance(value, OrderedDict) else dict  # which keeps its order elsewhere
+        return lambda: _refill(inner, value, items, ordered.clear, ordered.update)
+    for kind, fill in ((list, list.extend), (deque, deque.extend), (set, set.update), (bytearray, bytearray.extend)):
         if isinstance(value, kind):
             copied = kind(value)
             inner = [_content(item, seen, tensors) for item in copied]
             return lambda: _refill(inner, value, copied, kind.clear, fill)
+    if isinstance(value, tuple):
+        inner = [_content(item, seen, tensors) for item in value]
+        return lambda: _restore(inner)
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        return functools.partial(np.copyto, value, value.copy())
+    for kind, get, put in GENERATORS:
+        if isinstance(value, kind):
+            return functools.partial(put, value, get(value))
     return _nothing
 
 
@@ -182,7 +201,11 @@ def _undo_of_tensor(value: Tensor) -> Undo:
 
 
 def _refill(inner: Iterable[Undo], value: Any, items: Any, clear: Any, fill: Any) -> None:
-    for restore in inner:
-        restore()
+    _restore(inner)
     clear(value)
     fill(value, items)
+
+
+def _restore(inner: Iterable[Undo]) -> None:
+    for restore in inner:
+        restore()

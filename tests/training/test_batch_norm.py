@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, seed_everything
@@ -418,12 +420,22 @@ class Busy(Net):
         self.count = 0
         self.losses: list[Tensor] = []
         self.table: dict[str, Any] = {"last": torch.zeros(1), "all": [torch.zeros(1)]}
+        self.ordered = OrderedDict[int, int]()
+        self.pair, self.array, self.bytes = (torch.zeros(1), [0]), np.zeros(1), bytearray(1)
+        self.normals, self.draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.older, self.plain = np.random.RandomState(1), random.Random(1)
         self.metric, self.spectral = MeanMetric(), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)).double()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx) + self.spectral(self.inward(batch)).square().mean()
         loss = loss + torch.rand(()) + random.random()
+        drawn = self.draws.normal() + self.older.normal() + self.plain.random()
+        loss = loss * (torch.rand((), generator=self.normals) + drawn)
         self.count += 1
+        self.ordered[self.count] = batch_idx
+        self.ordered.move_to_end(self.count, last=False)
+        for held in (self.pair[0], self.pair[1], self.array, self.bytes):
+            held[0] += 1
         self.losses.append(loss.detach())
         self.table["last"].add_(1)
         self.table["all"].append(loss.detach())
@@ -482,6 +494,8 @@ class Watch(Callback):
         grads = [None if p.grad is None else p.grad.tolist() for p in pl_module.parameters()]
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         noted = [pl_module.count, len(pl_module.losses), float(pl_module.table["last"]), len(pl_module.table["all"])]
+        held = [*itertools.islice(pl_module.ordered.items(), 99), repr(pl_module.pair), *pl_module.array]
+        noted += [*held, *pl_module.bytes]
         self.rows.append(
             (weights, rates, grads, logged, noted, trainer.global_step, [m.training for m in pl_module.modules()])
         )
