@@ -122,7 +122,8 @@ class SwappedWeights(StageCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.swap_out(trainer, pl_module)  # an exception during validation must leave the weights of training
+        if self._stages:  # an exception during validation must leave the weights of training, one in `teardown` does not
+            self.swap_out(trainer, pl_module)
         super().on_exception(trainer, pl_module, exception)
 
     @override

@@ -101,6 +101,9 @@ class Module(Toy):
     def on_train_epoch_end(self) -> None:
         self.fail_in("on_train_epoch_end")
 
+    def teardown(self, stage: str) -> None:
+        self.fail_in("teardown")
+
     def predict_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
         return vector(self)
 

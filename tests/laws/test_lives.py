@@ -92,6 +92,7 @@ ENDS: dict[str, tuple[str, type[BaseException]] | None] = {
     "interrupt": ("training_step", KeyboardInterrupt),
     "signal": ("validation_step", SIGTERMException),
     "start": ("on_fit_start", ArithmeticError),
+    "teardown": ("teardown", ArithmeticError),
 }
 
 
