@@ -122,7 +122,7 @@ class SwappedWeights(StageCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._stages:  # an exception during validation must leave the weights of training, one in `teardown` does not
+        if self._stages:  # after validation the weights of training must be left, and after the fit those of its end
             self.swap_out(trainer, pl_module)
         super().on_exception(trainer, pl_module, exception)
 

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from lightning_optim.callbacks import CheckpointIntegrity
 from lightning_optim.checkpoints.integrity import damage, partial, replacing
-from tests.checkpoints.test_replacing import kill_at
 from tests.harness.data import batches, seeded_samples
+from tests.harness.kills import kill_at
 from tests.harness.modules import Made
 from tests.harness.nets import seeded_net
 from tests.harness.ranks import RankFailure, run_ranks

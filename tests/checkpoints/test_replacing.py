@@ -8,11 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,12 +19,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_optim.checkpoints.integrity import damage, recover, replacing, tidy
 from tests.checkpoints.folders import write_folder
+from tests.harness.kills import EVENTS, kill_at
 from tests.harness.ranks import run_ranks
 from tests.harness.trainers import QUIET
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable):UserWarning")
-
-EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 
 def write(path: Path, value: int, folder: bool) -> None:
@@ -72,19 +68,6 @@ def killed_at(number: int, act: Callable[[], object], under: Path, events: tuple
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def kill_at(number: int, under: Path, events: tuple[str, ...] = EVENTS) -> None:
-    seen = 0
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event in events and str(args[0]).startswith(str(under)):
-            seen += 1
-            if seen == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 def names(folder: Path) -> frozenset[str]:
