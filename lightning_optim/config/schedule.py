@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from lightning_optim.errors import OptionError, is_number, is_whole, nearest, shown
+from lightning_optim.training.learning_rates import RATES
 from lightning_optim.training.schedules import SCHEDULES, factor, length_if_known, total_steps
 
 
@@ -63,9 +64,44 @@ def read(spec: Any) -> Schedule | None:
     return Schedule(str(schedule.name), int(schedule.warmup_steps), float(schedule.final))
 
 
-def scheduler_for(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, trainer: Any
-) -> torch.optim.lr_scheduler.LRScheduler:
+class Scheduler(torch.optim.lr_scheduler.LRScheduler):
+    """Multiplies the learning rates that the optimizer began with by a factor of the number of steps.
+
+    An optimizer that loads a checkpoint of another class keeps its own options. A scheduler of torch brings the rates
+    of the checkpoint back then; this one takes its place in the schedule alone.
+
+    Args:
+        optimizer: The optimizer.
+        current: The factor after a number of steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, current: Callable[[int], float]) -> None:
+        self.current = current
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        self.base_lrs = [group.setdefault("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+        return [rate * self.current(self.last_epoch) for rate in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().state_dict().items() if name != "current"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        groups, began, last = self.optimizer.param_groups, state_dict["base_lrs"], state_dict["_last_lr"]
+        if len(began) != len(groups):  # groups by role go on from one group
+            began, last = began[:1] * len(groups), last[:1] * len(groups)
+        if RATES in vars(self.optimizer):  # in the middle of a fit, whose rates other factors multiply
+            return
+        # Not by `current`: the length of training is not known before the loop has gone on where it was.
+        for group, first, now in zip(groups, began, last, strict=True):
+            rate = group.setdefault("initial_lr", group["lr"])
+            value = now if rate == first else rate * now / first if first else group["lr"]
+            group["lr"] = group["lr"].fill_(value) if isinstance(group["lr"], torch.Tensor) else value
+        self._last_lr = [group["lr"] for group in groups]
+
+
+def scheduler_for(optimizer: torch.optim.Optimizer, schedule: Schedule, trainer: Any) -> Scheduler:
     """A scheduler over all steps of a fit.
 
     Raises:
@@ -101,7 +137,7 @@ def scheduler_for(
         total()
     if 0 < trainer.max_steps <= warmup:
         _warn_if_too_short(schedule, trainer.max_steps, trainer)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, current)
+    return Scheduler(optimizer, current)
 
 
 def _warn_if_too_short(schedule: Schedule, steps: float, trainer: Any) -> None:

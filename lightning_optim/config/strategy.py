@@ -21,6 +21,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.core.state_layout import WHOLE
 from lightning_optim.distributed.communication import read as read_communication
 from lightning_optim.distributed.fsdp1 import is_flat_parameter
+from lightning_optim.distributed.placement import is_sharded
 from lightning_optim.errors import OptionError, shown
 from lightning_optim.language.options import check_options, plain
 
@@ -148,7 +149,7 @@ class OptimizerStrategy:
             OptionError: for a sparse embedding, a pattern without a match, or flat parameters of FSDP1 that cannot be
                 split by role.
         """
-        return _trained(self._groups(module))
+        return [group for group in _trained(self._groups(module)) if group["params"]]
 
     def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """The same with frozen parameters, each at its place."""
@@ -182,7 +183,10 @@ class OptimizerStrategy:
         if not isinstance(model_or_params, nn.Module):
             return self.optimizer_class(model_or_params, **self.options)
         groups = self._groups(model_or_params)
-        optimizer = self.optimizer_class(_trained(groups), **self.options)
+        trained = _trained(groups)
+        if any(is_sharded(p) for p in model_or_params.parameters()):  # FSDP matches no empty group of a file
+            trained = [group for group in trained if group["params"]]
+        optimizer = self.optimizer_class(trained, **self.options)
         optimizer.positions = {p: i for i, p in enumerate(model_or_params.parameters())}
         optimizer.model_order = [optimizer.positions[p] for _, p in optimizer.every_parameter()]
         for group in groups:
@@ -274,9 +278,11 @@ ELSEWHERE = {
 
 
 def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups without their frozen parameters; those that have no others are left out."""
-    found = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
-    return [group for group in found if group["params"]]
+    """Parameter groups without their frozen parameters.
+
+    Those that have no others stay, empty, since schedulers take no group that comes later.
+    """
+    return [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
 
 
 def _defaults() -> dict[str, Any]:

@@ -33,11 +33,13 @@ class Source:
         is_own: Whether this package wrote it, and its parameter groups are those of the optimizer.
         other_class: The class that wrote it, if that is another one; empty otherwise.
         keeps_options: Whether options stay those of the optimizer because the file has other parameter groups.
+        scheduled: Whether a scheduler sets the learning rate of the optimizer.
     """
 
     is_own: bool
     other_class: str = ""
     keeps_options: bool = False
+    scheduled: bool = False
 
 
 @dataclass
@@ -60,6 +62,11 @@ class Loaded:
         if source.other_class:
             words = f"of {source.other_class}, which is another class"
             keeps = f"; lr and all other options are those of this {owner} and not of the checkpoint"
+            if source.scheduled:
+                keeps += (
+                    ". A scheduler of torch.optim that is loaded too goes back to the lr of the checkpoint (a schedule "
+                    "of a config does not): leave its state out, or set its base_lrs"
+                )
         return f"{owner} loads a checkpoint {words}: {takes}{starts}{drops}{keeps}."
 
 

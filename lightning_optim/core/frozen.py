@@ -51,7 +51,15 @@ def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one:
         else:
             optimizer.add_param_group({**one.group, "params": [one.param]})
             groups[name] = optimizer.param_groups[-1]
+            _schedule_as(optimizer.param_groups[0], groups[name])
     _count_again(optimizer)
+
+
+def _schedule_as(other: dict[str, Any], group: dict[str, Any]) -> None:
+    """Put the rate of a new group where a schedule has brought that of another one."""
+    if "initial_lr" in other:
+        group["initial_lr"], first = group["lr"], float(other["initial_lr"])
+        group["lr"] = group["lr"] * (float(other["lr"]) / first) if first else group["lr"]
 
 
 def _count_again(optimizer: StateLayout) -> None:
@@ -59,6 +67,13 @@ def _count_again(optimizer: StateLayout) -> None:
     optimizer._most_dims = None
     positions, params = optimizer.positions, [p for _, p in optimizer.every_parameter()]
     optimizer.model_order = [positions[p] for p in params] if all(p in positions for p in params) else []
+
+
+def drop_groups_not_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:
+    """Leave empty groups out where a file has none of them: earlier versions made them when parameters joined."""
+    own = [group for group in optimizer.param_groups if group["params"]]
+    if optimizer.waiting and len(saved) == len(own) < len(optimizer.param_groups):
+        optimizer.param_groups = own
 
 
 def join_as_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:

@@ -34,13 +34,15 @@ def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[s
         nonlocal source
         found.update(given)
         state_check.check_form(type(layout).__name__, given)
+        frozen.drop_groups_not_in(layout, given["param_groups"])
         frozen.join_as_in(layout, given["param_groups"])
         before[:] = [{k: v for k, v in group.items() if k != "params"} for group in layout.param_groups]
         given = peer_files.translated(layout, given)
         other = checkpoint_source.other_class(layout, given)
         is_own = any("state_bits" in group for group in given["param_groups"])
         regrouped = torch_files.regrouped(layout, given)
-        source = Source(is_own and regrouped is given, other, regrouped is not given)
+        scheduled = any("initial_lr" in group for group in before)
+        source = Source(is_own and regrouped is given, other, regrouped is not given, scheduled)
         given = regrouped
         if other:
             given = checkpoint_source.without_misfits(layout, torch_files.with_options_of(layout, given))

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 
 from lightning_optim import create_optimizer
+from lightning_optim.callbacks import WarmupFreeSchedule
 from lightning_optim.reports.memory import state_memory
 from tests.harness.data import batches
 from tests.harness.modules import Configured
 from tests.harness.problems import NAMES
+from tests.harness.ranks import run_ranks
+from tests.harness.strategies import Kind, strategy_of
 from tests.harness.trainers import trainer
 
 
@@ -85,6 +89,79 @@ def test_a_copy_remembers_who_waits() -> None:
     net.requires_grad_(True)
     train(net, optimizer, 1)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
+
+
+class Unfreezes(Callback):
+    """Lets the norm of a network train from the fourth step on, and notes the rates of each step."""
+
+    def __init__(self) -> None:
+        self.rates: list[set[float]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3:
+            pl_module.net[1].requires_grad_(True)  # type: ignore[index]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.rates.append({float(group["lr"]) for group in optimizer.param_groups})
+
+
+def joined_by_a_role_of_its_own() -> nn.Sequential:
+    """A network whose norm is frozen, and no other parameter has the role of its parameters."""
+    net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.LayerNorm(6), nn.Linear(6, 2, bias=False))
+    net[1].requires_grad_(False)
+    return net
+
+
+class ScheduledByTorch(Configured):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def joined(kind: Kind, module: type[Configured], schedule: str | None, *callbacks: Callback) -> list[set[float]]:
+    unfreezes, made = Unfreezes(), module({"name": "adamw", "schedule": schedule}, joined_by_a_role_of_its_own)
+    fitting = trainer(unfreezes, *callbacks, strategy=strategy_of(kind), max_steps=6)
+    fitting.fit(made, batches())
+    groups = fitting.optimizers[0].param_groups
+    assert [len(group["params"]) for group in groups] == [2, 2]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+    return unfreezes.rates
+
+
+@pytest.mark.parametrize("module", [Configured, ScheduledByTorch])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_group_that_was_all_frozen_follows_the_schedule(module: type[Configured], warm: bool) -> None:
+    callbacks = [WarmupFreeSchedule("linear", beta2=0.6)] if warm else []
+    rates = joined("single", module, "cosine" if module is Configured else None, *callbacks)
+    assert [len(found) for found in rates] == [1] * 6
+    assert len(set.union(*rates)) == 6
+
+
+def test_sharded_too() -> None:
+    assert [len(found) for found in run_ranks(joined, "fsdp2 full", Configured, "cosine")[0]] == [1] * 6
+
+
+def test_a_file_without_groups_that_were_all_frozen() -> None:
+    """Earlier versions left such groups out."""
+    net = joined_by_a_role_of_its_own()
+    optimizer: Any = create_optimizer("adamw", net)
+    train(net, optimizer, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"] = [group for group in saved["param_groups"] if group["params"]]
+    other: Any = create_optimizer("adamw", net)
+    bad = copy.deepcopy(saved)
+    bad["state"][0]["step"] = torch.tensor(-1.0)
+    with pytest.raises(ValueError, match="counter"):
+        other.load_state_dict(bad)
+    assert [len(group["params"]) for group in other.param_groups] == [2, 0]
+    other.load_state_dict(saved)
+    net[1].requires_grad_(True)
+    train(net, other, 1)
+    assert [len(group["params"]) for group in other.param_groups] == [2, 2]
+    assert [float(other.state[p]["step"]) for p in net.parameters()] == [3.0, 1.0, 1.0, 3.0]
 
 
 class Tuned(Configured):
