@@ -122,7 +122,8 @@ def refuse_disagreement(layout: StateLayout, engine: str) -> None:
     }
     for i, group in enumerate(layout.param_groups):
         of_group = f" of group {i}" if len(layout.param_groups) > 1 else ""
-        facts.update({f"{name}{of_group}": group[name] for name in layout.options if name not in WHOLE})
+        options = {**group, **layout.options_of(group)}  # a tensor would name the device, which is another on each rank
+        facts.update({f"{name}{of_group}": options[name] for name in layout.options if name not in WHOLE})
     facts["what callbacks add"] = layout.stages
     found = difference(facts, *training)
     if found:

@@ -317,7 +317,8 @@ class Optimizer(StateLayout):
             OptionError: a ValueError, for parameter groups, shapes, counters or options that do not fit, and for state
                 that is not finite. Nothing has changed then.
         """
-        load.into(self, state_dict, super().load_state_dict, self._lent)
+        with torch.inference_mode(False):  # as in `step`
+            load.into(self, state_dict, super().load_state_dict, self._lent)
         self._counters_agree = False
 
     def reset(self) -> None:

@@ -26,7 +26,8 @@ def shared_training(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | N
     """The ranks that train some parameters together, and a name for each parameter that is the same on all of them.
 
     It is known of shards (FSDP1, FSDP2) and of the parameters of a living `DistributedDataParallel`. It is not known of
-    other plain tensors: each rank may have its own, as in a pipeline or in a model that one rank alone evaluates.
+    other plain tensors: each rank may have its own, as in a pipeline or in a model that one rank alone evaluates. Where
+    there are shards, only those count that lie on the ranks of the first one.
 
     Returns:
         The ranks and the names; None where it is not known, or where there is one rank.
@@ -36,12 +37,16 @@ def shared_training(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | N
     first = next((p for p in params if is_sharded(p)), None)
     if first is None:
         return _replicas(params)
-    if is_dtensor(first):
-        ranks = first.device_mesh.mesh.flatten().tolist()
-    else:
-        groups = shard_of(first).process_groups
-        ranks = dist.get_process_group_ranks(groups[0]) if groups else []
-    return (ranks, [tuple(logical_shape(p)) for p in params]) if len(ranks) > 1 else None
+    ranks = _ranks_of_shards(first)
+    together = [p for p in params if is_sharded(p) and _ranks_of_shards(p) == ranks]
+    return (ranks, [tuple(logical_shape(p)) for p in together]) if len(ranks) > 1 else None
+
+
+def _ranks_of_shards(p: Tensor) -> list[int]:
+    if is_dtensor(p):
+        return p.device_mesh.mesh.flatten().tolist()
+    groups = shard_of(p).process_groups
+    return dist.get_process_group_ranks(groups[0]) if groups else []
 
 
 def _replicas(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | None:

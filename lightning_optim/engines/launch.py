@@ -11,6 +11,7 @@ is rewritten.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from torch import Tensor
 from lightning_optim.engines.signature import FIXED, Signature
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Quantized
+
+ORDER = operator.attrgetter("order")  # no call of a Python function for each tensor
 
 
 @dataclass(eq=False)
@@ -175,7 +178,7 @@ def _properties_of_gradients(params: list[LocalParameter], by_alignment: bool) -
     They are lists of plain values: every step makes them, and many small objects would wake the garbage collector.
     """
     grads = [param.grad for param in params]
-    lying: Any = (param.operand("g") for param in params) if any(param.order for param in params) else grads
+    lying: Any = (param.operand("g") for param in params) if any(map(ORDER, params)) else grads
     found: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, lying))]  # type: ignore
     return [*found, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else found  # type: ignore
 

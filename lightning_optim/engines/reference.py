@@ -110,7 +110,8 @@ class _Call:
             if isinstance(value, Tensor) and value.numel() and value.data_ptr() in live:
                 outputs[slot] = value.clone()  # two slots may exchange their values
         quantized = {slot: value for slot, value in outputs.items() if self._is_quantized(slot)}
-        storage.write_shaped(param.state, quantized, self.batch.t)  # first, since it needs memory and may not get it
+        if quantized:  # first, since it needs memory and may not get it
+            storage.write_shaped(param.state, quantized, self.batch.t)
         for slot, value in outputs.items():
             if slot in self.step.shared:
                 shared[slot] = value
@@ -128,7 +129,7 @@ class _Call:
             return self.step.shared[slot]
         value = self.param.state[slot]
         if isinstance(value, storage.Quantized):
-            return storage.read_shaped(self.param.state, [slot])[slot].view(self.param.param.shape)
+            value = storage.read_shaped(self.param.state, [slot])[slot].view(self.param.param.shape)
         return value.to(self.param.compute_dtype) if value.dim() else value
 
     def total(self, x: Number, over: Over, by: By) -> Any:

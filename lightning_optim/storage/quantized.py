@@ -93,12 +93,12 @@ class Quantized:
         in the parameter, which is computed from the values before rounding.
 
         Args:
-            values: The new values, flat float32.
+            values: The new values, flat.
             partner: The values of the partner in this range as they will be dequantized, flat.
             t: The step, on which stochastic rounding depends.
             low: The index of the first value, a multiple of BLOCK.
         """
-        values = torch.nan_to_num(values, 0.0, 0.0, 0.0)
+        values = torch.nan_to_num(values.to(torch.float32), 0.0, 0.0, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
         random = random_bits(t, first, last - first, values.device) if self.format.stochastic else None
         codes, scales = self.format.quantize(_blocked(values), _blocked(partner), random)  # type: ignore[arg-type]

@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_optim import AdamW, Lion
@@ -43,6 +46,13 @@ def averaged(params: list[nn.Parameter]) -> Optimizer:
     return optimizer
 
 
+def halved(params: list[nn.Parameter]) -> Optimizer:
+    """With the same rate as a number, a tensor or a number of NumPy: tensors name devices, which differ."""
+    optimizer = AdamW(params)
+    optimizer.param_groups[0]["lr"] = (torch.tensor(0.5), np.float32(0.5), 0.5)[dist.get_rank() % 3]
+    return optimizer
+
+
 def without_kernels(params: list[nn.Parameter]) -> Optimizer:
     """On a machine whose compiler has stopped working."""
 
@@ -71,6 +81,7 @@ CASES: dict[str, tuple[Make, Make, str]] = {
     "order": (AdamW, turned, "the order or the shapes of parameters"),
     "average": (AdamW, averaged, "what callbacks add is "),
     "alike again": (functools.partial(AdamW, lr=0.1), functools.partial(AdamW, lr=0.1), ""),
+    "alike in other types": (halved, halved, ""),
     **({} if compiler.without_compiler() else {"kernels": (AdamW, without_kernels, "the engine is ")}),
 }
 
@@ -143,6 +154,10 @@ def without_knowledge() -> list[str]:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = ZeroRedundancyOptimizer(trained, optimizer_class=AdamW, lr=0.01)
     said += [step(model, optimizer), step(model, optimizer)]
+
+    sharded = fully_shard(Odd(torch.float32), mesh=init_device_mesh("cpu", (2,)))  # beside experts of each rank
+    experts = [nn.Parameter(torch.ones(3)) for _ in range(1 + rank)]
+    said.append(step(sharded, AdamW([*(p for p in sharded.parameters() if p.requires_grad), *experts])))
 
     # What is outside of a DDP module is not known to be the same.
     said.append(step(model, AdamW([*trained, *own.parameters()], lr=0.1 * (rank + 1))))

@@ -197,6 +197,36 @@ def test_state_that_was_made_in_inference_mode_can_be_written_outside() -> None:
     assert torch.equal(params[0], others[0])
 
 
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize(("name", "engine"), serving(NAMES))
+def test_a_model_that_changes_its_dtype_in_training_takes_its_state_along(name: str, engine: str, bits: int) -> None:
+    """In place, as `module.double()` does. It ends near the model that has not changed."""
+    if (bits == 8 and not quantizes(name)) or engine == "triton":
+        pytest.skip("it has no state to keep in 8 bits, or computes in float32")
+    (p,), (q,) = (make_params(((64, 65),), torch.float32) for _ in range(2))
+    optimizer, other = (problems.build(name, [x], engine=engine, state_bits=bits) for x in (p, q))
+    for step, dtype in enumerate((torch.float32, torch.float64, torch.float32, torch.float64)):
+        p.data = p.data.to(dtype)
+        for one, x in ((optimizer, p), (other, q)):
+            problems.apply(one, [x], list(gradients(step + 1, ((64, 65),), x.dtype))[-1], step)
+    torch.testing.assert_close(p.float(), q, rtol=1e-4 if bits == 32 else 0.1, atol=1e-5 if bits == 32 else 0.02)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_state_that_was_loaded_in_inference_mode_can_be_written_outside(bits: int, inside: bool) -> None:
+    (p,) = make_params(((64, 65),), torch.float32)
+    optimizer = problems.build("adamw", [p], state_bits=bits)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    with torch.inference_mode(inside):
+        found = copy.deepcopy(optimizer.state_dict())
+    with torch.inference_mode():
+        optimizer.load_state_dict(found)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
 @pytest.mark.parametrize("dress", [written_down, minus, in_collective, lambda x: torch._efficientzerotensor(x.shape)])
 def test_a_loss_may_be_lazy(dress: Any) -> None:
     params, others = make_params(((6, 4),), torch.float32), make_params(((6, 4),), torch.float32)

@@ -104,7 +104,8 @@ def _one_by_one(
     }
     for low in range(0, total, size):
         high = min(low + size, total)
-        values = storage.read(param.state, quantized, low, high)
+        stored = storage.read(param.state, quantized, low, high)
+        values = {name: value.to(dtype) for name, value in stored.items()}  # the model may have become float64
         for name, whole in flat.items():
             block = whole[low:high]
             values[name] = staged[name][: high - low].copy_(block) if name in staged else block
