@@ -31,7 +31,8 @@ def consolidate(folder: Path | str, file: Path | str) -> None:
         file: Path to write to.
 
     Raises:
-        OptionError: if the folder is not such a checkpoint, is damaged, or holds more than plain data.
+        OptionError: if the folder is not such a checkpoint, is damaged, or holds more than plain data; and if `file` is
+            a folder.
     """
     folder = Path(folder)
     if not (folder / shards.METADATA).is_file() or not (folder / shards.TABLE).is_file():
@@ -39,6 +40,8 @@ def consolidate(folder: Path | str, file: Path | str) -> None:
             f"{folder} is not a folder of shards that Lightning saved: it must contain {shards.TABLE} and "
             f"{shards.METADATA}."
         )
+    if Path(file).is_dir():
+        raise OptionError(f"{file} is a folder, and is not written over. Give the name of the file to write.")
     try:
         checkpoint = _read(folder)
     except Damaged as error:

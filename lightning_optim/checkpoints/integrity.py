@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning_optim.checkpoints import archive, shards
 from lightning_optim.checkpoints.archive import Damaged
+from lightning_optim.errors import OptionError
 
 if sys.platform != "win32":
     import fcntl
@@ -49,7 +50,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         The path to write to.
+
+    Raises:
+        OptionError: if `path` is a folder that holds something else than a checkpoint.
     """
+    if path.is_dir() and not _is_checkpoint(path):
+        raise OptionError(f"{path} is a folder that is no checkpoint, and is not written over. Save to another name.")
     with _lock(partial(path).parent):
         _finish(path)
         written = partial(path)
@@ -61,6 +67,12 @@ def replacing(path: Path) -> Iterator[Path]:
                 _remove(written)
             raise
         _commit(path)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one of shards, perhaps unfinished, or empty. As Lightning, nothing else is replaced."""
+    names = {path.name for path in folder.iterdir()}
+    return not names.isdisjoint({shards.TABLE, shards.METADATA}) or all(name.endswith(".distcp") for name in names)
 
 
 def _commit(path: Path) -> None:
@@ -84,7 +96,7 @@ def _commit(path: Path) -> None:
 def _finish(path: Path) -> None:
     """Finish what a killed process left of an exchange. Nothing whole goes before something newer is whole."""
     new, old = _exchange(path), _replaced(path)
-    if new.exists():
+    if os.path.exists(new):  # Path.exists raises where a name is too long
         if os.path.lexists(path):
             _remove(old)
             path.rename(old)
@@ -93,7 +105,7 @@ def _finish(path: Path) -> None:
         _remove(old)
     elif not os.path.lexists(path):  # earlier versions left the new one hidden beside the old one
         for candidate in (partial(path), old):
-            if old.exists() and candidate.exists() and not damage(candidate):
+            if os.path.exists(old) and candidate.exists() and not damage(candidate):
                 candidate.rename(path)
                 break
     if os.path.lexists(path) and os.path.lexists(old) and not damage(path):
@@ -112,7 +124,7 @@ def recover(path: Path) -> Path:
     if path.stem.endswith(EXCHANGE):
         final = path.with_name(path.stem.removesuffix(EXCHANGE) + path.suffix)
         path = final if path.exists() or final.exists() else path
-    if _exchange(path).exists() or (_replaced(path).exists() and not os.path.lexists(path)):
+    if os.path.exists(_exchange(path)) or (os.path.exists(_replaced(path)) and not os.path.lexists(path)):
         try:
             with _lock(partial(path).parent):
                 _finish(path)

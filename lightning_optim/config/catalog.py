@@ -161,7 +161,7 @@ def _table(width: int) -> str:
 def _page(name: str, given: Mapping[str, Any], width: int) -> str:
     recipe = find(name)
     cls = OPTIMIZERS[recipe.base]
-    options = {**OptimizerStrategy(name).options, **check_options(given, cls.options, cls.__name__)}
+    options = OptimizerStrategy(name, **check_options(given, cls.options, cls.__name__)).options
     about, helps = sections(cls.__doc__), {**SHARED, **arguments(cls.__doc__)}
     own = {key: value for key, value in options.items() if not cls.options[key].shared}
     rows = []

@@ -33,7 +33,8 @@ def register() -> None:
 def read(value: Any) -> OptimizerStrategy:
     """The strategy of an argument: of a whole spec, or of a change of the spec before.
 
-    `--model.optimizer.lr 1e-3` and a mapping without a name are changes.
+    `--model.optimizer.lr 1e-3` and a mapping without a name are changes; `--model.optimizer.no_decay+ head.*`
+    appends.
 
     Raises:
         OptionError: for an invalid spec, and for a change without a spec before.
@@ -58,14 +59,18 @@ def read(value: Any) -> OptimizerStrategy:
 def read_value(text: Any) -> Any:
     """A value as the command line has it, in YAML. `1e-3` is a number, which it is not in YAML 1.1.
 
+    jsonargparse hands on the `null` of an argument inside of another as "None".
+
     Example:
-        >>> read_value("1e-3"), read_value("[0.9, 99e-2]"), read_value("auto")
-        (0.001, [0.9, 0.99], 'auto')
+        >>> read_value("1e-3"), read_value("[0.9, 99e-2]"), read_value("auto"), read_value("None")
+        (0.001, [0.9, 0.99], 'auto', None)
     """
     try:
         value = yaml.safe_load(text) if isinstance(text, str) else text
     except yaml.YAMLError:
         return text
+    if value == "None":
+        return None
     if isinstance(value, list):
         return [read_value(item) for item in value]
     if isinstance(value, str) and value[:1] in "+-.0123456789":
@@ -93,10 +98,14 @@ def _previous() -> Any:
 
 
 def _changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with other options; `schedule.final` changes that one option of the schedule."""
-    before = OptimizerStrategy.parse(previous).config
+    """A spec with other options; `schedule.final` changes one option of the schedule, `groups+` appends."""
+    strategy = OptimizerStrategy.parse(previous)
+    before = strategy.config
     merged: dict[str, Any] = {**before}
     for key, value in changes.items():
+        if key in ("no_decay+", "full_precision+", "groups+"):
+            key = key.removesuffix("+")
+            value = [*merged.get(key, getattr(strategy, key)), *(value if isinstance(value, list) else [value])]
         word, old = WORDS.get(key, ""), before.get(key)
         if word and isinstance(value, Mapping) and word not in value and old is not None:
             value = {**({word: old} if isinstance(old, str) else old), **value}

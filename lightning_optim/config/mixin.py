@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lightning_optim.config.strategy import OptimizerStrategy
+from lightning_optim.config.strategy import OptimizerStrategy, plain_spec
 from lightning_optim.errors import OptionError
 from lightning_optim.training.clipping import GradientClipping
 
@@ -64,12 +64,12 @@ class ConfiguredOptimizer(GradientClipping):
             )
         return OptimizerStrategy.parse(self.hparams["optimizer"])
 
-    def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
-        """As Lightning's, with the optimizer as a name or a mapping, so that no checkpoint needs pickle."""
-        frame = frame or inspect.currentframe().f_back  # type: ignore[union-attr]
-        super().save_hyperparameters(*args, frame=frame, **kwargs)
-        if isinstance(self.hparams.get("optimizer"), OptimizerStrategy):
-            self.hparams["optimizer"] = self.hparams["optimizer"].as_config()
+    def _set_hparams(self, hp: Any) -> None:
+        """As Lightning's, with the optimizer in plain values: no checkpoint and no hparams.yaml needs pickle."""
+        super()._set_hparams(hp)
+        with suppress(OptionError):  # of a wrong spec, which is refused when the Trainer has the module
+            self.optimizer_strategy()
+            self.hparams["optimizer"] = plain_spec(self.hparams["optimizer"])
 
     def configure_optimizers(self) -> Any:
         return self.optimizer_strategy().configure(self)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.errors import OptionError, nearest, shown
+from lightning_optim.language.options import plain
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def find(name: Any) -> Recipe:
     Raises:
         OptionError: for an unknown name.
     """
-    word = name if isinstance(name, str) else shown(name)
+    word = plain(name) if isinstance(name, str) else shown(name)
     if word in RECIPES:
         return RECIPES[word]
     if word in OPTIMIZERS:

@@ -94,7 +94,7 @@ class OptimizerStrategy:
         extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
         extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
         changed = {key: value for key, value in extras.items() if value != _defaults()[key]}
-        self.config: dict[str, Any] = {"name": self.name, **_plain({**self.given, **changed})}
+        self.config: dict[str, Any] = {"name": self.name, **plain_spec({**self.given, **changed})}
 
     @classmethod
     def parse(cls, spec: Any, /, **changes: Any) -> OptimizerStrategy:
@@ -298,12 +298,14 @@ def _words(option: str, words: Any) -> tuple[str, ...]:
     return tuple(map(str, listed))
 
 
-def _plain(value: Any) -> Any:
-    """A value that was checked, as config files and checkpoints hold it."""
+def plain_spec(value: Any) -> Any:
+    """A spec that was checked, or a part of one, as config files and checkpoints hold it."""
+    if isinstance(value, OptimizerStrategy):
+        return value.as_config()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_spec(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_spec(item) for item in value]
     return value.item() if isinstance(value, torch.Tensor) else plain(value)
 
 

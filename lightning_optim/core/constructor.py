@@ -26,7 +26,10 @@ def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
     def __init__(self: Any, /, *args: Any, **kwargs: Any) -> None:
         known, owner = type(self).options, type(self).__name__
         check_options({k: v for k, v in kwargs.items() if k not in known and k != "params"}, known, owner)
-        bound = form.bind(self, *args, **{k: v for k, v in kwargs.items() if k in form.parameters})
+        try:
+            bound = form.bind(self, *args, **{k: v for k, v in kwargs.items() if k in form.parameters})
+        except TypeError as error:
+            raise TypeError(f"{owner}: {error}") from None
         given = {**kwargs, **bound.arguments}
         options = {name: given.get(name, option.default) for name, option in known.items()}
         self._begin(bound.arguments["params"], options)

@@ -328,3 +328,8 @@ class Optimizer(StateLayout):
         for name, slot in self.slots.items():
             if slot.per == "optimizer":
                 self.param_groups[0].pop(name, None)
+
+
+# LightningCLI lists the classes that derive from torch's, but for abstract ones.
+for _base in (StateLayout, Optimizer):
+    _base.__abstractmethods__ = frozenset({"update"})  # type: ignore[attr-defined]

@@ -204,12 +204,15 @@ def is_near_miss(name: str, known: Iterable[str]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A number of another library, such as NumPy's, as Python's; anything else as it is.
+    """A number or string of another library, such as NumPy's, as Python's; anything else as it is.
 
-    A value of NumPy that holds one element becomes that element, and an array of one axis a list.
+    A value of NumPy that holds one element becomes that element, and an array of one axis a list. A member of an enum
+    of strings becomes its value.
     """
     if isinstance(value, torch.Tensor) or type(value) in (float, int, bool, str):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, tuple):
         return tuple(map(plain, value))
     axes = getattr(value, "ndim", None)

@@ -17,7 +17,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_optim.checkpoints.consolidate import consolidate
 from lightning_optim.checkpoints.integrity import damage, recover, replacing, tidy
+from lightning_optim.errors import OptionError
 from tests.checkpoints.folders import write_folder
 from tests.harness.kills import EVENTS, kill_at
 from tests.harness.ranks import run_ranks
@@ -128,3 +130,30 @@ def test_last_finds_the_newest_whole_checkpoint_whenever_a_save_is_killed(
     assert values == sorted(values)
     assert set(values) == {1, 2}
     assert len(values) >= 8
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 250}.ckpt"
+    for value in (1, 2):
+        save(path, value, folder=False)
+        assert value_of(recover(path)) == value
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(folder: bool, tmp_path: Path) -> None:
+    """As Lightning: `save_checkpoint("runs")` must not take away the runs. What looks like a checkpoint goes."""
+    runs = tmp_path / "runs"
+    save(runs / "last.ckpt", 1, folder)
+    with pytest.raises(OptionError, match=r"runs is a folder that is no checkpoint, and is not written over"):
+        save(runs, 2, folder)
+    write_folder(tmp_path / "source")
+    with pytest.raises(OptionError, match=r"runs is a folder, and is not written over"):
+        consolidate(tmp_path / "source", runs)
+    assert value_of(runs / "last.ckpt") == 1
+    assert sorted(os.listdir(tmp_path)) == ["runs", "source"]
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "__0_0.distcp").touch()  # a save that was killed
+    (tmp_path / "empty").mkdir()
+    for name in ("torn", "empty", "source"):
+        save(tmp_path / name, 3, folder)
+        assert value_of(tmp_path / name) == 3

@@ -105,6 +105,9 @@ def test_the_optimizer_by_config_and_command_line(
         ("lion", [".schedule=linear", ".schedule.warmup_steps", "2"], {"name": "linear", "warmup_steps": 2}),
         ({"name": "lion", "lr": 0.5}, [".name=adan"], {"name": "adan", "lr": 0.5}),
         (None, [".lr", "1e-3"], {"name": "adan", "lr": 1e-3}),  # of the module's default
+        ({"name": "lion", "lr": 0.5, "schedule": "cosine"}, [".schedule=null"], {"name": "lion", "lr": 0.5}),
+        ("lion", [".no_decay+", "*"], {"name": "lion", "no_decay": ["bias", "norm", "*"]}),
+        ("lion", [".groups+={params: '*', lr: 1e-3}"], {"name": "lion", "groups": [{"params": "*", "lr": 1e-3}]}),
     ],
 )
 @pytest.mark.parametrize("argument", ["--model.optimizer", "--model.init_args.optimizer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,20 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.startswith("usage: lightning-optim COMMAND")
 
 
+def test_an_option_of_a_description_is_one_of_the_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["optimizers", "adam", "engine=fast"])
+    assert (end.value.code, "engine='fast'" in capsys.readouterr().err) == (2, True)
+
+
 def test_the_help_of_fit_says_where_an_optimizer_goes(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "fit", "--help")
     assert status == 0
     text = " ".join(out.split())
     assert text.startswith("usage: lightning-optim [options] fit")
+    known = text.partition("known subclasses: torch.optim")[2].partition(")")[0]
+    offered = set(re.findall(r"lightning_optim\.[\w.]+", known))
+    assert offered == {f"lightning_optim.{cls.__name__}" for cls in OPTIMIZERS.values()}  # no base classes
     assert "A ConfiguredOptimizer takes --model.optimizer adan, or a mapping such as {name: adan, lr: 0.002}" in text
     status, out, _ = run(capsys, "fit", "--model.help", "tests.harness.modules.Configured")
     text = " ".join(out.split())

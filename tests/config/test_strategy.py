@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -397,10 +400,25 @@ def test_companions_come_along_unless_they_are_there(spec: Any, companion: type)
     assert not any(isinstance(callback, companion) for callback in fit(Configured("adan")).callbacks)
 
 
+class Word(str, Enum):
+    ADAN = "adan"
+
+
 @pytest.mark.parametrize(
-    "spec", ["adan", {"name": "adamw", "lr": 0.01, "no_decay": ["bias"]}, OptimizerStrategy("adan", lr=0.02), "ranger"]
+    "spec",
+    [
+        "adan",
+        {"name": "adamw", "lr": 0.01, "no_decay": ["bias"]},
+        OptimizerStrategy("adan", lr=0.02),
+        "ranger",
+        Word.ADAN,
+        np.str_("adan"),
+        {"name": Word.ADAN, "lr": np.float32(0.5), "no_decay": ("bias",), "schedule": np.str_("cosine")},
+        {"name": "lion", "lr": torch.tensor(0.5), "groups": ({"params": ("*",), "lr": np.float64(0.25)},)},
+    ],
 )
 def test_a_checkpoint_holds_plain_words_and_resumes(spec: Any, tmp_path: Path) -> None:
+    assert yaml.safe_dump(dict(Configured(spec).hparams_initial))  # what loggers write to hparams.yaml
     fit(Configured(spec), ModelCheckpoint(tmp_path, "{step}"))
     path = tmp_path / "step=4.ckpt"
     hparams = torch.load(path, weights_only=True)["hyper_parameters"]
