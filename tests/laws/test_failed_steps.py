@@ -76,7 +76,7 @@ def assert_same(one: Sequence[Any], other: Sequence[Any]) -> None:
 @contextlib.contextmanager
 def failing(engine: str, error: type[BaseException], written: int = 0) -> Iterator[None]:
     """Let an engine fail once it has written so many batches; the reference, so many tensors."""
-    owner, name = (storage, "write") if engine == "reference" else (Plan, "write")
+    owner, name = (storage, "write_shaped") if engine == "reference" else (Plan, "write")
     write: Callable[..., Any] = getattr(owner, name)
     done = 0
 
