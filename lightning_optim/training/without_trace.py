@@ -43,9 +43,9 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Inside, `training_step` may be called as in training, and nobody sees that it was.
 
     The Trainer says that it is training, as it does when hooks prepare a batch for training. Nothing is logged. A
-    backward pass by `manual_backward`, and a step of an optimizer or a scheduler, is skipped. Afterwards gradients,
-    buffers, lists, dicts and arrays of modules, the states of metrics and of random generators are what they were.
-    Files and objects of other kinds are not known here.
+    backward pass by `manual_backward`, and a step of an optimizer or a scheduler, is skipped. Afterwards parameters,
+    gradients, buffers, lists, dicts and arrays of modules, the states of metrics and of random generators are what they
+    were; a stop that the step asks for is none. Files and objects of other kinds are not known here.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # validation is in inference mode, training is not
@@ -54,6 +54,7 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         stack.enter_context(isolate_rng())
         stack.callback(setattr, trainer.state, "stage", trainer.state.stage)
         stack.callback(setattr, trainer, "loggers", trainer.loggers)
+        stack.callback(setattr, trainer, "should_stop", trainer.should_stop)
         trainer.state.stage = RunningStage.TRAINING
         trainer.loggers = [DummyLogger() for _ in trainer.loggers]
         for undo in (*_kept(trainer.strategy.model or module, module), *_mute(trainer, module)):
@@ -123,7 +124,10 @@ def _put_back(owner: Any, name: str, value: Any) -> Undo:
 
 
 def _kept(outermost: nn.Module, module: LightningModule) -> Iterator[Undo]:
-    """Changes the attributes and buffers of all submodules back."""
+    """Changes the parameters, attributes and buffers of all submodules back."""
+    for p in module.parameters():  # a step may clip weights, or move those of a second network that follows the first
+        if not is_lazy(p) and not is_sharded(p):
+            yield _undo_of_tensor(p)
     flat = any(map(_is_fsdp1, outermost.modules()))  # FSDP1 keeps views of its flat parameters as attributes
     seen: dict[int, Undo] = {}
     for part in module.modules():

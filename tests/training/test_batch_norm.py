@@ -423,8 +423,14 @@ class Busy(Net):
         self.ordered = OrderedDict[int, int]()
         self.pair, self.array, self.bytes = (torch.zeros(1), [0]), np.zeros(1), bytearray(1)
         self.normals, self.draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.follower = nn.Linear(4, 3).double().requires_grad_(False)
         self.older, self.plain = np.random.RandomState(1), random.Random(1)
         self.metric, self.spectral = MeanMetric(), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)).double()
+
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.follower.weight.lerp_(self.inward.weight, 0.5)
+        self.out.weight.div_(self.out.weight.norm())
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx) + self.spectral(self.inward(batch)).square().mean()
@@ -432,6 +438,7 @@ class Busy(Net):
         drawn = self.draws.normal() + self.older.normal() + self.plain.random()
         loss = loss * (torch.rand((), generator=self.normals) + drawn)
         self.count += 1
+        self.trainer.should_stop = self.count >= 15  # more than there are in training
         self.ordered[self.count] = batch_idx
         self.ordered.move_to_end(self.count, last=False)
         for held in (self.pair[0], self.pair[1], self.array, self.bytes):
