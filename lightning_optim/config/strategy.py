@@ -16,6 +16,7 @@ from lightning_optim.config import schedule as schedules
 from lightning_optim.config.groups import Split, make_groups
 from lightning_optim.config.recipes import find
 from lightning_optim.config.schedule import scheduler_for
+from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.frozen import Waiting
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.core.state_layout import WHOLE
@@ -80,6 +81,7 @@ class OptimizerStrategy:
                 raise OptionError(f"{owner} has no option {word!r}: {ELSEWHERE[word]}.")
         self.given = check_options(options, known, owner, also=list(_defaults()))
         self.options = {**self.recipe.options, **self.given}
+        check_own_constructor(self.optimizer_class, self.options, owner)
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
         self.optimizer_class.check({**complete})
         engines.check_name(complete["engine"])

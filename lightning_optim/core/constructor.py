@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from lightning_optim.errors import OptionError
 from lightning_optim.language.docstrings import constructor_doc
 from lightning_optim.language.options import check_options, signature
 
@@ -45,3 +47,26 @@ def has_own_constructor(cls: type) -> bool:
     """Whether a class, or a class between it and its page, brings an `__init__` of its own."""
     found: Any = cls.__init__  # type: ignore[misc]
     return found is not torch.optim.Optimizer.__init__ and not getattr(found, "of_page", False)
+
+
+def check_own_constructor(cls: type, options: Mapping[str, Any], owner: str) -> None:
+    """Check that a constructor of a subclass takes parameter groups and these options.
+
+    Args:
+        cls: The class.
+        options: What a spec gives.
+        owner: Whose options they are, for the message.
+
+    Raises:
+        OptionError: where it does not.
+    """
+    if not has_own_constructor(cls):
+        return
+    form = inspect.signature(cls)
+    try:
+        form.bind([], **options)
+    except TypeError as error:
+        raise OptionError(
+            f"{owner}: {cls.__name__}{form} has a constructor of its own, and {error}. It gets parameter groups, and "
+            "by keyword the options of the spec."
+        ) from None

@@ -228,6 +228,8 @@ class Optimizer(StateLayout):
         if closure is None and not self.state and torch_files.creates_state(self):
             for i, p in self.initialized():
                 self.start_state(p, i)
+            if self.predicts():  # torch's loader takes the keys of a group that it finds here, and no others
+                self.param_groups[0].setdefault("predicted", False)
             return None
         frozen.join(self)
         owner, every = type(self).__name__, self.every_parameter()

@@ -139,7 +139,8 @@ def _is_held(slot: Slot, layout: StateLayout, i: int, p: Tensor) -> bool:
 def _check_counter(owner: str, saved: Mapping[str, Any], p: Tensor) -> None:
     """Refuse a step counter that is not a whole number of at least 0."""
     value = plain(saved.get("step", 0))
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool:
+    counts = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool and not value.is_meta
+    if counts and value.numel() == 1:
         value = value.item()
     if not is_number(value) or not 0 <= value <= 2**53 or value != int(value):
         raise OptionError(
@@ -180,6 +181,10 @@ def _first_unfit(layout: StateLayout, i: int, p: Tensor, saved: Mapping[str, Any
     started = "step" not in saved or float(saved["step"]) > 0
     h = {} if started else {**layout.options_of(layout.param_groups[i]), **layout.traits_of(i, p)}
     for name, slot in slots.items():
+        if local(as_tensor(saved[name])).is_meta and not p.is_meta:
+            return (
+                f"{name} of a parameter of shape {tuple(logical_shape(p))}: it has no numbers, on the meta device"
+            )
         fixed = not started and name in layout.slots and not slot.copies
         start = slot.start(namespace(h)) if fixed else None
         if why := _unfit(slot, local(as_tensor(saved[name])), layout.slot_dtype(slot, p, i), start):

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 import lightning_optim
-from lightning_optim import AdamW, OptionError, list_optimizers
+from lightning_optim import AdamW, OptimizerStrategy, OptionError, create_optimizer, list_optimizers
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from tests.harness.problems import NAMES, apply
 
@@ -140,6 +140,13 @@ def test_wrappers_of_lightning_are_no_pages() -> None:
     wrapped.step()
     assert list_optimizers() == before
     assert wrapped.optimizer.count == 1
+
+
+def test_a_spec_with_what_its_constructor_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "tenth", Tenth)
+    assert create_optimizer({"name": "tenth", "lr": 0.25}, nn.Linear(2, 2)).param_groups[0]["lr"] == 0.025
+    with pytest.raises(OptionError, match=r"Tenth.* has a constructor of its own, and got .*'state_bits'"):
+        OptimizerStrategy("tenth", state_bits=8)
 
 
 def test_a_config_parser_builds_it() -> None:

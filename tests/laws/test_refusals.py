@@ -74,7 +74,7 @@ def bad_files(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[str
     for what, value in {
         "text": "3", "complex": 3j, "negative": -1, "fraction": 2.5, "nan": float("nan"), "bool": True,
         "complex tensor": torch.tensor(3j), "two": torch.tensor([1.0, 2.0]), "endless": float("inf"), "list": [3],
-        "huge": 1e300, "bool tensor": torch.tensor(True),
+        "huge": 1e300, "bool tensor": torch.tensor(True), "meta": torch.tensor(3.0, device="meta"),
     }.items():  # fmt: skip
         yield edited(f"counter: {what}", lambda file, value=value: file["state"][0].update(step=value))
     for name in (name for name in saved["state"][0] if name in optimizer.slots):
@@ -83,7 +83,7 @@ def bad_files(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[str
             "text": "values", "list": [1.0], "complex": torch.zeros_like(value, dtype=torch.complex64),
             "ints": torch.zeros_like(value, dtype=torch.int64), "bools": torch.zeros_like(value, dtype=torch.bool),
             "nan": torch.full_like(value, torch.nan), "infinity": torch.full_like(value, -torch.inf),
-            "shape": torch.zeros(2, 2, 2), "object": {"a": 1},
+            "shape": torch.zeros(2, 2, 2), "object": {"a": 1}, "meta": torch.empty_like(value, device="meta"),
         }  # fmt: skip
         if slot.per == "element":
             wrong["a number"] = 1.0
