@@ -182,9 +182,7 @@ def _first_unfit(layout: StateLayout, i: int, p: Tensor, saved: Mapping[str, Any
     h = {} if started else {**layout.options_of(layout.param_groups[i]), **layout.traits_of(i, p)}
     for name, slot in slots.items():
         if local(as_tensor(saved[name])).is_meta and not p.is_meta:
-            return (
-                f"{name} of a parameter of shape {tuple(logical_shape(p))}: it has no numbers, on the meta device"
-            )
+            return f"{name} of a parameter of shape {tuple(logical_shape(p))}: it has no numbers, on the meta device"
         fixed = not started and name in layout.slots and not slot.copies
         start = slot.start(namespace(h)) if fixed else None
         if why := _unfit(slot, local(as_tensor(saved[name])), layout.slot_dtype(slot, p, i), start):
