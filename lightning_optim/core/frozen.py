@@ -47,7 +47,10 @@ def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one:
     for one in joining:
         name = one.group["name"]
         if name in groups:
-            groups[name]["params"] = [*groups[name]["params"], one.param]
+            params, positions = [*groups[name]["params"], one.param], optimizer.positions
+            if all(p in positions for p in params):  # as in an optimizer that is made when all of them train
+                params.sort(key=positions.__getitem__)
+            groups[name]["params"] = params
         else:
             optimizer.add_param_group({**one.group, "params": [one.param]})
             groups[name] = optimizer.param_groups[-1]
@@ -67,6 +70,19 @@ def _count_again(optimizer: StateLayout) -> None:
     optimizer._most_dims = None
     positions, params = optimizer.positions, [p for _, p in optimizer.every_parameter()]
     optimizer.model_order = [positions[p] for p in params] if all(p in positions for p in params) else []
+
+
+def in_order_of(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict with its groups in the order of those of the same names, which depends on what was frozen."""
+    groups = state_dict["param_groups"]
+    own, saved = [group.get("name") for group in optimizer.param_groups], [group.get("name") for group in groups]
+    if own == saved or not len(own) == len(saved) == len({*own} & {*saved}):
+        return state_dict
+    # The first group holds what belongs to the whole optimizer.
+    shared = {name for name, slot in optimizer.slots.items() if slot.per == "optimizer"} | {"predicted"}
+    of_all = {key: groups[0][key] for key in shared & groups[0].keys()}
+    rest = [{key: value for key, value in groups[saved.index(n)].items() if key not in of_all} for n in own]
+    return {**state_dict, "param_groups": [{**rest[0], **of_all}, *rest[1:]]}
 
 
 def drop_groups_not_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:

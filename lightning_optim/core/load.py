@@ -35,6 +35,7 @@ def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[s
         found.update(given)
         state_check.check_form(type(layout).__name__, given)
         frozen.drop_groups_not_in(layout, given["param_groups"])
+        given = frozen.in_order_of(layout, given)
         frozen.join_as_in(layout, given["param_groups"])
         before[:] = [{k: v for k, v in group.items() if k != "params"} for group in layout.param_groups]
         given = peer_files.translated(layout, given)

@@ -91,6 +91,30 @@ def test_a_copy_remembers_who_waits() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
 
 
+def equal_layers() -> nn.Sequential:
+    """Layers of one size, whose moments nothing but their order tells apart, and a norm that comes first."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+    net[:2].requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_they_joined_the_order_is_that_of_the_model(name: str) -> None:
+    net, twin = equal_layers(), equal_layers()
+    optimizer: Any = create_optimizer(name, net)
+    train(net, optimizer, 1)
+    net.requires_grad_(True)
+    train(net, optimizer, 2)
+    twin.load_state_dict(net.state_dict())
+    other: Any = create_optimizer(name, twin.requires_grad_(True))
+    assert [group["name"] for group in other.param_groups] != [group["name"] for group in optimizer.param_groups]
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(net, optimizer, 2)
+    train(twin, other, 2)
+    assert all(map(torch.equal, net.parameters(), twin.parameters()))
+
+
 class Unfreezes(Callback):
     """Lets the norm of a network train from the fourth step on, and notes the rates of each step."""
 
