@@ -76,7 +76,7 @@ def _optimizers(args: Sequence[str]) -> int:
 
     try:
         status = show(args)
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where stdout is closed, and None
     except BrokenPipeError:  # `| head` has read enough; Python would complain when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -70,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is one of shards, perhaps unfinished, or empty. As Lightning, nothing else is replaced."""
+    """Whether a folder is one of shards, perhaps unfinished, or empty."""
     names = {path.name for path in folder.iterdir()}
     return not names.isdisjoint({shards.TABLE, shards.METADATA}) or all(name.endswith(".distcp") for name in names)
 

@@ -23,7 +23,9 @@ def register() -> None:
         return
     register_type(
         OptimizerStrategy,
-        serializer=OptimizerStrategy.as_config,
+        serializer=lambda spec: OptimizerStrategy.parse(
+            spec
+        ).as_config(),  # a linked argument is still a word or a dict
         deserializer=read,
         deserializer_exceptions=(OptionError,),
         type_check=lambda value, hint: isinstance(value, hint),

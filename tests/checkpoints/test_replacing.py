@@ -141,7 +141,7 @@ def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_folder_that_is_no_checkpoint_is_not_replaced(folder: bool, tmp_path: Path) -> None:
-    """As Lightning: `save_checkpoint("runs")` must not take away the runs. What looks like a checkpoint goes."""
+    """In a fit, `save_checkpoint("runs")` must not take away the runs. What looks like a checkpoint goes."""
     runs = tmp_path / "runs"
     save(runs / "last.ckpt", 1, folder)
     with pytest.raises(OptionError, match=r"runs is a folder that is no checkpoint, and is not written over"):

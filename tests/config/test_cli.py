@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 import lightning_optim
@@ -163,6 +163,20 @@ def test_a_second_config_changes_one_option(
             made.model.spec if module is Bare else made.model.hparams.optimizer
         ).as_config()
         assert spec == expected or spec["schedule"] == expected
+
+
+def test_a_linked_argument_may_be_the_optimizer() -> None:
+    class Linked(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument("--lr", type=float, default=0.5)
+            parser.link_arguments("lr", "model.optimizer", compute_fn=lambda lr: {"name": "lion", "lr": lr})
+
+    kind: Any = Configured
+    made = Linked(
+        kind, run=False, args=["--lr=0.25"], seed_everything_default=False, trainer_defaults=QUIET,
+        save_config_callback=None,
+    )  # fmt: skip
+    assert made.model.hparams.optimizer == {"name": "lion", "lr": 0.25}
 
 
 def test_a_wrong_change_is_refused(config: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,3 +116,5 @@ def test_a_pipe_gets_a_line_for_each_optimizer_and_may_close() -> None:
     lines_of_table = done.stdout.splitlines()
     assert [line.split()[0] for line in lines_of_table[3:]] == sorted(OPTIMIZERS)[:2]
     assert done.stderr == ""
+    closed = script.replace("| head -n 5", ">&-")
+    assert subprocess.run(closed, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True).stderr == ""
