@@ -12,6 +12,9 @@ from lightning_optim.distributed.placement import has_gradient, is_dtensor
 from lightning_optim.distributed.plain import is_pending, is_wrapper, resolve_gradients
 
 LAYOUT: Any = Tensor.layout.__get__  # type: ignore[attr-defined]
+DTYPE: Any = Tensor.dtype.__get__  # type: ignore[attr-defined]
+TRAINABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+TRAINABLE |= {torch.complex32, torch.complex64, torch.complex128}
 
 
 def with_gradient(owner: str, every: Sequence[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
@@ -34,11 +37,23 @@ def with_gradient(owner: str, every: Sequence[tuple[int, Tensor]]) -> list[tuple
 
 
 def _refuse_unfit(owner: str, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """Refuse sparse gradients, those of another size than their parameters, and wrappers for a plain parameter."""
+    """Refuse sparse gradients, those of another size than their parameters, and wrappers for a plain parameter.
+
+    Integers and numbers of 8 bits are refused too. Without a gradient they may be there: quantized models hold them.
+    """
     strided = set(map(LAYOUT, grads)) <= {torch.strided} and set(map(type, grads)) <= {Tensor}
-    if strided and list(map(Tensor.numel, grads)) == list(map(Tensor.numel, params)):
+    if (
+        strided
+        and set(map(DTYPE, params)) <= TRAINABLE
+        and list(map(Tensor.numel, grads)) == list(map(Tensor.numel, params))
+    ):
         return
     for p, grad in zip(params, grads, strict=True):
+        if p.dtype not in TRAINABLE:
+            raise RuntimeError(
+                f"{owner} cannot train a parameter of shape {tuple(p.shape)} in {str(p.dtype).removeprefix('torch.')}. "
+                "Train it in float16, bfloat16, float32, float64 or complex, or leave it without a gradient."
+            )
         if grad.is_sparse:
             raise RuntimeError(
                 f"{owner} got a sparse gradient of shape {tuple(p.shape)}; its state is dense. Use "

@@ -197,6 +197,29 @@ def test_state_that_was_made_in_inference_mode_can_be_written_outside() -> None:
     assert torch.equal(params[0], others[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.int8, torch.bool])
+@pytest.mark.parametrize(("name", "engine"), serving(NAMES))
+def test_few_bits_and_integers_are_not_trained(name: str, engine: str, dtype: torch.dtype) -> None:
+    """They may be there, as the frozen weights of a quantized model are."""
+    p, codes = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3).to(dtype), requires_grad=False)
+    optimizer = problems.build(name, [p, codes], engine=engine)
+    if optimizer.predicts():
+        pytest.skip("it moves all parameters before there are gradients")
+    problems.apply(optimizer, [p], [torch.ones(4, 3)])
+    before = p.detach().clone()
+    codes.grad = torch.ones(4, 3).to(dtype)
+    with pytest.raises(
+        RuntimeError, match=rf"cannot train a parameter of shape \(4, 3\) in {str(dtype)[6:]}\. Train it"
+    ):
+        problems.apply(optimizer, [p], [torch.ones(4, 3)])
+    assert torch.equal(p, before)
+    assert optimizer.state[p]["step"] == 1
+    codes.grad = None
+    problems.apply(optimizer, [p], [torch.ones(4, 3)])
+    assert optimizer.state[p]["step"] == 2
+    assert torch.equal(codes.float(), torch.ones(4, 3))
+
+
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize(("name", "engine"), serving(NAMES))
 def test_a_model_that_changes_its_dtype_in_training_takes_its_state_along(name: str, engine: str, bits: int) -> None:
