@@ -95,7 +95,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
                 continue  # as it nearly always is
             first = group["params"][:1]
             on_device = keep_tensors and isinstance(value, Tensor) and bool(first)
-            if not (on_device and value.device == local(first[0]).device):
+            if not (isinstance(value, Tensor) and on_device and value.device == local(first[0]).device):
                 found[name] = floats(option.converted(value, type(self).__name__))
         return found
 

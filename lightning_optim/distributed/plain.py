@@ -6,6 +6,7 @@ Engines that use addresses would read raw memory where torch negates a value, wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from lightning_optim.distributed.placement import is_dtensor
 
 def is_wrapper(tensor: Tensor) -> bool:
     """Whether the tensor is no memory of its own: its class handles operations itself. DTensors do not count."""
-    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_dtensor(tensor)
+    own: Any = type(tensor)  # torch's types do not tell of the method
+    torchs: Any = Tensor
+    return own.__torch_dispatch__ is not torchs.__torch_dispatch__ and not is_dtensor(tensor)
 
 
 def memory_order(tensor: Tensor) -> tuple[int, ...] | None:

@@ -279,7 +279,7 @@ class Configured(ConfiguredOptimizer, Toy):
 @pytest.mark.parametrize("clip_val", [None, 0.5])
 def test_the_mixin_alone_does_not_count_as_clipping(clip_val: float | None) -> None:
     """Noise then comes in the pass of the update, not in one of its own; the numbers are the same."""
-    in_pass = []
+    in_pass: list[bool] = []
 
     class Look(GradientNoise):
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:

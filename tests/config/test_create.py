@@ -228,8 +228,8 @@ class Thawing(Configured):
         self.first.requires_grad_(False)
         self.joins = joins
 
-    def on_train_batch_start(self, batch: Any, index: int) -> None:
-        if index == 1:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
             self.first.requires_grad_(True)
             if self.joins:
                 self.trainer.optimizers[0].add_param_group({"params": list(self.first.parameters())})

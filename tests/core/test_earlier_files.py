@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ MARKS = ("first", "houses", "before_class")
 
 
 def read(name: str) -> Any:
-    with gzip.open(FILES / f"{name}.pt.gz", "rb") as file:
-        return torch.load(file, weights_only=True)
+    return torch.load(io.BytesIO(gzip.decompress((FILES / f"{name}.pt.gz").read_bytes())), weights_only=True)
 
 
 def resumed(word: str, held: Any) -> tuple[Any, list[torch.Tensor]]:

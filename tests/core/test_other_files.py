@@ -211,7 +211,7 @@ def test_adan_of_its_authors_keeps_the_negative_gradient() -> None:
 
 
 def test_lion_pytorch() -> None:
-    from lion_pytorch import Lion as Theirs
+    from lion_pytorch import Lion as Theirs  # type: ignore[import-untyped]
 
     params = make_params(SHAPES, torch.float32)
     theirs = Theirs(params, lr=0.01, weight_decay=0.1)

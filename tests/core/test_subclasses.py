@@ -65,9 +65,9 @@ def parameter() -> nn.Parameter:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_constructor_of_ones_own_runs(name: str) -> None:
-    page = OPTIMIZERS[name]
+    page: Any = OPTIMIZERS[name]
 
-    class Own(page):  # type: ignore[misc, valid-type]
+    class Own(page):  # type: ignore[misc]
         def __init__(self, params: Any, lr: float = 0.5) -> None:
             self.early = True
             super().__init__(params, lr=lr * 0.1, weight_decay=0.125)
@@ -87,7 +87,7 @@ def test_a_constructor_of_ones_own_runs(name: str) -> None:
     with pytest.raises(OptionError, match="out of range"):
         Own([p], lr=-1.0)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        Own([p], betas=(0.9, 0.9))
+        Own([p], betas=(0.9, 0.9))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     del OPTIMIZERS["own"]
 
 

@@ -155,7 +155,7 @@ def without_knowledge() -> list[str]:
     optimizer = ZeroRedundancyOptimizer(trained, optimizer_class=AdamW, lr=0.01)
     said += [step(model, optimizer), step(model, optimizer)]
 
-    sharded = fully_shard(Odd(torch.float32), mesh=init_device_mesh("cpu", (2,)))  # beside experts of each rank
+    sharded: Any = fully_shard(Odd(torch.float32), mesh=init_device_mesh("cpu", (2,)))  # beside experts of each rank
     experts = [nn.Parameter(torch.ones(3)) for _ in range(1 + rank)]
     said.append(step(sharded, AdamW([*(p for p in sharded.parameters() if p.requires_grad), *experts])))
 

@@ -75,7 +75,9 @@ def in_collective(x: Tensor) -> Tensor:
     """What a functional collective returns, which waits at its first use."""
     import torch.distributed._functional_collectives as collectives
 
-    return collectives.all_reduce(x, "sum", dist.group.WORLD)  # type: ignore[no-any-return]
+    everyone: Any = dist.group.WORLD
+    waited: Tensor = collectives.all_reduce(x, "sum", everyone)
+    return waited
 
 
 def channels_last(x: Tensor) -> Tensor:

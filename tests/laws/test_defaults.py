@@ -154,10 +154,9 @@ def test_manual_optimization_in_bf16_true_counts_on(tmp_path: Path) -> None:
     """Lightning calls `training_step`, and with it the step, under the default dtype bfloat16."""
 
     class Net(LightningModule):
-        automatic_optimization = False
-
         def __init__(self) -> None:
             super().__init__()
+            self.automatic_optimization = False
             self.layer = torch.nn.Linear(2, 1)
 
         def training_step(self, batch: Tensor, _: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
+def write(at: tuple[str, int], key: str, value: Any, file: dict[str, Any]) -> None:
+    """Write a value into the state of a parameter, or into a group, of a file."""
+    part, i = at
+    file[part][i][key] = value
+
+
 def bad_files(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Files with one fault each: what, and the file."""
 
@@ -76,7 +83,7 @@ def bad_files(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[str
         "complex tensor": torch.tensor(3j), "two": torch.tensor([1.0, 2.0]), "endless": float("inf"), "list": [3],
         "huge": 1e300, "bool tensor": torch.tensor(True), "meta": torch.tensor(3.0, device="meta"),
     }.items():  # fmt: skip
-        yield edited(f"counter: {what}", lambda file, value=value: file["state"][0].update(step=value))
+        yield edited(f"counter: {what}", partial(write, ("state", 0), "step", value))
     for name in (name for name in saved["state"][0] if name in optimizer.slots):
         slot, value = optimizer.slots[name], saved["state"][0][name]
         wrong: dict[str, Any] = {
@@ -91,7 +98,7 @@ def bad_files(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[str
         if not slot.signed:
             wrong["negative"] = -torch.ones_like(value)
         for what, other in wrong.items():
-            yield edited(f"{name}: {what}", lambda file, k=name, v=other: file["state"][0].update({k: v}))
+            yield edited(f"{name}: {what}", partial(write, ("state", 0), name, other))
         if not slot.copies:
 
             def unstarted(file: dict[str, Any], key: str = name) -> None:
@@ -102,12 +109,12 @@ def bad_files(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[str
     for name, slot in optimizer.slots.items():
         if slot.per == "optimizer" and name in saved["param_groups"][0]:
             for what, other in {"text": "1", "nan": torch.tensor(torch.nan), "two": torch.zeros(2), "1j": 1j}.items():
-                yield edited(f"{name}: {what}", lambda file, k=name, v=other: file["param_groups"][0].update({k: v}))
+                yield edited(f"{name}: {what}", partial(write, ("param_groups", 0), name, other))
             if not slot.signed:
-                yield edited(f"{name}: -1", lambda file, k=name: file["param_groups"][0].update({k: -1.0}))
+                yield edited(f"{name}: -1", partial(write, ("param_groups", 0), name, -1.0))
     for what, other in BAD_NUMBERS.items():
         if (what, optimizer.name) != ("none", "adafactor"):  # whose lr may be None
-            yield edited(f"lr: {what}", lambda file, v=other: file["param_groups"][0].update(lr=v))
+            yield edited(f"lr: {what}", partial(write, ("param_groups", 0), "lr", other))
     yield edited("no state", lambda file: file.pop("state"))
     yield edited("no groups", lambda file: file.pop("param_groups"))
     yield edited("groups in a dict", lambda file: file.update(param_groups={}))

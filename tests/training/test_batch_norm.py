@@ -420,7 +420,7 @@ class Busy(Net):
         self.count = 0
         self.losses: list[Tensor] = []
         self.table: dict[str, Any] = {"last": torch.zeros(1), "all": [torch.zeros(1)]}
-        self.ordered = OrderedDict[int, int]()
+        self.ordered = OrderedDict[Any, int]()
         self.pair, self.array, self.bytes = (torch.zeros(1), [0]), np.zeros(1), bytearray(1)
         self.normals, self.draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
         self.follower = nn.Linear(4, 3).double().requires_grad_(False)
@@ -441,7 +441,8 @@ class Busy(Net):
         self.trainer.should_stop = self.count >= 15  # more than there are in training
         self.ordered[self.count] = batch_idx
         self.ordered.move_to_end(self.count, last=False)
-        for held in (self.pair[0], self.pair[1], self.array, self.bytes):
+        parts: list[Any] = [*self.pair, self.array, self.bytes]
+        for held in parts:
             held[0] += 1
         self.losses.append(loss.detach())
         self.table["last"].add_(1)

@@ -10,6 +10,7 @@ repeat, so that the files are small.
 from __future__ import annotations
 
 import gzip
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,23 @@ def take_steps(optimizer: Any, params: list[torch.Tensor], first: int, count: in
         optimizer.step()
 
 
+def write(held: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(held, buffer)
+    path.write_bytes(gzip.compress(buffer.getvalue()))
+
+
 def main(folder: Path, mark: str) -> None:
     from lightning_optim import create_optimizer
 
     for word, spec in SPECS.items():
-        params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((64, 64), (3,))]
+        params: list[torch.Tensor] = [torch.nn.Parameter(torch.ones(shape)) for shape in ((64, 64), (3,))]
         optimizer = create_optimizer({**spec, "engine": "reference"}, params)
         take_steps(optimizer, params, 0, 4)
         held = {"params": [p.detach().clone() for p in params], "optimizer": optimizer.state_dict()}
-        with gzip.open(folder / f"{word}.{mark}.pt.gz", "wb") as file:
-            torch.save(held, file)
+        write(held, folder / f"{word}.{mark}.pt.gz")
         take_steps(optimizer, params, 4, 3)
-        with gzip.open(folder / f"{word}.{mark}.after.pt.gz", "wb") as file:
-            torch.save([p.detach().clone() for p in params], file)
+        write([p.detach().clone() for p in params], folder / f"{word}.{mark}.after.pt.gz")
 
 
 if __name__ == "__main__":
