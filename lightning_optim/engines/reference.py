@@ -101,9 +101,15 @@ class _Call:
                 new = self.batch.program.update(param.param.to(dtype), grad, s, namespace(self.batch.h))
         except _NotYet:
             return False
+        self.write({"p": new, **s.written}, shared)
+        self.step.written.append(param)
+        return True
+
+    def write(self, outputs: dict[str, Any], shared: dict[str, Number]) -> None:
+        """Write what the update has returned and what it has assigned to slots."""
+        param = self.param
         tensors = [value for value in param.state.values() if isinstance(value, Tensor)]
         live = {tensor.data_ptr() for tensor in (param.param, *tensors) if tensor.numel()}
-        outputs = {"p": new, **s.written}
         if not param.numel:  # the mean of no elements is no number: its slots stay as they are
             outputs = {slot: value for slot, value in outputs.items() if slot in self.step.shared and self.elements}
         for slot, value in outputs.items():
@@ -118,8 +124,6 @@ class _Call:
             elif slot not in quantized:
                 target = param.param if slot == "p" else param.state[slot]
                 _store(value, target)
-        self.step.written.append(param)
-        return True
 
     def _is_quantized(self, slot: str) -> bool:
         return isinstance(self.param.state.get(slot), storage.Quantized)

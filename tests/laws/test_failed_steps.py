@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_optim import engines, storage
 from lightning_optim.core.foreign_stages import attach
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
-from lightning_optim.engines import compiled
+from lightning_optim.engines import compiled, reference
 from lightning_optim.engines.compiled import compiler
 from lightning_optim.engines.plan import Plan
 from lightning_optim.errors import EngineError, OptionError
@@ -76,7 +76,7 @@ def assert_same(one: Sequence[Any], other: Sequence[Any]) -> None:
 @contextlib.contextmanager
 def failing(engine: str, error: type[BaseException], written: int = 0) -> Iterator[None]:
     """Let an engine fail once it has written so many batches; the reference, so many tensors."""
-    owner, name = (storage, "write_shaped") if engine == "reference" else (Plan, "write")
+    owner, name = (reference._Call, "write") if engine == "reference" else (Plan, "write")
     write: Callable[..., Any] = getattr(owner, name)
     done = 0
 
