@@ -108,7 +108,7 @@ class Process:
             Exception: what it raised.
             ChildProcessError: where a signal ended the process.
         """
-        watch = threading.Timer(60, os.killpg, (self.pid, signal.SIGKILL))  # nothing here takes a second
+        watch = threading.Timer(180, os.killpg, (self.pid, signal.SIGKILL))  # seconds on a quiet machine
         watch.start()
         try:
             with open(self.reader, "rb") as file:
