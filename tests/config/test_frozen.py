@@ -16,7 +16,7 @@ from lightning_optim.callbacks import WarmupFreeSchedule
 from lightning_optim.reports.memory import state_memory
 from tests.harness.data import batches
 from tests.harness.modules import Configured
-from tests.harness.problems import NAMES
+from tests.harness.problems import NAMES, train
 from tests.harness.ranks import run_ranks
 from tests.harness.strategies import Kind, strategy_of
 from tests.harness.trainers import trainer
@@ -27,16 +27,6 @@ def network(frozen: bool = True) -> nn.Sequential:
     net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
     net[:2].requires_grad_(not frozen)
     return net
-
-
-def train(net: nn.Module, optimizer: Any, steps: int) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = net(torch.ones(3, 4)).square().mean()
-        loss.backward()
-        if optimizer.inputs:
-            optimizer.set_loss(loss)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("name", NAMES)

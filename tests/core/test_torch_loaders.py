@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -15,17 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lightning_optim.core.optimizer import OPTIMIZERS
-from tests.harness.problems import NAMES
-
-
-def train(net: nn.Module, optimizer: Any, steps: int) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = net(torch.ones(3, 4)).square().mean()
-        loss.backward()
-        if optimizer.inputs:
-            optimizer.set_loss(loss)
-        optimizer.step()
+from tests.harness.problems import NAMES, train
 
 
 @pytest.mark.parametrize("flat", [False, True])

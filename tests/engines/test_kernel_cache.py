@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from lightning_optim import AdamW
-from lightning_optim.engines.compiled import compiler, folders, library
+from lightning_optim.engines.compiled import compiler, dynamic_library, folders
 from lightning_optim.errors import EngineError, OptionError
 from tests.harness.processes import NOBODY, WHOLE, Machine, Step, first_step
 
@@ -689,7 +689,7 @@ def test_half_a_library_is_no_library() -> None:
 
     def attempt(whole: bytes, size: int) -> bool:
         try:
-            library.function_of(whole[:size])
+            dynamic_library.function_of(whole[:size])
         except EngineError:
             return False
         return True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.problems import LEARNING_RATE, SHAPES, apply, build, gradients, loss_of, make_params
 from lightning_optim.core.optimizer import OPTIMIZERS
@@ -21,10 +21,22 @@ __all__ = [
     "gradients",
     "loss_of",
     "make_params",
+    "train",
     "trajectory",
 ]
 
 NAMES = sorted(OPTIMIZERS)
+
+
+def train(net: nn.Module, optimizer: Any, steps: int) -> None:
+    """Take steps on the mean square of what a network of four inputs makes of ones."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = net(torch.ones(3, 4)).square().mean()
+        loss.backward()
+        if optimizer.inputs:
+            optimizer.set_loss(loss)
+        optimizer.step()
 
 
 def trajectory(

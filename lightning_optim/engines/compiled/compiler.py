@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightning_optim.engines.compiled import folders
+from lightning_optim.engines.compiled.dynamic_library import function_of
 from lightning_optim.engines.compiled.folders import KERNEL, Folder
-from lightning_optim.engines.compiled.library import function_of
 from lightning_optim.errors import EngineError
 
 # No -ffast-math: results equal those of torch. Products and sums are not contracted, roots set no errno, nothing traps.

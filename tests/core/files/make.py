@@ -1,7 +1,7 @@
 """Writes the files of `test_earlier_files.py` from an earlier commit; runs in a checkout of it.
 
-    git worktree add /tmp/earlier COMMIT
-    cd /tmp/earlier && PYTHONPATH=. python FOLDER/make.py FOLDER MARK
+    git worktree add ../earlier COMMIT
+    cd ../earlier && PYTHONPATH=. python FOLDER/make.py FOLDER MARK
 
 Each file holds parameters, the state_dict of an optimizer after four steps, and the parameters after three more. Rows
 repeat, so that the files are small.
