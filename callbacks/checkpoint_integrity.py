@@ -88,8 +88,7 @@ class CheckpointIntegrity(FitCallback):
         return supported and not other and is_a(strategy.checkpoint_io, TorchCheckpointIO)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+    def begin_run(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         strategy: Any = trainer.strategy
         if is_a(strategy.checkpoint_io, AsyncCheckpointIO):
             raise OptionError(

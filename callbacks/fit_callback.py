@@ -45,8 +45,13 @@ class FitCallback(Callback):
         self.release()
         if self.brought_by is not None and self.brought_by() is not pl_module:
             trainer.callbacks = [other for other in trainer.callbacks if other is not self]  # type: ignore[attr-defined]
-        elif stage == "fit":
+            return
+        if stage == "fit":
             self.forget()
+        self.begin_run(trainer, pl_module, stage)
+
+    def begin_run(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Change what has to be changed for a run. Called in `setup`, not for a companion of another module."""
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -137,8 +137,7 @@ class GradInit(FitCallback):
     # ------------------------------------------------------------------ hooks
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+    def begin_run(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
 

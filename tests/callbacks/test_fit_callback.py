@@ -112,6 +112,7 @@ def test_a_module_of_another_kind_has_no_companions() -> None:
     fitting = trainer(max_epochs=0, limit_val_batches=0)
     go(fitting, Configured("gadam"))
     assert not [each for each in go(fitting, Made(torchs)) if isinstance(each, IterateAveraging | CheckpointIntegrity)]
+    assert not vars(fitting.strategy).keys() & {"save_checkpoint", "load_checkpoint"}  # nor do they wrap anything
 
 
 def test_one_callback_scales_each_new_module_once() -> None:
