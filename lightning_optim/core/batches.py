@@ -19,6 +19,7 @@ from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
+from lightning_optim.language.view import View
 from lightning_optim.storage import Quantized
 
 Parameters = Sequence[tuple[int, Tensor]]  # parameters, each with the index of its parameter group
@@ -32,6 +33,7 @@ class Batches:
         idle: Parameters without a gradient, on which only stages run.
         state: The state of the optimizer. Every parameter in it has a step counter.
         traits: A function of the index of a group and a parameter that returns the traits of the parameter.
+        view: A function of the same that returns the matrices that the parameter is.
         slots: The declarations of all slots, by name.
         flags: What traits depend on besides. The batches are valid only for equal flags.
 
@@ -47,6 +49,7 @@ class Batches:
         idle: Parameters,
         state: Mapping[Tensor, dict[str, Any]],
         traits: Callable[[int, Tensor], dict[str, Any]],
+        view: Callable[[int, Tensor], View | None],
         slots: Mapping[str, Slot],
         flags: Any,
     ) -> None:
@@ -62,7 +65,7 @@ class Batches:
         for (i, p), t in zip(params, counters, strict=True):
             of_p = traits(i, p)
             batch = found.setdefault((i, t, *of_p.values()), Batch(group=i, traits=of_p, counter=t))
-            self._add(batch, p, slots)
+            self._add(batch, p, slots, view(i, p))
         if idle:
             found["idle"] = Batch()
             for _, p in idle:
@@ -80,9 +83,9 @@ class Batches:
         """The batches of parameters with gradients."""
         return [batch for batch in self.batches if batch.group is not None]
 
-    def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot]) -> None:
+    def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot], view: View | None = None) -> None:
         state = {name: value for name, value in self.state[p].items() if name in slots}
-        batch.params.append(LocalParameter.of(p, state, slots))
+        batch.params.append(LocalParameter.of(p, state, slots, view))
 
     # ------------------------------------------------------------------ what must stay the same
 

@@ -17,6 +17,7 @@ from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
+from lightning_optim.language.view import View
 
 # What schedules change in every step. No trait depends on these.
 SCHEDULED = ("lr", "weight_decay")
@@ -131,12 +132,15 @@ class Runner:
                 self._note(p)
                 layout.start_state(p, i)
             layout.follow_layout(p)
-        views = [namespace(own) for own in options]
+        seen = [namespace(own) for own in options]
 
         def traits(i: int, p: Tensor) -> dict[str, Any]:
-            return layout.traits(views[i], logical_shape(p), p.dtype, most_dims)
+            return layout.traits(seen[i], logical_shape(p), p.dtype, most_dims)
 
-        self.cached[what] = Batches(params, idle, layout.state, traits, layout.all_slots(), flags)
+        def view(i: int, p: Tensor) -> View | None:
+            return layout.view(seen[i], logical_shape(p))
+
+        self.cached[what] = Batches(params, idle, layout.state, traits, view, layout.all_slots(), flags)
         return self.cached[what]
 
     def _fill(self, what: str, batches: Batches, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ class OnGradients:
         pending: Callable[[Tensor], Mapping[str, Tensor]],
     ) -> None:
         self.stage, self.optimizer, self.pending = stage, optimizer, pending
-        self.programs = Programs(lambda g, _, s, h: stage.before(g, s, h.stage, h), ())
+        self.programs = Programs(lambda g, _, s, h: stage.before(g, s, h.stage, h))
 
     @torch.no_grad()
     def run(self) -> None:
@@ -100,7 +100,7 @@ class OnWeights:
 
     def __init__(self, stage: Any, optimizer: torch.optim.Optimizer) -> None:
         self.stage, self.optimizer = stage, optimizer
-        self.programs = Programs(self._update, ())
+        self.programs = Programs(self._update)
         self.moved = False
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:

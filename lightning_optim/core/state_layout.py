@@ -120,8 +120,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         """The program of "update" (with all stages), "stages" (alone) or "predict" for the values `h`."""
         if what not in self._programs:
             update = {"update": self._update, "stages": self._only_stages, "predict": self._predict}[what]
-            scalar = [name for name, slot in self.all_slots().items() if slot.per != "element"]
-            self._programs[what] = Programs(update, scalar)
+            self._programs[what] = Programs(update, self.all_slots())
         return self._programs[what](h)
 
     def _update(self, p: Any, g: Any, s: Any, h: Any) -> Any:

@@ -23,7 +23,9 @@ from lightning_optim.language.symbols import Symbol
 
 def unserved(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why no engine that walks over memory can serve, in one sentence; empty where one can."""
-    if not all(program.elementwise for program in programs):
+    if any(program.matrices for program in programs):
+        return "the update needs functions of whole matrices."
+    if any(program.statistics for program in programs):
         return "the update needs means along an axis of the whole tensor."
     shapes = (p.shape for p in params if (order := memory_order(p)) and exchange_of(order, p.shape) is None)
     if any(program.normals for program in programs) and (shape := next(shapes, None)):

@@ -18,6 +18,7 @@ from lightning_optim.distributed.philox import normals
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import evaluating
+from lightning_optim.language.matrices import MatrixFunction
 from lightning_optim.language.program import Program, namespace
 from lightning_optim.language.symbols import State
 from lightning_optim.language.values import By, Number, Over
@@ -163,6 +164,13 @@ class _Call:
         self.position += 1
         total: Tensor = self.results[self.position - 1]
         return (total / self.param.shard.shape[axis]).to(x.dtype)
+
+    def whole(self, function: MatrixFunction, values: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+        view, shape = self.param.view, self.param.param.shape
+        assert view is not None
+        matrices = zip(*(view.matrices(value) for value in values), strict=True)
+        results = [function(tuple(x[None].clone() for x in of_one), numbers)[0] for of_one in matrices]
+        return view.joined(results, shape)
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
         param = self.param

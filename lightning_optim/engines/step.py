@@ -16,6 +16,7 @@ from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
+from lightning_optim.language.view import View
 from lightning_optim.storage import Quantized
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class LocalParameter:
         shard: The shard that this process holds; None where the parameter is not sharded.
         global_index: The global indices of the elements; None where no normal numbers are needed.
         order: The axes of `param` in their order in memory, where it is dense and that is not their own order.
+        view: The matrices that the whole tensor is, where its update uses functions of them.
     """
 
     source: Tensor
@@ -48,15 +50,19 @@ class LocalParameter:
     shard: Shard | None = None
     global_index: GlobalIndex | None = None
     order: tuple[int, ...] | None = None
+    view: View | None = None
 
     @classmethod
-    def of(cls, p: Tensor, state: dict[str, Any], slots: Mapping[str, Slot]) -> LocalParameter:
+    def of(
+        cls, p: Tensor, state: dict[str, Any], slots: Mapping[str, Slot], view: View | None = None
+    ) -> LocalParameter:
         """The local parameter of `p`, without a gradient.
 
         Args:
             p: The parameter.
             state: Its slots by name, quantized or not.
             slots: The declarations of these slots, by name.
+            view: The matrices that the whole tensor is.
 
         Raises:
             RuntimeError: where a slot is on another device or has another shape than the parameter.
@@ -74,7 +80,7 @@ class LocalParameter:
         shard = shard_of(p) if is_sharded(p) else None
         numel = p.numel() if shard is None else shard.numel
         order = None if is_dtensor(p) else memory_order(param)
-        return cls(p, param, None, state, numel * (2 if p.is_complex() else 1), shard, order=order)
+        return cls(p, param, None, state, numel * (2 if p.is_complex() else 1), shard, order=order, view=view)
 
     @property
     def process_groups(self) -> tuple[ProcessGroup, ...]:

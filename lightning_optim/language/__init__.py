@@ -24,9 +24,11 @@ from lightning_optim.language.math import (
     total,
     where,
 )
+from lightning_optim.language.matrices import whole
 from lightning_optim.language.recursions import decayed, ema, given, has_trust_ratio, in_turn, trust_ratio
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.values import Condition, Operand, Options, Setting, Slots, Value
+from lightning_optim.language.view import View, matrix_view
 
 __all__ = [
     "Condition",
@@ -37,6 +39,7 @@ __all__ = [
     "Slot",
     "Slots",
     "Value",
+    "View",
     "clip",
     "count",
     "decayed",
@@ -49,6 +52,7 @@ __all__ = [
     "in_turn",
     "is_odd",
     "lerp",
+    "matrix_view",
     "maximum",
     "mean",
     "minimum",
@@ -61,4 +65,5 @@ __all__ = [
     "total",
     "trust_ratio",
     "where",
+    "whole",
 ]

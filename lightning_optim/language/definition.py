@@ -8,6 +8,7 @@ import torch
 
 from lightning_optim.language.options import Declared, shared
 from lightning_optim.language.values import Operand, Options, Slots, Value
+from lightning_optim.language.view import View
 
 BatchScaling = Literal["sqrt", "linear"]
 
@@ -81,6 +82,19 @@ class Definition(Declared):
             The traits by name. The update reads them from `h`.
         """
         return {}
+
+    @staticmethod
+    def view(h: Options, shape: torch.Size) -> View | None:
+        """The matrices that a parameter is, for functions of whole matrices (`language.matrices.whole`).
+
+        Args:
+            h: The options of the parameter group.
+            shape: The logical shape of the parameter.
+
+        Returns:
+            The view, or None where its update uses no such function.
+        """
+        return None
 
     @staticmethod
     def predict(p: Value, s: Slots, h: Options) -> Value:

@@ -96,6 +96,8 @@ class Evaluation(Protocol):
 
     def mean(self, x: Tensor, axis: int) -> Tensor: ...
 
+    def whole(self, function: Any, values: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor: ...
+
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor: ...
 
 
@@ -110,6 +112,11 @@ def evaluating(evaluation: Evaluation) -> Iterator[None]:
         yield
     finally:
         _evaluation.reset(token)
+
+
+def evaluation() -> Evaluation:
+    """The functions of the engine that is calling the update."""
+    return _evaluation.get()
 
 
 def apply(name: str, *args: Any) -> Value:
@@ -192,21 +199,21 @@ def lerp(a: Operand, b: Operand, weight: Operand) -> Value:
 
 def total(x: Operand, over: Over = "tensor", by: By = "sum") -> Value:
     """The sum, or the maximum, of all elements of `x` over the whole tensor or over all tensors of the step."""
-    return x.reduce(over, by) if isinstance(x, Value) else cast(Value, _evaluation.get().total(x, over, by))
+    return x.reduce(over, by) if isinstance(x, Value) else cast(Value, evaluation().total(x, over, by))
 
 
 def count(x: Operand, over: Over = "tensor") -> Value:
     """The number of elements of the logical tensor, or of all tensors of the step."""
-    return x.count(over) if isinstance(x, Value) else cast(Value, _evaluation.get().count(over))
+    return x.count(over) if isinstance(x, Value) else cast(Value, evaluation().count(over))
 
 
-def mean(x: Operand, axis: int | Setting) -> Value:
-    """The mean over one axis of the whole tensor. The axis stays, with size 1."""
+def mean(x: Operand, axis: int | tuple[int, ...] | Setting) -> Value:
+    """The mean over one axis of the whole tensor, or several. Each stays, with size 1."""
     if isinstance(x, Value):
         return x.mean(axis)
     tensor: Any = x
     along: Any = axis
-    return cast(Value, _evaluation.get().mean(tensor, along))
+    return cast(Value, evaluation().mean(tensor, along))
 
 
 def norm(x: Operand, over: Over = "tensor") -> Value:
@@ -237,7 +244,7 @@ def normal(seed_low: Operand, seed_high: Operand, t: Operand) -> Value:
         return t.normal(seed_low, seed_high, t)
     low: Any = seed_low
     high: Any = seed_high
-    return cast(Value, _evaluation.get().normal(low, high, t))
+    return cast(Value, evaluation().normal(low, high, t))
 
 
 # ------------------------------------------------------------------ functions of the step counter, for `scalars`

@@ -18,6 +18,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from lightning_optim.language.math import FUNCTIONS
+from lightning_optim.language.slot import Slot
 from lightning_optim.language.symbols import Kind, State, Symbol, Tracer, is_element
 from lightning_optim.language.values import By, Options
 
@@ -50,15 +51,25 @@ class Program:
     reductions: tuple[Symbol, ...]
 
     @functools.cached_property
+    def statistics(self) -> tuple[Symbol, ...]:
+        """The symbols with one number per row or per column, which are computed between passes, arguments first."""
+        return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.STATISTIC)
+
+    @functools.cached_property
+    def matrices(self) -> tuple[Symbol, ...]:
+        """The functions of whole matrices, arguments first. Later passes read their results as operands."""
+        return tuple(symbol for symbol in self.symbols if symbol.name == "whole")
+
+    @functools.cached_property
     def elementwise(self) -> bool:
         """Whether the update can run on blocks of elements: apart from reductions, no element depends on another."""
-        return all(symbol.kind != Kind.WHOLE for symbol in self.symbols)
+        return not (self.statistics or self.matrices)
 
     @functools.cached_property
     def writes(self) -> frozenset[str]:
         """Names of the outputs with one value per element: the parameter and slots."""
         return frozenset(
-            name for name, value in self.outputs.items() if isinstance(value, Symbol) and value.kind >= Kind.ELEMENT
+            name for name, value in self.outputs.items() if isinstance(value, Symbol) and value.kind == Kind.ELEMENT
         )
 
     @functools.cached_property
@@ -99,7 +110,7 @@ class Program:
             symbol = waiting.pop()
             if isinstance(symbol, Symbol) and is_element(symbol) and symbol not in found:
                 found.add(symbol)
-                waiting += symbol.args
+                waiting += symbol.args if symbol.name != "whole" else ()  # an input of the pass
         return [symbol for symbol in self.symbols if symbol in found]
 
     @functools.cached_property
@@ -160,6 +171,8 @@ def _need(symbol: Symbol) -> str | None:
         return "norm of all tensors" if symbol.args[1] == "all" else "norm of each tensor"
     if symbol.name == "mean":
         return "row and column means"
+    if symbol.name == "whole":
+        return "whole matrix"
     if symbol.name == "host" and symbol.args[0] in ("loss", "loss_second_moment"):
         return "loss"
     return None
@@ -168,25 +181,19 @@ def _need(symbol: Symbol) -> str | None:
 def trace(
     update: Update,
     h: Mapping[str, Any],
-    scalar_slots: Iterable[str] = (),
+    slots: Mapping[str, Slot] | None = None,
 ) -> Program:
     """Call `update` once on symbols and return what it did.
 
     Args:
         update: A function of the parameter, the gradient, the slots and the options that returns the new parameter.
         h: The options, traits and scalars of a step, by name. Floats become symbols, other values select the program.
-        scalar_slots: Names of the slots with one number per tensor or per optimizer.
+        slots: The declarations of slots by name. One that is not here has one value per element.
     """
-    tracer = Tracer()
-    scalar_slots = frozenset(scalar_slots)
+    tracer, declared = Tracer(), slots or {}
     p = tracer.symbol("element", ("p",), Kind.ELEMENT, 0)
     g = tracer.symbol("element", ("g",), Kind.ELEMENT, 0)
-
-    def read(name: str) -> Symbol:
-        scalar = name in scalar_slots
-        return tracer.symbol("scalar" if scalar else "element", (name,), Kind.SCALAR if scalar else Kind.ELEMENT, 0)
-
-    s = State(read)
+    s = State(lambda name: tracer.slot(name, declared.get(name), h))
     new = update(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
     outputs = {"p": new, **{name: value for name, value in s.written.items() if value is not s.seen.get(name)}}
     step_counter = tracer.symbols.get(("host", "t"))
@@ -222,8 +229,8 @@ def _reachable(outputs: Iterable[Any]) -> tuple[Symbol, ...]:
 class Programs:
     """The programs of one update, by flags and guards."""
 
-    def __init__(self, update: Update, scalar_slots: Iterable[str]) -> None:
-        self.update, self.scalar_slots = update, frozenset(scalar_slots)
+    def __init__(self, update: Update, slots: Mapping[str, Slot] | None = None) -> None:
+        self.update, self.slots = update, slots
         self.guarded: set[str] = set()
         self.programs: dict[tuple[Any, ...], Program] = {}
 
@@ -231,7 +238,7 @@ class Programs:
         """The program for these options, traits and scalars, traced at its first use."""
         key = self._key(h)
         if key not in self.programs:
-            program = trace(self.update, h, self.scalar_slots)
+            program = trace(self.update, h, self.slots)
             self.guarded |= set(program.guards)
             key = self._key(h)  # with the new guards
             self.programs[key] = program

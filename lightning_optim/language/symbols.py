@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
+from lightning_optim.language.slot import Slot
 from lightning_optim.language.values import By, Over, Value
 
 
@@ -20,8 +21,8 @@ class Kind(enum.IntEnum):
 
     HOST = 0  # one number, which the host computes before the first pass
     SCALAR = 1  # one number per tensor or per optimizer, computed between passes
-    ELEMENT = 2  # one number per element, computed in a pass
-    WHOLE = 3  # one number per element, which needs the whole tensor at once (a mean along an axis)
+    STATISTIC = 2  # one number per row, per column, ...: a tensor with some axes of size 1, computed between passes
+    ELEMENT = 3  # one number per element, computed in a pass
 
 
 class Symbol(Value):
@@ -29,27 +30,38 @@ class Symbol(Value):
 
     Attributes:
         tracer: The tracer that recorded it.
-        name: The name of the input ("host", "scalar", "element", "count", "normal") or of the function.
+        name: The name of the input ("host", "scalar", "statistic", "element", "count", "normal") or of the function.
         args: The arguments of the function, or what tells one input from another.
         kind: The number of values, and when they are computed.
-        level: The number of reductions that must be computed one after another before it.
+        level: The number of cuts (reductions, means along axes, functions of whole matrices) that must be computed one
+            after another before it.
+        axes: The axes of a statistic that have size 1; empty for every other kind.
     """
 
-    __slots__ = ("args", "kind", "level", "name", "tracer")
+    __slots__ = ("args", "axes", "kind", "level", "name", "tracer")
 
-    def __init__(self, tracer: Tracer, name: str, args: tuple[Any, ...], kind: Kind, level: int) -> None:
-        self.tracer, self.name, self.args, self.kind, self.level = tracer, name, args, kind, level
+    def __init__(
+        self, tracer: Tracer, name: str, args: tuple[Any, ...], kind: Kind, level: int, axes: frozenset[Any]
+    ) -> None:
+        self.tracer, self.name, self.args, self.kind, self.level, self.axes = tracer, name, args, kind, level, axes
 
     def record(self, name: str, *args: Any) -> Symbol:
         symbols = [arg for arg in args if isinstance(arg, Symbol)]
-        return self.tracer.symbol(name, args, max(s.kind for s in symbols), max(s.level for s in symbols))
+        kind, level = max(s.kind for s in symbols), max(s.level for s in symbols)
+        axes = frozenset[Any]()
+        if kind == Kind.STATISTIC:  # rows and columns together are elements
+            axes = frozenset.intersection(*(s.axes for s in symbols if s.kind == kind))
+            kind = kind if axes else Kind.ELEMENT
+        return self.tracer.symbol(name, args, kind, level, axes)
 
     def reduce(self, over: Over, by: By) -> Symbol:
-        kind = Kind.WHOLE if self.kind == Kind.WHOLE else Kind.SCALAR
-        return self.tracer.symbol("total", (self, over, by), kind, self.level + 1)
+        if self.kind == Kind.STATISTIC:
+            raise TypeError(f"{self!r} has one number per row or column, of which `mean` is taken and not `total`.")
+        return self.tracer.symbol("total", (self, over, by), Kind.SCALAR, self.level + 1)
 
     def mean(self, axis: Any) -> Symbol:
-        return self.tracer.symbol("mean", (self, axis), Kind.WHOLE, self.level)
+        axes = frozenset(axis if isinstance(axis, tuple) else (axis,))
+        return self.tracer.symbol("mean", (self, axis), Kind.STATISTIC, self.level + 1, self.axes | axes)
 
     def count(self, over: Over) -> Symbol:
         return self.tracer.symbol("count", (over,), Kind.SCALAR, 0)
@@ -61,7 +73,7 @@ class Symbol(Value):
         return self.tracer.is_nonzero(self)
 
     def __repr__(self) -> str:
-        if self.name in ("host", "scalar", "element"):
+        if self.name in ("host", "scalar", "statistic", "element"):
             return str(self.args[0])
         return f"{self.name}({', '.join(map(repr, self.args))})"
 
@@ -85,11 +97,23 @@ class Tracer:
         self.values: dict[Symbol, float] = {}
         self.guards: dict[str, bool] = {}
 
-    def symbol(self, name: str, args: tuple[Any, ...], kind: Kind, level: int) -> Symbol:
+    def symbol(
+        self, name: str, args: tuple[Any, ...], kind: Kind, level: int, axes: frozenset[Any] = frozenset()
+    ) -> Symbol:
         key = (name, *args)
         if key not in self.symbols:
-            self.symbols[key] = Symbol(self, name, args, kind, level)
+            self.symbols[key] = Symbol(self, name, args, kind, level, axes)
         return self.symbols[key]
+
+    def slot(self, name: str, slot: Slot | None, h: Mapping[str, Any]) -> Symbol:
+        """The symbol of a slot before the step: a number, a statistic or one value per element."""
+        if slot is not None and slot.per != "element":
+            return self.symbol("scalar", (name,), Kind.SCALAR, 0)
+        if slot is not None and slot.without is not None:
+            axis = h[slot.without]
+            axes = frozenset(axis if isinstance(axis, tuple) else (axis,))
+            return self.symbol("statistic", (name,), Kind.STATISTIC, 0, axes)
+        return self.symbol("element", (name,), Kind.ELEMENT, 0)
 
     def host(self, name: str, value: Any) -> Any:
         """A symbol for a float, any other value as it is. Tuples and dicts become tuples and namespaces of these."""

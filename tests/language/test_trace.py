@@ -34,7 +34,7 @@ def test_slots_reads_and_writes_are_read_off() -> None:
 
 
 def test_flags_and_zeroness_select_a_program_and_floats_do_not() -> None:
-    programs = Programs(adam, ())
+    programs = Programs(adam)
     first = programs(options())
     assert programs(options(lr=0.5, betas=(0.5, 0.6))) is first
     assert programs(options(amsgrad=True)).slots == {"m", "v", "peak"}

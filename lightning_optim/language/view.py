@@ -1,0 +1,61 @@
+"""Which matrices a tensor is, for functions of whole matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_optim.errors import OptionError
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as matrices one above the other: reshaped row by row to (sum(rows), columns), and cut between rows.
+
+    Attributes:
+        rows: The number of rows of each matrix.
+        columns: The number of columns of all of them.
+    """
+
+    rows: tuple[int, ...]
+    columns: int
+
+    def matrices(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The matrices of a whole tensor, each (rows, columns)."""
+        return torch.split(x.reshape(-1, self.columns), list(self.rows))
+
+    def joined(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """The tensor of a shape whose matrices these are."""
+        return torch.cat(list(matrices)).view(shape)
+
+
+def matrix_view(shape: torch.Size, blocks: int | Sequence[int] = 1, experts: bool = False) -> View | None:
+    """The view (outputs, all the rest) of a tensor, or None where it has fewer than two axes.
+
+    Args:
+        shape: The logical shape of the tensor.
+        blocks: A number of equal blocks into which the rows fall, each a matrix of its own, or the rows of each block.
+        experts: The first axis counts matrices: (experts, outputs, inputs).
+
+    Raises:
+        OptionError: where the rows do not fall into these blocks, and for experts of fewer than three axes.
+
+    Example:
+        >>> matrix_view(torch.Size([6, 4])), matrix_view(torch.Size([6, 4, 3, 3]), blocks=3)
+        (View(rows=(6,), columns=4), View(rows=(2, 2, 2), columns=36))
+    """
+    if experts and len(shape) < 3:
+        raise OptionError(
+            f"experts=True needs three axes (experts, outputs, inputs), and a tensor has {[*shape]}."
+        )
+    if len(shape) < 2:
+        return None
+    outer = 2 if experts else 1
+    rows, columns = shape[outer - 1], shape[outer:].numel()
+    sizes = [rows // max(blocks, 1)] * blocks if isinstance(blocks, int) else list(blocks)
+    if sum(sizes) != rows or min(sizes, default=0) < min(rows, 1):
+        raise OptionError(f"blocks={blocks!r} does not divide the {rows} rows of a tensor of shape {[*shape]}.")
+    return View(tuple(sizes) * (shape[0] if experts else 1), columns)
