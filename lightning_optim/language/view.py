@@ -48,9 +48,7 @@ def matrix_view(shape: torch.Size, blocks: int | Sequence[int] = 1, experts: boo
         (View(rows=(6,), columns=4), View(rows=(2, 2, 2), columns=36))
     """
     if experts and len(shape) < 3:
-        raise OptionError(
-            f"experts=True needs three axes (experts, outputs, inputs), and a tensor has {[*shape]}."
-        )
+        raise OptionError(f"experts=True needs three axes (experts, outputs, inputs), and a tensor has {[*shape]}.")
     if len(shape) < 2:
         return None
     outer = 2 if experts else 1
