@@ -24,7 +24,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     """The state_dict in the words of this package; the same object where it needs no change.
 
     It moves a step counter of a parameter group (apex, TransformerEngine, timm, the authors' Adan) to the parameters,
-    and translates names of slots and the codes of bitsandbytes and torchao.
+    and translates names of slots and the codes of bitsandbytes and torchao. A momentum without a counter has one step.
 
     Args:
         layout: The optimizer.
@@ -39,6 +39,9 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
             for index in without:
                 state[index] = {"step": group["step"], **state[index]}
             group = {key: value for key, value in group.items() if key != "step"}
+        for index in held if "momentum_buffer" in layout.slots else ():  # torch.optim.SGD counts no steps
+            if "step" not in state[index] and state[index].get("momentum_buffer") is not None:
+                state[index] = {"step": 1.0, **state[index]}
         groups.append(group)
     same = all(state[key] is slots for key, slots in state_dict["state"].items())
     if same and all(new is old for new, old in zip(groups, state_dict["param_groups"], strict=True)):

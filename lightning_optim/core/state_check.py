@@ -57,12 +57,13 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             cannot hold, for a step counter that is not a whole number, and for a slot that only some parameters have.
     """
     owner = type(layout).__name__
-    own = layout.param_groups
+    own, loaded = layout.param_groups, [{**group} for group in layout.param_groups]
     for i, group in enumerate(state_dict["param_groups"]):
         names = [name for name in group if name in layout.options and name not in STORAGE_OPTIONS]
         options = check_options({name: group[name] for name in names}, layout.options, f"{owner}, loading a checkpoint")
         if i < len(own):
-            layout.check({**{name: own[i][name] for name in layout.options if name in own[i]}, **options})
+            loaded[i].update(options)
+            layout.check({name: loaded[i][name] for name in layout.options if name in loaded[i]})
         for name in (name for name, slot in layout.slots.items() if slot.per == "optimizer" and name in group):
             _check_value(owner, name, layout.slots[name], group[name], torch.Size(()), "this optimizer")
             if why := _unfit(layout.slots[name], as_tensor(group[name]), torch.float64, None):
@@ -90,7 +91,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
         for name, slot in slots.items():
             shape = slot.shape(p.shape, layout.traits_of(i, p))
             _check_value(owner, name, slot, saved[name], shape, f"a parameter of shape {tuple(p.shape)}", p.dtype)
-        unfit = unfit or _first_unfit(layout, i, p, saved, slots)
+        unfit = unfit or _first_unfit(layout, i, p, saved, slots, loaded[i])
         has = {name for name in needed if name in saved}
         if saved_of.setdefault(needed, has) != has:
             name = min(saved_of[needed] ^ has)
@@ -174,12 +175,23 @@ def _check_value(
         )
 
 
-def _first_unfit(layout: StateLayout, i: int, p: Tensor, saved: Mapping[str, Any], slots: Mapping[str, Slot]) -> str:
-    """The first saved slot with a value that it cannot hold, in words; empty where there is none."""
+def _first_unfit(
+    layout: StateLayout, i: int, p: Tensor, saved: Mapping[str, Any], slots: Mapping[str, Slot], group: dict[str, Any]
+) -> str:
+    """The first saved slot with a value that it cannot hold, in words; empty where there is none.
+
+    Args:
+        layout: The optimizer.
+        i: The index of the parameter's group.
+        p: The parameter.
+        saved: Its saved slots.
+        slots: The declarations of these slots.
+        group: Its group with the options of the file.
+    """
     if not logical_shape(p).numel():  # earlier versions wrote the means of no elements
         return ""
     started = "step" not in saved or float(saved["step"]) > 0
-    h = {} if started else {**layout.options_of(layout.param_groups[i]), **layout.traits_of(i, p)}
+    h = {} if started else {**layout.options_of(group), **layout.traits_of(i, p)}
     for name, slot in slots.items():
         if local(as_tensor(saved[name])).is_meta and not p.is_meta:
             return f"{name} of a parameter of shape {tuple(logical_shape(p))}: it has no numbers, on the meta device"

@@ -3,6 +3,7 @@
 from lightning_optim.optimizers.acprop import ACProp
 from lightning_optim.optimizers.adabelief import AdaBelief
 from lightning_optim.optimizers.adafactor import Adafactor
+from lightning_optim.optimizers.adagrad import Adagrad
 from lightning_optim.optimizers.adam import Adam
 from lightning_optim.optimizers.adamax import AdaMax
 from lightning_optim.optimizers.adamw import AdamW
@@ -16,23 +17,27 @@ from lightning_optim.optimizers.lamb import LAMB
 from lightning_optim.optimizers.lars import LARS
 from lightning_optim.optimizers.lion import Lion
 from lightning_optim.optimizers.moment_estimation_sgd import MomentEstimationSGD
+from lightning_optim.optimizers.nadam import NAdam
 from lightning_optim.optimizers.padam import Padam
 from lightning_optim.optimizers.pnm import PNM
 from lightning_optim.optimizers.radam import RAdam
 from lightning_optim.optimizers.rmsprop import RMSprop
 from lightning_optim.optimizers.scalar_rmsprop import ScalarRMSprop
+from lightning_optim.optimizers.sgd import SGD
 from lightning_optim.optimizers.sgdw import SGDW
 
 __all__ = [
     "LAMB",
     "LARS",
     "PNM",
+    "SGD",
     "SGDW",
     "ACProp",
     "AdaBelief",
     "AdaMax",
     "AdaPNM",
     "Adafactor",
+    "Adagrad",
     "Adam",
     "AdamW",
     "Adan",
@@ -42,6 +47,7 @@ __all__ = [
     "KoalaV",
     "Lion",
     "MomentEstimationSGD",
+    "NAdam",
     "Padam",
     "RAdam",
     "RMSprop",

@@ -51,11 +51,14 @@ class Case:
 
 TORCH: dict[str, Any] = {
     "adafactor": torch.optim.Adafactor,
+    "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
     "adamax": torch.optim.Adamax,
     "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
     "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
 }
 ADAM: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 CASES = [
@@ -80,8 +83,28 @@ CASES = [
     Case("adafactor"),
     Case("adafactor", {"lr": 0.1, "beta2_decay": -0.6, "eps": (0.1, 1e-2), "d": 1.5, "weight_decay": 0.1}),
     Case("adafactor", {"weight_decay": 0.1, "maximize": True}),
+    Case("nadam"),
+    Case("nadam", ADAM),
+    Case("nadam", {**ADAM, "momentum_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}),
+    Case("adagrad"),
+    Case("adagrad", {"lr": 0.1, "lr_decay": 0.2, "weight_decay": 0.1, "initial_accumulator_value": 0.3, "eps": 1e-3}),
+    Case("adagrad", {"weight_decay": 0.1, "maximize": True}),
+    Case("sgd"),
+    Case("sgd", {"lr": 0.01, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "maximize": True}),
+    Case("sgd", {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
 ]
+COUNTED = sorted(set(TORCH) - {"sgd"})  # torch's SGD counts no steps
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def products_as_exact_as_ours(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch multiplies NAdam's momenta in the default dtype, and we always in float64."""
+    before = torch.get_default_dtype()
+    if "nadam" in request.node.name:
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def run(optimizer: torch.optim.Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> Iterator[Tensor]:
@@ -178,9 +201,10 @@ def test_a_checkpoint_of_torch_continues(case: Case, dtype: torch.dtype) -> None
     optimizer = make(case.name, params, lr=0.5, weight_decay=0.7)
     optimizer.load_state_dict(saved)
     assert_close(drive(optimizer, params, AFTER, BEFORE), drive(torchs, theirs, AFTER, BEFORE))
-    for p, q in zip(params, theirs, strict=True):
-        assert optimizer.state[p].keys() == torchs.state[q].keys()
-        assert int(optimizer.state[p]["step"]) == BEFORE + AFTER
+    if case.name in COUNTED:
+        for p, q in zip(params, theirs, strict=True):
+            assert optimizer.state[p].keys() == torchs.state[q].keys()
+            assert int(optimizer.state[p]["step"]) == BEFORE + AFTER
 
 
 @pytest.mark.parametrize("flag", ["foreach", "fused"])
@@ -202,7 +226,7 @@ def test_a_checkpoint_from_before_the_first_step_loads(name: str) -> None:
     theirs, params = make_params(SHAPES), make_params(SHAPES)
     torchs, optimizer = TORCH[name](theirs), make(name, params, lr=0.5)
     _, saved = through_a_file(theirs, torchs)
-    assert not saved["state"]
+    assert name == "adagrad" or not saved["state"]  # torch makes its sums with the optimizer
     optimizer.load_state_dict(saved)
     assert_close(drive(optimizer, params, AFTER), drive(torchs, theirs, AFTER))
 
@@ -218,10 +242,11 @@ def test_a_tensor_without_state_starts_at_its_own_first_step(name: str) -> None:
     optimizer = make(name, params)
     optimizer.load_state_dict(saved)
     assert_close(drive(optimizer, params, AFTER), drive(torchs, theirs, AFTER))
-    assert [int(optimizer.state[p]["step"]) for p in params] == [BEFORE + AFTER] * 3 + [AFTER]
+    if name in COUNTED:
+        assert [int(optimizer.state[p]["step"]) for p in params] == [BEFORE + AFTER] * 3 + [AFTER]
 
 
-@pytest.mark.parametrize("name", sorted(TORCH))
+@pytest.mark.parametrize("name", COUNTED)
 def test_a_step_saved_as_a_number_loads(name: str) -> None:
     """As torch wrote it before 1.12."""
     theirs = make_params(SHAPES)
@@ -280,8 +305,8 @@ def test_ours_continues_in_torch(case: Case, dtype: torch.dtype) -> None:
     flags = {key: torchs.param_groups[0][key] for key in torchs.param_groups[0] if key not in optimizer.options}
     torchs.load_state_dict(saved)
     for key, value in flags.items():
-        if key != "params":
-            assert torchs.param_groups[0][key] == value
+        if key != "params":  # torch's SGD fills in False where its constructor has None
+            assert (torchs.param_groups[0][key] or None) == (value or None)
     assert_close(drive(optimizer, params, AFTER, BEFORE), drive(torchs, theirs, AFTER, BEFORE))
 
 
@@ -395,8 +420,8 @@ def test_torch_state_keeps_its_digits_beside_half_precision_parameters(name: str
     optimizer.load_state_dict(saved)
     for p, q in zip(params, theirs, strict=True):
         for key, value in torchs.state[q].items():
-            assert optimizer.state[p][key].dtype == torch.float32
-            assert torch.equal(optimizer.state[p][key], value)
+            assert optimizer.state[p][key].dtype == (torch.float64 if key == "mu_product" else torch.float32)
+            assert torch.equal(optimizer.state[p][key], value.to(optimizer.state[p][key].dtype))
 
 
 @pytest.mark.parametrize("name", sorted(TORCH))
@@ -409,5 +434,5 @@ def test_torch_state_in_half_precision_loads_into_float32(name: str) -> None:
     optimizer.load_state_dict(saved)
     for p, q in zip(params, theirs, strict=True):
         for key, value in torchs.state[q].items():
-            assert optimizer.state[p][key].dtype == torch.float32
-            assert torch.equal(optimizer.state[p][key], value.float())
+            assert optimizer.state[p][key].dtype == (torch.float64 if key == "mu_product" else torch.float32)
+            assert torch.equal(optimizer.state[p][key], value.to(optimizer.state[p][key].dtype))

@@ -66,6 +66,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "lamb": ({"max_grad_norm": 0.5}, {"bias_correction": False}, {"phi": (0.1, 5.0), "always_adapt": True}),
     "lars": ({"nesterov": True}, {"momentum": 0.0}, {"trust_clip": True, "lr_inside_buffer": False}),
     "moment_estimation_sgd": ({"scope": "tensor"}, {"init": 1.0, "delayed": False}),
+    "nadam": ({"momentum_decay": None}, {"momentum_decay": None, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "padam": ({"debias": "consistent"}, {"amsgrad": False, "partial": 0.5}, {"decoupled": True, "weight_decay": 0.1}),
     "pnm": ({"decoupled": False, "weight_decay": 0.1},),
     "radam": ({"fallback": "skip"},),

@@ -17,9 +17,25 @@ SETS: dict[str, tuple[dict[str, Any], ...]] = {
         {"betas": (0.9, 0.9), "amsgrad": True},
         {"weight_decay": 0.1, "decoupled_weight_decay": False},
     ),
+    "nadam": (
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"momentum_decay": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+        {"momentum_decay": 0.0, "betas": (0.9, 0.9)},
+        {"momentum_decay": None, "weight_decay": 0.1},
+        {"momentum_decay": None, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
+    "adagrad": (
+        {"lr": 0.1, "lr_decay": 0.2, "weight_decay": 0.1, "eps": 1e-2, "maximize": True},
+        {"initial_accumulator_value": 0.3},
+    ),
     "adamax": (
         {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1, "maximize": True},
         {"eps": 0.5},
+    ),
+    "sgd": (
+        {"lr": 0.01, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1, "maximize": True},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        {"weight_decay": 0.1},
     ),
     "sgdw": (
         {"lr": 0.01, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1, "maximize": True},

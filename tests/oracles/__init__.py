@@ -15,6 +15,7 @@ from typing import Any
 from .acprop import acprop
 from .adabelief import adabelief
 from .adafactor import adafactor
+from .adagrad import adagrad
 from .adam import adam, adamw
 from .adamax import adamax
 from .adan import adan
@@ -25,11 +26,13 @@ from .koala import koala_m, koala_v
 from .layerwise import lamb, lars
 from .lion import lion
 from .moment_estimation_sgd import moment_estimation_sgd
+from .nadam import nadam
 from .padam import padam
 from .pnm import adapnm, pnm
 from .radam import radam
 from .rmsprop import rmsprop
 from .scalar_rmsprop import scalar_rmsprop
+from .sgd import sgd
 from .sgdw import sgdw
 
 __all__ = ["ORACLES", "Oracle"]
@@ -55,6 +58,7 @@ ORACLES: dict[str, Oracle] = {
         acprop,
         adabelief,
         adafactor,
+        adagrad,
         adam,
         adamax,
         adamw,
@@ -66,11 +70,13 @@ ORACLES: dict[str, Oracle] = {
         lars,
         lion,
         moment_estimation_sgd,
+        nadam,
         padam,
         pnm,
         radam,
         rmsprop,
         scalar_rmsprop,
+        sgd,
         sgdw,
     )
 } | {"koala_m": koala_m, "koala_v": koala_v}

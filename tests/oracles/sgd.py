@@ -1,0 +1,31 @@
+"""SGD with an L2 penalty and momentum (Polyak 1964; Nesterov's form of Sutskever et al. 2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+
+
+def sgd(
+    params: Params,
+    gradients: Gradients,
+    *,
+    lrs: Sequence[float] | None = None,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> History:
+    """Heavy ball whose first buffer is the undamped gradient, of which the penalty is a part."""
+
+    def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
+        g = g + weight_decay * theta
+        if momentum == 0:
+            return theta - eta * g
+        s["b"] = g if t == 1 else momentum * s["b"] + (1 - dampening) * g
+        return theta - eta * (g + momentum * s["b"] if nesterov else s["b"])
+
+    return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize)
