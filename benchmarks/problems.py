@@ -12,6 +12,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 
 SHAPES = ((), (5,), (3, 4), (2, 3, 4), (0,), (4, 2, 3, 3))
 LEARNING_RATE = 0.01
+STATEFUL: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}  # by default it keeps none
 
 
 def make_params(shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -50,5 +51,5 @@ def apply(optimizer: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor
 
 
 def build(name: str, params: Any, **options: Any) -> Optimizer:
-    """An optimizer of the registry, at a learning rate at which things move visibly unless one is given."""
-    return OPTIMIZERS[name](params, **{"lr": LEARNING_RATE, **options})
+    """An optimizer of the registry, at a learning rate at which things move visibly unless one is given, with state."""
+    return OPTIMIZERS[name](params, **{"lr": LEARNING_RATE, **STATEFUL.get(name, {}), **options})

@@ -39,8 +39,9 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
             for index in without:
                 state[index] = {"step": group["step"], **state[index]}
             group = {key: value for key, value in group.items() if key != "step"}
-        for index in held if "momentum_buffer" in layout.slots else ():  # torch.optim.SGD counts no steps
-            if "step" not in state[index] and state[index].get("momentum_buffer") is not None:
+        for index in held:  # torch.optim.SGD counts no steps
+            of_sgd = "momentum_buffer" in layout.slots and "state_bits" not in group and "step" not in state[index]
+            if of_sgd and state[index].get("momentum_buffer") is not None:
                 state[index] = {"step": 1.0, **state[index]}
         groups.append(group)
     same = all(state[key] is slots for key, slots in state_dict["state"].items())

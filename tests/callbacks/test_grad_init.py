@@ -241,7 +241,8 @@ def test_the_trial_step_is_the_first_step(name: str) -> None:
     assert all(torch.equal(p, q) and p.grad is None for p, q in zip(params.values(), layers().values(), strict=True))
 
 
-ALONG = "sgdw lars pnm radam ranger moment_estimation_sgd scalar_rmsprop koala_v koala_m acprop adabelief padam gadamx"
+ALONG = "sgd sgdw lars pnm radam ranger moment_estimation_sgd scalar_rmsprop koala_v koala_m "
+ALONG += "acprop adabelief padam gadamx"
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])

@@ -546,6 +546,8 @@ def test_manual_optimization_needs_a_length() -> None:
         ({"name": "rmsprop", "alpha": 0.95}, 0.95),
         ({"name": "scalar_rmsprop", "alpha": 0.95}, 0.95),
         ({"name": "moment_estimation_sgd", "beta": 0.95}, 0.95),
+        ({"name": "nadam", "betas": (0.8, 0.95)}, 0.95),
+        *((name, None) for name in ("sgd", "adagrad")),
         *((name, None) for name in ("sgdw", "pnm", "lion", "lars", "koala_v", "koala_m", "adafactor")),
     ],
 )

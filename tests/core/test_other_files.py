@@ -39,7 +39,7 @@ def test_options_stay_where_the_class_differs(name: str, with_class: bool) -> No
 
     Except where one page has all options and the same slots of another: an early file of it looks alike.
     """
-    alike = [{"adam", "adamw"}, {"adabelief", "acprop"}] if not with_class else []
+    alike = [{"adam", "adamw"}, {"adabelief", "acprop"}, {"sgd", "sgdw"}] if not with_class else []
     source, _ = made(name, lr=0.123)
     saved = source.state_dict()
     if not with_class:
@@ -236,7 +236,7 @@ def test_lion_pytorch() -> None:
 @pytest.mark.parametrize("bits", [32, 8])
 def test_a_slot_that_a_file_lacks_starts_fresh(name: str, bits: int) -> None:
     """Each slot of each optimizer, whatever is kept relative to it."""
-    if bits == 8 and name in ("koala_v", "scalar_rmsprop", "moment_estimation_sgd"):
+    if bits == 8 and name in ("adagrad", "koala_v", "scalar_rmsprop", "moment_estimation_sgd"):
         pytest.skip("it has nothing to keep in 8 bits")
     optimizer, params = made(name, state_bits=bits)
     saved = optimizer.state_dict()
