@@ -186,10 +186,12 @@ class Batches:
                 param.grad = p.grad if param.param is p and p.grad is not None else _local_gradient(param)
 
     def drop_gradients(self) -> None:
-        """Drop references to gradients, whose memory may be needed before the next step."""
+        """Drop references to gradients and buffers, whose memory may be needed before the next step."""
         for batch in self.batches:
             for param in batch.params:
                 param.grad = None
+                if param.buffers:
+                    param.buffers.clear()
 
 
 def _local_gradient(param: LocalParameter) -> Tensor | None:

@@ -19,6 +19,7 @@ from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_sharded, shard_of
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
+from lightning_optim.language.definition import Definition
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
 
@@ -68,6 +69,8 @@ def refuse_uncapturable(layout: StateLayout) -> None:
     why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
     if layout.predicts():
         why = "it moves twice in a step"
+    if type(layout).view is not Definition.view:
+        why = "it computes functions of whole matrices, which the host takes together"
     if why:
         raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
     if layout.stages:
@@ -139,6 +142,22 @@ def version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def refuse_matrices(owner: str, program: Program, params: Iterable[Tensor]) -> None:
+    """Refuse functions of whole matrices of complex and of sharded tensors.
+
+    Raises:
+        OptionError: for a complex parameter.
+        RuntimeError: for a parameter that FSDP1 or FSDP2 has sharded.
+    """
+    if program.matrices and any(shard_of(p).splits for p in params):
+        raise RuntimeError(f"{owner} needs whole matrices, and its parameters are sharded. Use DDP.")
+    if program.matrices and (p := next((p for p in params if p.is_complex()), None)) is not None:
+        raise OptionError(
+            f"{owner} cannot serve a complex parameter of shape {tuple(p.shape)}: its functions of whole matrices are "
+            "those of real ones. Train it by another optimizer."
+        )
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_optim import engines
 from lightning_optim.core.attempt import Created
 from lightning_optim.core.batches import Batches, Parameters
-from lightning_optim.core.guards import refuse_disagreement, refuse_unsummable
+from lightning_optim.core.guards import refuse_disagreement, refuse_matrices, refuse_unsummable
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.step import Batch, LocalParameter, Step
@@ -180,7 +180,9 @@ class Runner:
 
     def _check(self, batch: Batch) -> None:
         """Refuse sums that a strategy makes impossible, and set global indices where normal numbers are needed."""
-        refuse_unsummable(type(self.layout).__name__, batch.program, [param.source for param in batch.params])
+        sources = [param.source for param in batch.params]
+        refuse_unsummable(type(self.layout).__name__, batch.program, sources)
+        refuse_matrices(type(self.layout).__name__, batch.program, sources)
         if batch.program.normals and batch.params[0].global_index is None:
             stage = next(stage for stage in self.layout.stages if stage.needs_normals)
             for param in batch.params:

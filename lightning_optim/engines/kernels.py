@@ -84,7 +84,7 @@ class KernelBackend(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def print(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
-        """Print the pass that computes and stores the parameter and slots named in `outputs`."""
+        """Print the pass that computes and stores the parameter and slots, or the buffers, named in `outputs`."""
 
     @staticmethod
     @abc.abstractmethod
@@ -135,7 +135,7 @@ class KernelBackend(abc.ABC):
         """
         program = batch.program
         names = (*program.operands, "index") if program.normals else program.operands
-        launches = launches_of(batch, names, self.served, self.by_alignment, self.tile)
+        launches = launches_of(batch, names, tuple(program.buffers), self.served, self.by_alignment, self.tile)
         for launch in launches:
             if program not in launch.kernels:
                 launch.kernels[program] = self._kernels(program, launch.signature)
@@ -163,6 +163,13 @@ class KernelBackend(abc.ABC):
             self.call(kernel, built, launch, {**_given(kernel, plan, launch), "partials": partials})
         return self.combine(kernel, partials, launch)
 
+    def store(self, plan: Plan[Launch], buffers: tuple[str, ...]) -> None:
+        for launch in plan.launches:
+            launch.point_at_buffers(buffers)
+            kernel, built = launch.kernels[plan.program][buffers]
+            if launch.count:
+                self.call(kernel, built, launch, _given(kernel, plan, launch))
+
     def write(self, plan: Plan[Launch], outputs: tuple[str, ...]) -> None:
         for launch in plan.launches:
             kernel, built = launch.kernels[plan.program][outputs]
@@ -185,12 +192,14 @@ class KernelBackend(abc.ABC):
             for by in REDUCTIONS:
                 if of := program.summands(level, by):
                     found[of, by] = self.reduction(program, signature, of, by)
+            if buffers := program.arguments(level):
+                found[buffers] = self.kernel(program, signature, buffers)
         if program.moving:
             found[program.moving] = self.kernel(program, signature, program.moving)
         return found
 
     def kernel(self, program: Program, signature: Signature, outputs: tuple[str, ...]) -> tuple[Kernel, Any]:
-        """The kernel of the last pass, printed and built at its first use."""
+        """The kernel of a pass that stores outputs or buffers, printed and built at its first use."""
         cache = _kernels.setdefault(program, {})
         key = (self.name, outputs, signature)
         if key not in cache:

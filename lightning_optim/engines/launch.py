@@ -94,10 +94,19 @@ class Launch:
             # graph fills has its values only once the graph is replayed, so steps outside it cannot use this table.
             self.table = _filled_on_device(self.cached_table, column, grads)
             return
-        self.host = pinned(self.host.clone(), self.cached_table.device)
-        self.host[:-1, column] = torch.tensor(grads, dtype=torch.int64, device="cpu")
-        self.table = self.cached_table = copied_to(self.host, self.cached_table.device)
+        self._rewrite({column: grads})
         self.grads = grads
+
+    def point_at_buffers(self, names: Sequence[str]) -> None:
+        """Prepare the table for buffers that were made after it."""
+        self._rewrite({self.signature.offsets[x]: [p.buffers[x].data_ptr() for p in self.params] for x in names})
+
+    def _rewrite(self, columns: dict[int, list[int]]) -> None:
+        """Prepare the table with other addresses in some columns."""
+        self.host = pinned(self.host.clone(), self.cached_table.device)
+        for column, addresses in columns.items():
+            self.host[:-1, column] = torch.tensor(addresses, dtype=torch.int64, device="cpu")
+        self.table = self.cached_table = copied_to(self.host, self.cached_table.device)
 
     def _grads(self) -> list[int]:
         has_gradient = "g" in self.signature.offsets
@@ -116,23 +125,29 @@ class Launch:
 
 
 def launches_of(
-    batch: Batch, names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, tile: int
+    batch: Batch,
+    names: Sequence[str],
+    buffers: Sequence[str],
+    served: Sequence[torch.dtype],
+    by_alignment: bool,
+    tile: int,
 ) -> list[Launch]:
     """The launches that serve a batch: those of the step before, if they are still valid.
 
     Args:
         batch: The batch.
         names: The operands: `"p"`, `"g"` and slots, and last `"index"` where normal numbers are needed.
+        buffers: The buffers between passes, which do not exist yet.
         served: The dtypes that kernels read and write. Operands of other dtypes are copied.
         by_alignment: Whether local parameters whose addresses are not multiples of 16 get a launch of their own.
         tile: The number of elements that one instance of the kernel serves.
     """
     grads = _properties_of_gradients(batch.params, by_alignment) if "g" in names else []
-    key = (*names, by_alignment, tile)
+    key = (*names, *buffers, by_alignment, tile)
     launches: list[Launch]
     grads_of_cached, launches = batch.cache.get(key, (None, []))
     if grads_of_cached != grads:
-        launches = _launches(batch.params, names, served, by_alignment, tile)
+        launches = _launches(batch.params, names, buffers, served, by_alignment, tile)
         for launch in launches:
             launch.build_table()
         batch.cache[key] = grads, launches
@@ -184,7 +199,12 @@ def _properties_of_gradients(params: list[LocalParameter], by_alignment: bool) -
 
 
 def _launches(
-    params: list[LocalParameter], names: Sequence[str], served: Sequence[torch.dtype], by_alignment: bool, tile: int
+    params: list[LocalParameter],
+    names: Sequence[str],
+    buffers: Sequence[str],
+    served: Sequence[torch.dtype],
+    by_alignment: bool,
+    tile: int,
 ) -> list[Launch]:
     launches: dict[Signature, Launch] = {}
     indexed = names[-1] == "index"
@@ -206,6 +226,8 @@ def _launches(
                 value = copy
             operands.append((name, value.dtype))
             addresses.append(value.data_ptr())
+        operands += [(name, param.compute_dtype) for name in buffers]
+        addresses += [0] * len(buffers)
         signature = Signature(tuple(operands), by_alignment and not any(x % 16 for x in addresses), indexed)
         if signature not in launches:
             launches[signature] = Launch(signature, tile)

@@ -1,8 +1,9 @@
-"""A step as passes over the elements, and between them the numbers that follow from sums.
+"""A step as passes over the elements, and between them the numbers that follow from sums, and whole matrices.
 
-Reductions cut the program into passes. Each pass but the last computes again what its sums need, and returns the sums
-over the local elements. These partial sums are added up over tensors and ranks. The last pass writes parameters and
-slots.
+Reductions and functions of whole matrices cut the program into passes. Each pass but the last computes again what its
+cut needs, and returns the sums over the local elements, or writes arguments of functions into buffers. Partial sums are
+added up over tensors and ranks; functions are computed in torch, and later passes read their results like slots. The
+last pass writes parameters and slots.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lightning_optim.distributed.global_index import exchange_of
 from lightning_optim.distributed.plain import is_wrapper, memory_order
+from lightning_optim.engines import matrices
 from lightning_optim.engines.plan import Backend, Plan
 from lightning_optim.engines.step import Step
 from lightning_optim.language.program import Program
@@ -23,8 +25,6 @@ from lightning_optim.language.symbols import Symbol
 
 def unserved(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why no engine that walks over memory can serve, in one sentence; empty where one can."""
-    if any(program.matrices for program in programs):
-        return "the update needs functions of whole matrices."
     if any(program.statistics for program in programs):
         return "the update needs means along an axis of the whole tensor."
     shapes = (p.shape for p in params if (order := memory_order(p)) and exchange_of(order, p.shape) is None)
@@ -35,13 +35,14 @@ def unserved(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 
 def run(step: Step, backend: Backend[Any]) -> None:
-    """Run a step: one or two passes for each level of reductions, and the last pass."""
+    """Run a step: for each level the passes that its cuts need, and the last pass."""
     counted = any(batch.program.counts for batch in step.batches)
     elements = float(sum(param.numel for param in step.params)) if counted else 0.0
     plans = [Plan(batch, step, elements, backend) for batch in step.batches]
     levels = max((batch.program.levels for batch in step.batches), default=0)
     for level in range(1, levels + 1):
         _reduce(plans, level, step)
+        matrices.compute([call for plan in plans for call in plan.calls(level)])
     shared: dict[str, Any] = {}
     for plan in plans:
         plan.write(shared)

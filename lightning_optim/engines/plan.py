@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.launch import to_device
+from lightning_optim.engines.matrices import Call
 from lightning_optim.engines.step import Batch, Step
 from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.program import look_up
@@ -40,6 +41,10 @@ class Backend(Protocol[L]):
         Returns:
             A float64 tensor of shape (params, len(of)) on the device of the local parameters.
         """
+        ...
+
+    def store(self, plan: Plan[L], buffers: tuple[str, ...]) -> None:
+        """Compute the arguments of functions of whole matrices, and write them into buffers."""
         ...
 
     def write(self, plan: Plan[L], outputs: tuple[str, ...]) -> None:
@@ -129,6 +134,27 @@ class Plan(Generic[L]):
                 found.update(zip(((x, by) for x in of), self.backend.reduce(self, of, by).unbind(1), strict=True))
         keys = [(symbol.args[0], symbol.args[2]) for symbol in wanted]
         return [found[key] if key in found else self.vector(key[0]) for key in keys]
+
+    def calls(self, level: int) -> list[Call]:
+        """The functions of whole matrices of a level, whose arguments a pass computes into buffers."""
+        buffers = self.program.arguments(level)
+        if not buffers:
+            return []
+        self.fill(level - 1)
+        for param in self.batch.params:
+            for name in buffers:
+                param.make_buffer(name)
+        self.backend.store(self, buffers)
+        found = []
+        for symbol, result in self.program.results.items():
+            if symbol.level == level:
+                function = symbol.args[0]
+                own = [name for name in buffers if name.partition("_")[0] == result]
+                vectors = [self.vector(number).tolist() for number in symbol.args[1 + len(own) :]]
+                for i, param in enumerate(self.batch.params):
+                    values = tuple(param.buffers[name] if name == result else param.buffers.pop(name) for name in own)
+                    found.append(Call(param, function, values, tuple(numbers[i] for numbers in vectors)))
+        return found
 
     def process_groups(self, reduction: Symbol) -> list[tuple[Any, ...]]:
         """For each tensor the process groups over whose ranks a reduction runs."""

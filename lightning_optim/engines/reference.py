@@ -16,6 +16,8 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.distributed.philox import normals
 from lightning_optim.distributed.reductions import Reductions
+from lightning_optim.engines import matrices
+from lightning_optim.engines.matrices import Call
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.math import evaluating
 from lightning_optim.language.matrices import MatrixFunction
@@ -45,6 +47,11 @@ def run(step: Step) -> None:
     elements = sum(call.param.numel for call in calls)
     for call in calls:
         call.elements = elements
+    if any(batch.program.matrices for batch in step.batches):  # one may fail, and nothing has been written then
+        waiting = calls
+        while waiting:
+            waiting = [call for call in waiting if call.outputs() is None]
+            _reduce(waiting, step.reductions)
     shared: dict[str, Number] = {}
     waiting = calls
     while waiting:
@@ -67,7 +74,10 @@ def _reduce(waiting: list[_Call], reductions: Reductions) -> None:
             continue  # it needs all calls, and some have not come to it yet
         calls = [call for call in waiting if call.wanted == wanted]
         groups = [call.groups for call in calls]
-        if over == "axis":
+        if over == "matrices":
+            matrices.compute([call.partial for call in calls])
+            results = [call.partial.values[0] for call in calls]
+        elif over == "axis":
             results = reductions.reduce_tensors([call.partial for call in calls], groups)
         else:
             results = reductions.reduce([call.partial for call in calls], groups, over, by)
@@ -87,12 +97,21 @@ class _Call:
         self.results: list[Any] = []  # of the reductions of the update, in the order in which it comes to them
         self.position = 0
         self.elements = 0
-        self.wanted: tuple[Over | Literal["axis"], By] = ("tensor", "sum")
+        self.wanted: tuple[Over | Literal["axis", "matrices"], By] = ("tensor", "sum")
         self.partial: Any = 0.0
         self.groups: tuple[ProcessGroup, ...] = ()
 
     def finished(self, shared: dict[str, Number]) -> bool:
         """Call the update and write its results; False where it waits for a reduction."""
+        outputs = self.outputs()
+        if outputs is None:
+            return False
+        self.write(outputs, shared)
+        self.step.written.append(self.param)
+        return True
+
+    def outputs(self) -> dict[str, Any] | None:
+        """Call the update: the new parameter ("p") and what it assigns to slots; None where it waits for others."""
         self.position = 0
         param, dtype = self.param, self.param.compute_dtype
         s = State(self._read)
@@ -101,10 +120,8 @@ class _Call:
                 grad = None if param.grad is None else param.grad.to(dtype)
                 new = self.batch.program.update(param.param.to(dtype), grad, s, namespace(self.batch.h))
         except _NotYet:
-            return False
-        self.write({"p": new, **s.written}, shared)
-        self.step.written.append(param)
-        return True
+            return None
+        return {"p": new, **s.written}
 
     def write(self, outputs: dict[str, Any], shared: dict[str, Number]) -> None:
         """Write what the update has returned and what it has assigned to slots."""
@@ -166,11 +183,13 @@ class _Call:
         return (total / self.param.shard.shape[axis]).to(x.dtype)
 
     def whole(self, function: MatrixFunction, values: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
-        view, shape = self.param.view, self.param.param.shape
-        assert view is not None
-        matrices = zip(*(view.matrices(value) for value in values), strict=True)
-        results = [function(tuple(x[None].clone() for x in of_one), numbers)[0] for of_one in matrices]
-        return view.joined(results, shape)
+        if self.position == len(self.results):
+            copies = tuple(value.clone(memory_format=torch.contiguous_format) for value in values)
+            self.partial, self.groups = Call(self.param, function, copies, tuple(map(float, numbers))), ()
+            self.wanted = ("matrices", "sum")
+            raise _NotYet
+        self.position += 1
+        return self.results[self.position - 1]  # type: ignore[no-any-return]
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
         param = self.param

@@ -40,6 +40,7 @@ class LocalParameter:
         global_index: The global indices of the elements; None where no normal numbers are needed.
         order: The axes of `param` in their order in memory, where it is dense and that is not their own order.
         view: The matrices that the whole tensor is, where its update uses functions of them.
+        buffers: In a step the arguments and results of these functions, by the names of `Program.buffers`.
     """
 
     source: Tensor
@@ -51,6 +52,7 @@ class LocalParameter:
     global_index: GlobalIndex | None = None
     order: tuple[int, ...] | None = None
     view: View | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -93,13 +95,20 @@ class LocalParameter:
         return torch.float32 if self.param.dtype in HALF else self.param.dtype
 
     def operand(self, name: str) -> Any:
-        """What the update calls `name`: the parameter ("p"), its gradient ("g") or a slot, which may be quantized.
+        """The parameter ("p"), its gradient ("g"), a buffer, or a slot, which may be quantized.
 
         A tensor is a view whose axes are in the order of the parameter's memory, so that walks over memory see it
         contiguous if it lies as the parameter does.
         """
-        found: Any = self.param if name == "p" else self.grad if name == "g" else self.state[name]
+        found: Any = self.param if name == "p" else self.grad if name == "g" else self.buffers.get(name)
+        found = self.state[name] if found is None else found
         return found if self.order is None or isinstance(found, Quantized) else found.permute(self.order)
+
+    def make_buffer(self, name: str) -> None:
+        """Make a buffer of the compute dtype in the shape of the local tensor, which lies in memory as that does."""
+        shape, order = self.param.shape, self.order or range(self.param.dim())
+        memory = self.param.new_empty([shape[axis] for axis in order], dtype=self.compute_dtype, requires_grad=False)
+        self.buffers[name] = memory.permute([order.index(axis) for axis in range(len(shape))])
 
     @property
     def index_in_memory(self) -> GlobalIndex:

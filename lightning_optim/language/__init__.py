@@ -24,7 +24,7 @@ from lightning_optim.language.math import (
     total,
     where,
 )
-from lightning_optim.language.matrices import whole
+from lightning_optim.language.matrices import rounded, whole
 from lightning_optim.language.recursions import decayed, ema, given, has_trust_ratio, in_turn, trust_ratio
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.values import Condition, Operand, Options, Setting, Slots, Value
@@ -59,6 +59,7 @@ __all__ = [
     "norm",
     "normal",
     "rms",
+    "rounded",
     "sign",
     "sqrt",
     "squarable",

@@ -61,6 +61,37 @@ class Program:
         return tuple(symbol for symbol in self.symbols if symbol.name == "whole")
 
     @functools.cached_property
+    def buffers(self) -> dict[str, Symbol]:
+        """The per-element arguments of functions of whole matrices, by the name of the buffer that holds each.
+
+        The buffer of the first argument of a function then holds its result.
+        """
+        found = {}
+        for i, symbol in enumerate(self.matrices):
+            function, *values = symbol.args
+            for j, value in enumerate(values[: len(values) - len(function.numbers)]):
+                found[f"whole{i}_{j}" if j else f"whole{i}"] = value
+        return found
+
+    def arguments(self, level: int) -> tuple[str, ...]:
+        """The buffers of the functions of whole matrices of a level."""
+        levels = {name: symbol.level for symbol, name in self.results.items()}
+        return tuple(name for name in self.buffers if levels[name.partition("_")[0]] == level)
+
+    @functools.cached_property
+    def results(self) -> dict[Symbol, str]:
+        """The functions of whole matrices with the name of the buffer that holds the result of each."""
+        return {symbol: f"whole{i}" for i, symbol in enumerate(self.matrices)}
+
+    def operand(self, symbol: Symbol) -> str | None:
+        """The name of the operand in which a pass finds the values of a symbol; None for one that it computes."""
+        return symbol.args[0] if symbol.name == "element" else self.results.get(symbol)
+
+    def value(self, name: str) -> Any:
+        """What a pass stores in an output or a buffer."""
+        return self.buffers[name] if name in self.buffers else self.outputs[name]
+
+    @functools.cached_property
     def elementwise(self) -> bool:
         """Whether the update can run on blocks of elements: apart from reductions, no element depends on another."""
         return not (self.statistics or self.matrices)
@@ -134,8 +165,8 @@ class Program:
 
     @functools.cached_property
     def levels(self) -> int:
-        """The number of levels of reductions: those of one level need only results of lower levels."""
-        return max((symbol.level for symbol in self.reductions), default=0)
+        """The number of levels of cuts: those of one level need only results of lower levels."""
+        return max((symbol.level for symbol in (*self.reductions, *self.matrices)), default=0)
 
     def sums(self, level: int) -> list[tuple[tuple[Any, ...], Symbol]]:
         """The reductions of a level, each with its key.

@@ -25,7 +25,7 @@ class View:
 
     def matrices(self, x: Tensor) -> tuple[Tensor, ...]:
         """The matrices of a whole tensor, each (rows, columns)."""
-        return torch.split(x.reshape(-1, self.columns), list(self.rows))
+        return torch.split(x.reshape(sum(self.rows), self.columns), list(self.rows))
 
     def joined(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The tensor of a shape whose matrices these are."""

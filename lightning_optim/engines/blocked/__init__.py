@@ -8,7 +8,7 @@ causes it to be printed again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,13 +67,22 @@ class _Backend:
             results.append(sums)
         return torch.tensor(results, dtype=torch.float64, device="cpu")
 
+    def store(self, plan: Plan[Pack], buffers: tuple[str, ...]) -> None:
+        for _ in self._stored(plan, buffers):
+            pass
+
     def write(self, plan: Plan[Pack], outputs: tuple[str, ...]) -> None:
-        code = code_of(plan.program, tuple(plan.program.outputs[name] for name in outputs), outputs)
+        for pack in self._stored(plan, outputs):
+            plan.step.written += pack.params
+
+    def _stored(self, plan: Plan[Pack], names: tuple[str, ...]) -> Iterator[Pack]:
+        """Compute and store outputs or buffers of one pack after another."""
+        code = code_of(plan.program, tuple(map(plan.program.value, names)), names)
         for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
             numbers = [values_of[symbol] for symbol in code.numbers]
             for views in walk(pack, code, True, plan.batch.t, _counters(code, values_of)):
                 code.run(views, numbers)
-            plan.step.written += pack.params
+            yield pack
 
 
 def _numbers(plan: Plan[Pack], code: Code) -> list[dict[Symbol, float]]:

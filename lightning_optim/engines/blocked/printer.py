@@ -73,9 +73,11 @@ class _Printer:
     def __init__(self, program: Program, values: tuple[Any, ...], outputs: tuple[str, ...]) -> None:
         self.values, self.outputs = values, outputs
         elements = program.elements(values)
-        self.order = [symbol for symbol in elements if symbol.name not in ("element", "normal")]
+        self.words: dict[Symbol, str] = {
+            s: name for s in elements if (name := program.operand(s))
+        }  # the buffer of each
+        self.order = [symbol for symbol in elements if symbol.name != "normal" and symbol not in self.words]
         self.normals = {f"normal{i}": s for i, s in enumerate(s for s in elements if s.name == "normal")}
-        self.words: dict[Symbol, str] = {s: s.args[0] for s in elements if s.name == "element"}  # the buffer of each
         self.inputs = list(self.words.values())
         self.inputs += [name for name in (*outputs, *self.normals) if name not in self.inputs]
         self.words.update({symbol: name for name, symbol in self.normals.items()})

@@ -55,8 +55,8 @@ ARGUMENTS = (
 
 
 def print_pass(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
-    """Print the last pass, which computes and stores the parameter and slots named in `outputs`."""
-    return _Printer(program, signature, [program.outputs[name] for name in outputs], outputs, "").kernel()
+    """Print the pass that computes and stores the parameter and slots, or the buffers, named in `outputs`."""
+    return _Printer(program, signature, [program.value(name) for name in outputs], outputs, "").kernel()
 
 
 def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
@@ -70,13 +70,14 @@ class _Printer:
     def __init__(
         self, program: Program, signature: Signature, values: Sequence[Any], outputs: Sequence[str], by: str
     ) -> None:
-        self.signature, self.values, self.outputs, self.by = signature, values, outputs, by
+        self.program, self.signature = program, signature
+        self.values, self.outputs, self.by = values, outputs, by
         self.elements = program.elements(values)
         self.words: dict[Symbol, str] = {}  # the variable that holds each symbol
         self.numbers: dict[str, Symbol] = {}
         self.per_tensor: list[Symbol] = []
         self.exponents: set[str] = set()
-        self.loaded = signature.with_partners((s.args[0] for s in self.elements if s.name == "element"), outputs)
+        self.loaded = signature.with_partners(filter(None, map(program.operand, self.elements)), outputs)
         self.touched = {*self.loaded, *outputs}
         self.formats = {name: form for name, form in signature.formats.items() if name in self.touched}
         self.codebooks = list(dict.fromkeys(form.codebook.name for form in self.formats.values() if form.codebook))
@@ -161,9 +162,9 @@ class _Printer:
                 for arg in symbol.args:
                     self._argument(arg)
                 word = f"normal{self.normals.index(symbol)}_block[i]"
-            elif symbol.name == "element":
-                word = f"old_{symbol.args[0]}"
-                lines.append(f"const T {word} = {self._load(symbol.args[0])};")
+            elif operand := self.program.operand(symbol):
+                word = f"old_{operand}"
+                lines.append(f"const T {word} = {self._load(operand)};")
             else:
                 word = f"x{len(self.words)}"
                 kind = "bool" if symbol.name in ("gt", "ge") else "T"

@@ -54,9 +54,11 @@ INLINE = 60  # longer expressions get a line of their own
 
 
 def print_pass(program: Program, signature: Signature, outputs: Sequence[str]) -> Kernel:
-    """Print the last pass, which computes and stores the parameter and slots named in `outputs`."""
-    values = [program.outputs[name] for name in outputs]
-    return _Printer(program, signature, values, outputs, "", "step").kernel()
+    """Print the pass that computes and stores the parameter and slots, or the buffers, named in `outputs`."""
+    values = [program.value(name) for name in outputs]
+    return _Printer(
+        program, signature, values, outputs, "", "step" if set(outputs) <= program.outputs.keys() else "arguments"
+    ).kernel()
 
 
 def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
@@ -82,13 +84,14 @@ class _Printer:
         self.name = f"{self.owner}_{role}"
         self.elements = program.elements(values)
         self.uses: dict[Symbol, int] = dict.fromkeys(values, 2)  # a result gets a line of its own
-        for arg in (arg for symbol in self.elements for arg in symbol.args if isinstance(arg, Symbol)):
+        computed = [symbol for symbol in self.elements if not program.operand(symbol)]
+        for arg in (arg for symbol in computed for arg in symbol.args if isinstance(arg, Symbol)):
             self.uses[arg] = self.uses.get(arg, 0) + 1
-        reads = [symbol.args[0] for symbol in self.elements if symbol.name == "element"]
-        self.loaded = signature.with_partners(reads, outputs)
+        read = {symbol: name for symbol in self.elements if (name := program.operand(symbol))}
+        self.loaded = signature.with_partners(read.values(), outputs)
         names = [name for name, _ in signature.operands]
         self.touched = signature.partners_first(name for name in names if name in self.loaded or name in outputs)
-        self.words: dict[Symbol, str] = {s: s.args[0] for s in self.elements if s.name == "element"}
+        self.words: dict[Symbol, str] = dict(read)
         self.numbers: dict[str, Symbol] = {}
         self.integers: dict[str, Symbol] = {}
         self.per_tensor: list[Symbol] = []
@@ -142,7 +145,7 @@ class _Printer:
     def _compute(self) -> None:
         results = dict(zip(self.values, (f"new_{name}" for name in self.outputs), strict=False))
         for symbol in self.elements:
-            if symbol.name == "element":
+            if symbol in self.words:  # it has been loaded
                 continue
             if symbol.name == "normal":
                 expression = self._normal(symbol)

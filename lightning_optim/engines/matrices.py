@@ -1,0 +1,138 @@
+"""Functions of whole matrices, computed in torch between the passes of a step: the same for all engines.
+
+Matrices of equal shapes and numbers are one batch, over all tensors of the step. So the batches follow from the shapes
+of what is computed here, and a run that is repeated on as many ranks repeats its bits. Other batches (another number of
+ranks, another strategy) may round products differently in the last place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_optim.engines.step import LocalParameter
+from lightning_optim.language.matrices import MatrixFunction
+
+BUCKET = 1 << 28  # bytes of the matrices that are computed at once, which bounds the memory that this takes
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A function of the matrices of one tensor.
+
+    Attributes:
+        param: The local parameter.
+        function: The function.
+        values: Its arguments, in the shape of `param.param`, in memory that nothing else uses. The result replaces the
+            first one.
+        numbers: Its numbers.
+    """
+
+    param: LocalParameter
+    function: MatrixFunction
+    values: tuple[Tensor, ...]
+    numbers: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One matrix of a call.
+
+    Attributes:
+        call: The call.
+        arguments: The matrix in each argument, (rows, columns).
+        result: Where the result goes, (rows, columns); it may be the memory of the first argument.
+    """
+
+    call: Call
+    arguments: tuple[Tensor, ...]
+    result: Tensor
+
+
+def compute(calls: Sequence[Call]) -> None:
+    """Compute all functions of one level.
+
+    Args:
+        calls: The calls, in an order that is the same on all ranks.
+    """
+    units: list[Unit] = []
+    strided: list[tuple[Tensor, Tensor]] = []
+    for call in calls:
+        view, first = call.param.view, call.values[0]
+        if view is None:
+            raise TypeError(
+                f"an update uses {call.function!r}, a function of whole matrices, on a tensor of shape "
+                f"{[*first.shape]}, of which its `view` gives no matrices."
+            )
+        result = first.contiguous()
+        if result is not first:  # the matrix has its rows in the tensor's own order, not in that of memory
+            strided.append((first, result))
+        values = [result, *call.values[1:]]
+        arguments = zip(*(view.matrices(value) for value in values), strict=True)
+        units += [Unit(call, own, own[0]) for own in arguments if own[0].numel()]
+    run(units)
+    for first, result in strided:
+        first.copy_(result)
+
+
+def run(units: Sequence[Unit]) -> None:
+    """Compute matrices of which this process has all elements, batch by batch."""
+    batches: dict[object, list[Unit]] = {}
+    for unit in units:
+        first = unit.arguments[0]
+        key = (unit.call.function, unit.call.numbers, first.shape, first.dtype, first.device)
+        batches.setdefault(key, []).append(unit)
+    for batch in batches.values():
+        first = batch[0].arguments[0]
+        size = max(1, BUCKET // (first.numel() * first.element_size()))
+        with _own_precision(first.device):
+            for low in range(0, len(batch), size):
+                _run_batch(batch[low : low + size])
+
+
+def _run_batch(units: Sequence[Unit]) -> None:
+    call, first = units[0].call, units[0].arguments[0]
+    dtype = call.function.rounded_to(first.dtype, first.device)
+    arguments = tuple(torch.stack(of_units).to(dtype) for of_units in zip(*(x.arguments for x in units), strict=True))
+    shape = arguments[0].shape
+    results = call.function(arguments, call.numbers)
+    if results.shape != shape:
+        raise TypeError(
+            f"{call.function!r}, a function of whole matrices, must return a tensor of the shape of its "
+            f"arguments: it got (matrices, rows, columns) = {[*shape]} and returned {[*results.shape]}."
+        )
+    for unit, result in zip(units, results.to(dtype), strict=True):
+        unit.result.copy_(result)
+
+
+@contextlib.contextmanager
+def _own_precision(device: torch.device) -> Iterator[None]:
+    """Compute products in the dtype of the matrices, whatever the user allows a model to do, and no gradients.
+
+    A function that wants fewer bits says so by `rounded_to`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn):
+            stack.enter_context(_full_products(getattr(backend, "matmul", backend)))
+        yield
+
+
+@contextlib.contextmanager
+def _full_products(backend: object) -> Iterator[None]:
+    """Switch off TF32 and bfloat16 inside float32 products (`torch.set_float32_matmul_precision`)."""
+    name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(backend, name, full)
+    if before == full:
+        yield
+        return
+    setattr(backend, name, full)
+    try:
+        yield
+    finally:
+        setattr(backend, name, before)
