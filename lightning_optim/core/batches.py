@@ -68,8 +68,8 @@ class Batches:
             self._add(batch, p, slots, view(i, p))
         if idle:
             found["idle"] = Batch()
-            for _, p in idle:
-                self._add(found["idle"], p, slots)
+            for i, p in idle:
+                self._add(found["idle"], p, slots, view(i, p))
         self.batches = list(found.values())
         self.slots = [batch.slots for batch in self.batches]
         known = {"step", *slots}
@@ -83,7 +83,7 @@ class Batches:
         """The batches of parameters with gradients."""
         return [batch for batch in self.batches if batch.group is not None]
 
-    def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot], view: View | None = None) -> None:
+    def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot], view: View | None) -> None:
         state = {name: value for name, value in self.state[p].items() if name in slots}
         batch.params.append(LocalParameter.of(p, state, slots, view))
 
@@ -190,8 +190,9 @@ class Batches:
         for batch in self.batches:
             for param in batch.params:
                 param.grad = None
-                if param.buffers:
+                if param.buffers or param.pending:
                     param.buffers.clear()
+                    param.pending.clear()
 
 
 def _local_gradient(param: LocalParameter) -> Tensor | None:

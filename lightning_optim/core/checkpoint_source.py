@@ -127,7 +127,7 @@ def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str
                 return False
             without, traits = slots[name].without, layout.traits_of(i, p)
             known = without is None or traits[without] is not None
-            return known and value.shape in (p.shape, ()) and value.shape != slots[name].shape(p.shape, traits)
+            return known and value.shape in (p.shape, ()) and value.shape != layout.shape_of(slots[name], i, p)
 
         state[index] = {name: value for name, value in held.items() if not misfits(name, value)}
     return {**state_dict, "state": state}

@@ -69,7 +69,7 @@ def refuse_uncapturable(layout: StateLayout) -> None:
     why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
     if layout.predicts():
         why = "it moves twice in a step"
-    if type(layout).view is not Definition.view:
+    if type(layout).matrices is not Definition.matrices:
         why = "it computes functions of whole matrices, which the host takes together"
     if why:
         raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")

@@ -135,10 +135,10 @@ class Runner:
         seen = [namespace(own) for own in options]
 
         def traits(i: int, p: Tensor) -> dict[str, Any]:
-            return layout.traits(seen[i], logical_shape(p), p.dtype, most_dims)
+            return layout.traits_under(seen[i], p)
 
         def view(i: int, p: Tensor) -> View | None:
-            return layout.view(seen[i], logical_shape(p))
+            return layout.matrices(seen[i], logical_shape(p))
 
         self.cached[what] = Batches(params, idle, layout.state, traits, view, layout.all_slots(), flags)
         return self.cached[what]

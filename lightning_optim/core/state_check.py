@@ -89,7 +89,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             continue
         _check_counter(owner, saved, p)
         for name, slot in slots.items():
-            shape = slot.shape(p.shape, layout.traits_of(i, p))
+            shape = layout.shape_of(slot, i, p)
             _check_value(owner, name, slot, saved[name], shape, f"a parameter of shape {tuple(p.shape)}", p.dtype)
         unfit = unfit or _first_unfit(layout, i, p, saved, slots, loaded[i])
         has = {name for name in needed if name in saved}
@@ -156,7 +156,7 @@ def _check_value(
     """Refuse a saved slot that is no number or tensor of numbers, or that has another shape."""
     value = plain(value)
     if not isinstance(value, Tensor):
-        if not (is_number(value) and abs(value) < 2**1000 and slot.per != "element"):
+        if not (is_number(value) and abs(value) < 2**1000 and slot.per in ("tensor", "optimizer")):
             raise OptionError(f"{owner} cannot load {name}: it is {shown(value)}, no tensor. {TAKE_ANOTHER}")
         return
     if value.shape != shape:
@@ -220,7 +220,7 @@ def _unfit(slot: Slot, values: Tensor, dtype: torch.dtype, start: float | None) 
     most = torch.finfo(dtype).max
     if max(-low, high) > most:
         return f"it holds {max(-low, high):.3g}, and the largest number of {dtype} is {most:.3g}"
-    if not slot.signed and low < (0 if slot.per == "element" else ROUNDED_BELOW_ZERO):
+    if not slot.signed and low < (ROUNDED_BELOW_ZERO if slot.per in ("tensor", "optimizer") else 0):
         return f"it holds {low:.3g}, and is never negative"
     if start is not None and not low == high == start:
         return f"its parameter has taken no step, and it holds values other than {start:g}"

@@ -160,7 +160,7 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     quantized: dict[str, Tensor] = {}
     values_of = taken if logical_shape(p).numel() else {}  # without elements, slots keep their first values
     for name, value in values_of.items():  # in the same order on every rank
-        here = p.device if slots[name].per == "element" else torch.device("cpu")
+        here = torch.device("cpu") if slots[name].per in ("tensor", "optimizer") else p.device
         dtype = layout.slot_dtype(slots[name], p, i)
         values = as_tensor(value).to(dtype=dtype, device=here, copy=True)
         if isinstance(state.get(name), storage.Quantized):

@@ -23,6 +23,8 @@ from lightning_optim.language.math import squarable
 from lightning_optim.language.options import Option, floats
 from lightning_optim.language.program import Program, Programs, namespace
 from lightning_optim.language.slot import Slot
+from lightning_optim.language.values import Options
+from lightning_optim.language.view import View
 from lightning_optim.stages.stage import Stage
 
 # Options of the whole optimizer, which a parameter group cannot change.
@@ -101,8 +103,22 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:
         """The traits of a parameter in group `i`."""
-        view = namespace(self.options_of(self.param_groups[i]))
-        return self.traits(view, logical_shape(p), p.dtype, self.most_dims())
+        return self.traits_under(namespace(self.options_of(self.param_groups[i])), p)
+
+    def traits_under(self, h: Options, p: Tensor) -> dict[str, Any]:
+        """The traits of a parameter under options. Where there are slots of matrices, they say whether it has some."""
+        shape = logical_shape(p)
+        found = self.traits(h, shape, p.dtype, self.most_dims())
+        return {**found, "is_matrix": self.matrices(h, shape) is not None} if self.has_slots_of_matrices else found
+
+    def view_of(self, i: int, p: Tensor) -> View | None:
+        """The matrices that a parameter in group `i` is."""
+        return self.matrices(namespace(self.options_of(self.param_groups[i])), logical_shape(p))
+
+    @property
+    def has_slots_of_matrices(self) -> bool:
+        """Whether the page has slots of matrices."""
+        return any(slot.per == "matrix" for slot in self.slots.values())
 
     def most_dims(self) -> int:
         """The largest number of axes of any parameter."""
@@ -182,6 +198,16 @@ class StateLayout(Definition, torch.optim.Optimizer):
             touched |= self.program("predict", h).slots if self.predicts() else set()
         return tuple(name for name in self.slots if name in touched)
 
+    def slot(self, name: str, i: int, p: Tensor) -> Slot:
+        """The slot of a parameter in group `i`: of its matrices, or with a value per element where it is none."""
+        slot = self.all_slots()[name]
+        return slot.of(self.view_of(i, p)) if slot.per == "matrix" else slot
+
+    def shape_of(self, slot: Slot, i: int, p: Tensor) -> torch.Size:
+        """The shape of a slot of the whole parameter `p` in group `i`, as in a file."""
+        view = self.view_of(i, p) if slot.per == "matrix" else None
+        return slot.shape_of(logical_shape(p), self.traits_of(i, p), view)
+
     def slots_of_stages(self, i: int, p: Tensor) -> tuple[str, ...]:
         """Names of the slots of stages that a parameter in group `i` has."""
         return tuple(name for stage in self.stages for name in stage.slots_beside(self.slots_of(i, p)))
@@ -203,15 +229,23 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
         """Create one slot of a parameter in group `i`, under the options and traits `h`."""
-        slot, group = self.all_slots()[name], self.param_groups[i]
+        slot, group = self.slot(name, i, p), self.param_groups[i]
         if storage.is_quantized(p, group["state_bits"], slot):
             self.state[p][name] = self.quantized_slot(slot, i, p, local(p))
+            return
+        if slot.per == "matrix":
+            self.state[p][name] = self.slot_of_matrices(slot, i, p, local(p).device)
             return
         value = first_value(slot, p, self.slot_dtype(slot, p, i), h)
         if slot.per == "optimizer":
             self.param_groups[0].setdefault(name, value)
         else:
             self.state[p][name] = value
+
+    def slot_of_matrices(self, slot: Slot, i: int, p: Tensor, device: torch.device | str) -> Tensor:
+        """The first value of a slot of the matrices of `p` in group `i`, on a device."""
+        shape = self.shape_of(slot, i, p)
+        return torch.full(shape, slot.start(None), dtype=self.slot_dtype(slot, p, i), device=device)
 
     def follow_layout(self, p: Tensor) -> None:
         """Store the slots of a parameter in its memory order, which may have changed since they were made."""
@@ -226,7 +260,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
                 state[name] = storage.Quantized.empty(old.shape, old.format, old.codes.device, order)
             storage.write_shaped(state, values, int(state["step"]))
         for name, x in state.items():
-            if isinstance(x, Tensor) and name in self.all_slots():
+            if isinstance(x, Tensor) and name in self.all_slots() and self.all_slots()[name].per != "matrix":
                 state[name] = laid_out_like(x, p)
 
     def quantized_slot(self, slot: Slot, i: int, p: Tensor, shard: Tensor) -> storage.Quantized:

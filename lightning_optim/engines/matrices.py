@@ -46,11 +46,20 @@ class Unit:
         call: The call.
         arguments: The matrix in each argument, (rows, columns).
         result: Where the result goes, (rows, columns); it may be the memory of the first argument.
+        shape: The shape in which the function sees it (`View.axes`).
+        index: The index of the matrix in its tensor.
     """
 
     call: Call
     arguments: tuple[Tensor, ...]
     result: Tensor
+    shape: tuple[int, ...]
+    index: int
+
+    @property
+    def slots(self) -> dict[str, Tensor]:
+        """What the matrix has of the slots of the function, by name."""
+        return {name: self.call.param.of_matrices[name][self.index] for name in self.call.function.slots}
 
 
 def compute(calls: Sequence[Call]) -> None:
@@ -66,14 +75,14 @@ def compute(calls: Sequence[Call]) -> None:
         if view is None:
             raise TypeError(
                 f"an update uses {call.function!r}, a function of whole matrices, on a tensor of shape "
-                f"{[*first.shape]}, of which its `view` gives no matrices."
+                f"{[*first.shape]}, of which its `matrices` gives no matrices."
             )
         result = first.contiguous()
         if result is not first:  # the matrix has its rows in the tensor's own order, not in that of memory
             strided.append((first, result))
         values = [result, *call.values[1:]]
         arguments = zip(*(view.matrices(value) for value in values), strict=True)
-        units += [Unit(call, own, own[0]) for own in arguments if own[0].numel()]
+        units += [Unit(call, own, own[0], view.shape(i), i) for i, own in enumerate(arguments) if own[0].numel()]
     run(units)
     for first, result in strided:
         first.copy_(result)
@@ -84,7 +93,7 @@ def run(units: Sequence[Unit]) -> None:
     batches: dict[object, list[Unit]] = {}
     for unit in units:
         first = unit.arguments[0]
-        key = (unit.call.function, unit.call.numbers, first.shape, first.dtype, first.device)
+        key = (unit.call.function, unit.call.numbers, unit.shape, first.dtype, first.device)
         batches.setdefault(key, []).append(unit)
     for batch in batches.values():
         first = batch[0].arguments[0]
@@ -97,16 +106,20 @@ def run(units: Sequence[Unit]) -> None:
 def _run_batch(units: Sequence[Unit]) -> None:
     call, first = units[0].call, units[0].arguments[0]
     dtype = call.function.rounded_to(first.dtype, first.device)
-    arguments = tuple(torch.stack(of_units).to(dtype) for of_units in zip(*(x.arguments for x in units), strict=True))
+    stacked = (torch.stack(of_units).to(dtype) for of_units in zip(*(x.arguments for x in units), strict=True))
+    arguments = tuple(x.view(len(units), *units[0].shape) for x in stacked)
     shape = arguments[0].shape
-    results = call.function(arguments, call.numbers)
+    held = [unit.slots for unit in units]
+    slots = {name: torch.stack([of_unit[name] for of_unit in held]) for name in call.function.slots}
+    results, new = call.function(arguments, call.numbers, slots)
     if results.shape != shape:
         raise TypeError(
             f"{call.function!r}, a function of whole matrices, must return a tensor of the shape of its "
             f"arguments: it got (matrices, rows, columns) = {[*shape]} and returned {[*results.shape]}."
         )
-    for unit, result in zip(units, results.to(dtype), strict=True):
-        unit.result.copy_(result)
+    for i, unit in enumerate(units):
+        unit.result.copy_(results[i].reshape(unit.result.shape))
+        unit.call.param.pending.update({(name, unit.index): value[i] for name, value in new.items()})
 
 
 @contextlib.contextmanager

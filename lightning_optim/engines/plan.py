@@ -170,8 +170,12 @@ class Plan(Generic[L]):
         self.fill()
         if self.program.moving:
             self.backend.write(self, self.program.moving)
+        if self.program.of_matrices:
+            for param in self.batch.params:
+                param.write_slots_of_matrices()
+            self.step.written += self.batch.params if not self.program.moving else ()
         for slot, result in self.program.outputs.items():
-            if slot in self.program.writes:
+            if slot in self.program.writes or result in self.program.of_matrices:
                 continue
             if slot in self.step.shared:
                 number = self.value(result)

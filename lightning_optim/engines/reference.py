@@ -142,6 +142,7 @@ class _Call:
             elif slot not in quantized:
                 target = param.param if slot == "p" else param.state[slot]
                 _store(value, target)
+        param.write_slots_of_matrices()
 
     def _is_quantized(self, slot: str) -> bool:
         return isinstance(self.param.state.get(slot), storage.Quantized)

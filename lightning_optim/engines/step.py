@@ -41,6 +41,9 @@ class LocalParameter:
         order: The axes of `param` in their order in memory, where it is dense and that is not their own order.
         view: The matrices that the whole tensor is, where its update uses functions of them.
         buffers: In a step the arguments and results of these functions, by the names of `Program.buffers`.
+        of_matrices: What each of these matrices has of the slots of matrices, by name: views of the memory in `state`.
+        pending: New values of these, by the name of the slot and the index of the matrix. They are written with the
+            other slots, when all functions of whole matrices of the step are computed.
     """
 
     source: Tensor
@@ -53,6 +56,8 @@ class LocalParameter:
     order: tuple[int, ...] | None = None
     view: View | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    of_matrices: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    pending: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -70,6 +75,7 @@ class LocalParameter:
             RuntimeError: where a slot is on another device or has another shape than the parameter.
         """
         param = bare(local(p))
+        slots = {name: slot.of(view) for name, slot in slots.items()}
         state = {name: value if isinstance(value, Quantized) else local(value) for name, value in state.items()}
         _refuse_other_device(param, state, slots)
         _refuse_other_shape(param, state, slots)
@@ -82,7 +88,9 @@ class LocalParameter:
         shard = shard_of(p) if is_sharded(p) else None
         numel = p.numel() if shard is None else shard.numel
         order = None if is_dtensor(p) else memory_order(param)
-        return cls(p, param, None, state, numel * (2 if p.is_complex() else 1), shard, order=order, view=view)
+        owned = {name: view.slots(x, slots[name].shape) for name, x in state.items() if view and slots[name].shape}
+        numel *= 2 if p.is_complex() else 1
+        return cls(p, param, None, state, numel, shard, order=order, view=view, of_matrices=owned)
 
     @property
     def process_groups(self) -> tuple[ProcessGroup, ...]:
@@ -109,6 +117,11 @@ class LocalParameter:
         shape, order = self.param.shape, self.order or range(self.param.dim())
         memory = self.param.new_empty([shape[axis] for axis in order], dtype=self.compute_dtype, requires_grad=False)
         self.buffers[name] = memory.permute([order.index(axis) for axis in range(len(shape))])
+
+    def write_slots_of_matrices(self) -> None:
+        """Write the new values of the slots of its matrices."""
+        for (name, i), value in self.pending.items():
+            self.of_matrices[name][i].copy_(value)
 
     @property
     def index_in_memory(self) -> GlobalIndex:
@@ -193,7 +206,7 @@ def _refuse_other_device(param: Tensor, state: dict[str, Any], slots: Mapping[st
     """Refuse state on another device: engines that use addresses would read memory of something else."""
     for name, value in state.items():
         device = (value.codes if isinstance(value, Quantized) else value).device
-        if device != param.device and slots[name].per == "element":
+        if device != param.device and slots[name].per in ("element", "matrix"):
             raise RuntimeError(
                 f"{name} of a parameter of shape {tuple(param.shape)} is on {device}, and the parameter on "
                 f"{param.device}. Move the model before its optimizer is made, or load the state again."

@@ -84,7 +84,7 @@ class Definition(Declared):
         return {}
 
     @staticmethod
-    def view(h: Options, shape: torch.Size) -> View | None:
+    def matrices(h: Options, shape: torch.Size) -> View | None:
         """The matrices that a parameter is, for functions of whole matrices (`language.matrices.whole`).
 
         Args:

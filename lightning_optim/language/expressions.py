@@ -203,6 +203,9 @@ class Writer:
             return self.notation.power(self.notation.norm(self.write(x.args[0]), over == "all"), "2"), POWER
         return self.notation.call(by, self.write(x), everywhere=over == "all"), ATOM
 
+    def _whole(self, *args: Any) -> Text:
+        return self.notation.call(args[0].function.__name__, *map(self.write, args[1:])), ATOM
+
     def _mean(self, x: Any, axis: Any) -> Text:
         return self.notation.call("mean", self.write(x), str(axis)), ATOM
 

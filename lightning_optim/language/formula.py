@@ -133,11 +133,19 @@ class Derivation:
 
     def _outputs(self, function: Callable[..., Any], *given: str) -> dict[str, Any]:
         """Call a function of the page; returns the values that it assigns to slots, and the new parameter as "p"."""
-        s = State(lambda name: self.tracer.symbol("element", (name,), Kind.ELEMENT, 0))
+        matrices = [name for name, slot in self.slots.items() if slot.per == "matrix"]
+        kinds = {**dict.fromkeys(matrices, ("matrix", Kind.MATRIX)), "": ("element", Kind.ELEMENT)}
+
+        def read(name: str) -> Symbol:
+            word, kind = kinds.get(name, kinds[""])
+            return self.tracer.symbol(word, (name,), kind, 0)
+
+        s = State(read)
         values = [self.tracer.symbol("element", (name,), Kind.ELEMENT, 0) for name in given]
         new = self.call(function, *values, s, SimpleNamespace(**self.h))
         self.read.update(dict.fromkeys(s.seen))
-        return {**s.written, "p": new}
+        own = {name: value for name, value in s.written.items() if name not in matrices}  # what a function writes
+        return {**own, "p": new}
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the page, and collect the names of local variables in it and in what it calls."""

@@ -61,6 +61,11 @@ class Program:
         return tuple(symbol for symbol in self.symbols if symbol.name == "whole")
 
     @functools.cached_property
+    def of_matrices(self) -> tuple[Symbol, ...]:
+        """The new values of slots of matrices, which are written where functions of them are computed."""
+        return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.MATRIX)
+
+    @functools.cached_property
     def buffers(self) -> dict[str, Symbol]:
         """The per-element arguments of functions of whole matrices, by the name of the buffer that holds each.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-Per = Literal["element", "tensor", "optimizer"]
+from lightning_optim.language.view import View
+
+Per = Literal["element", "tensor", "optimizer", "matrix"]
+Side = Literal["rows", "columns"] | int  # of a matrix, or the index of an axis of its function (`View.axes`)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,10 @@ class Slot:
         signed: Whether values may be negative. 8-bit formats use their codes accordingly.
         exact: Whether the slot must not be rounded to few bits (a previous gradient, a running maximum). Such a slot is
             stored in full precision under any `state_bits`.
-        per: Whether there is one value per element of the parameter, per tensor, or for the whole optimizer.
+        per: Whether there is one value per element of the parameter, one per tensor, or for the whole optimizer, or a
+            tensor of its own per matrix, which only functions of whole matrices read and write. Where the parameter is
+            no matrix, such a slot has one value per element.
+        shape: For a slot of a matrix, the sides that it has: ("rows", "rows") for a matrix from outputs to outputs.
         init: The first value, or a function of the options that returns it.
         copies: Start as a copy of the parameter instead of `init`.
         root_of: The slot of squares, such as a second moment, relative to whose square root the values of this slot are
@@ -40,6 +46,7 @@ class Slot:
     signed: bool = True
     exact: bool = False
     per: Per = "element"
+    shape: tuple[Side, ...] = ()
     init: float | Callable[[Any], float] = 0.0
     copies: bool = False
     root_of: str | None = None
@@ -58,9 +65,24 @@ class Slot:
         """The first value under the options `h`."""
         return self.init(h) if callable(self.init) else self.init
 
-    def shape(self, logical: torch.Size, traits: dict[str, Any]) -> torch.Size:
-        """The shape of the slot of a parameter with this logical shape and these traits."""
-        if self.per != "element":
+    def of(self, view: View | None) -> Slot:
+        """The slot of a parameter that is these matrices: one value per element where it is none."""
+        return self if self.per != "matrix" or view is not None else replace(self, per="element", shape=())
+
+    def shape_of(self, logical: torch.Size, traits: dict[str, Any], view: View | None = None) -> torch.Size:
+        """The shape of the slot of a parameter with this logical shape, these traits and these matrices.
+
+        Slots of several matrices of a tensor lie one behind the other: with a first axis that counts them, as one
+        vector where their shapes differ, and in the shape of the tensor where they have rows and columns.
+        """
+        if self.per == "matrix" and view is not None:
+            shapes = [torch.Size(view.side(side, i) for side in self.shape) for i in range(len(view.rows))]
+            if self.shape == ("rows", "columns"):
+                return logical
+            if len({*shapes}) > 1:
+                return torch.Size([sum(map(torch.Size.numel, shapes))])
+            return shapes[0] if len(shapes) == 1 else torch.Size([len(shapes), *shapes[0]])
+        if self.per not in ("element", "matrix"):
             return torch.Size(())
         if self.without is None:
             return logical

@@ -23,6 +23,7 @@ class Kind(enum.IntEnum):
     SCALAR = 1  # one number per tensor or per optimizer, computed between passes
     STATISTIC = 2  # one number per row, per column, ...: a tensor with some axes of size 1, computed between passes
     ELEMENT = 3  # one number per element, computed in a pass
+    MATRIX = 4  # a tensor of its own per matrix, for functions of whole matrices alone
 
 
 class Symbol(Value):
@@ -30,7 +31,8 @@ class Symbol(Value):
 
     Attributes:
         tracer: The tracer that recorded it.
-        name: The name of the input ("host", "scalar", "statistic", "element", "count", "normal") or of the function.
+        name: The name of the input ("host", "scalar", "statistic", "element", "matrix", "count", "normal") or of the
+            function.
         args: The arguments of the function, or what tells one input from another.
         kind: The number of values, and when they are computed.
         level: The number of cuts (reductions, means along axes, functions of whole matrices) that must be computed one
@@ -48,6 +50,8 @@ class Symbol(Value):
     def record(self, name: str, *args: Any) -> Symbol:
         symbols = [arg for arg in args if isinstance(arg, Symbol)]
         kind, level = max(s.kind for s in symbols), max(s.level for s in symbols)
+        if kind == Kind.MATRIX:
+            raise TypeError("a slot of a matrix has no value per element: only the function given to `whole` reads it.")
         axes = frozenset[Any]()
         if kind == Kind.STATISTIC:  # rows and columns together are elements
             axes = frozenset.intersection(*(s.axes for s in symbols if s.kind == kind))
@@ -73,7 +77,7 @@ class Symbol(Value):
         return self.tracer.is_nonzero(self)
 
     def __repr__(self) -> str:
-        if self.name in ("host", "scalar", "statistic", "element"):
+        if self.name in ("host", "scalar", "statistic", "element", "matrix"):
             return str(self.args[0])
         return f"{self.name}({', '.join(map(repr, self.args))})"
 
@@ -107,7 +111,9 @@ class Tracer:
 
     def slot(self, name: str, slot: Slot | None, h: Mapping[str, Any]) -> Symbol:
         """The symbol of a slot before the step: a number, a statistic or one value per element."""
-        if slot is not None and slot.per != "element":
+        if slot is not None and slot.per == "matrix" and h.get("is_matrix", True):
+            return self.symbol("matrix", (name,), Kind.MATRIX, 0)
+        if slot is not None and slot.per in ("tensor", "optimizer"):
             return self.symbol("scalar", (name,), Kind.SCALAR, 0)
         if slot is not None and slot.without is not None:
             axis = h[slot.without]

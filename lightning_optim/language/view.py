@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,14 +19,33 @@ class View:
     Attributes:
         rows: The number of rows of each matrix.
         columns: The number of columns of all of them.
+        axes: The axes into which functions of the matrices split the columns, for more than two axes; (columns,) if
+            empty.
     """
 
     rows: tuple[int, ...]
     columns: int
+    axes: tuple[int, ...] = ()
 
     def matrices(self, x: Tensor) -> tuple[Tensor, ...]:
         """The matrices of a whole tensor, each (rows, columns)."""
         return torch.split(x.reshape(sum(self.rows), self.columns), list(self.rows))
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """The shape in which functions see the matrix number i."""
+        return (self.rows[i], *(self.axes or (self.columns,)))
+
+    def side(self, side: str | int, i: int) -> int:
+        """The length of a side of the matrix number i, or of an axis of its function."""
+        if isinstance(side, int):
+            return self.shape(i)[side]
+        return {"rows": self.rows[i], "columns": self.columns}[side]
+
+    def slots(self, values: Tensor, sides: Sequence[str | int]) -> tuple[Tensor, ...]:
+        """What each matrix has of a slot with these sides: views of its memory, where they lie one behind the other."""
+        shapes = [[self.side(side, i) for side in sides] for i in range(len(self.rows))]
+        parts = torch.split(values.view(-1), [math.prod(shape) for shape in shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def joined(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The tensor of a shape whose matrices these are."""

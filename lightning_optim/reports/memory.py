@@ -218,11 +218,13 @@ def _expected(optimizer: Optimizer, i: int, p: Tensor, shard: Tensor, name: str,
         return value if isinstance(value, Quantized) else local(value)
     if name == "step":
         return torch.empty((), dtype=torch.float32, device="meta")
-    slot, group = optimizer.all_slots()[name], optimizer.param_groups[i]
+    slot, group = optimizer.slot(name, i, p), optimizer.param_groups[i]
     if storage.is_quantized(p, group["state_bits"], slot):
         return optimizer.quantized_slot(slot, i, p, torch.empty_like(shard, device="meta"))
+    if slot.per == "matrix":
+        return optimizer.slot_of_matrices(slot, i, p, "meta")
     dtype = storage.dtype(p.dtype, optimizer.param_groups[i]["state_bits"], slot)
-    shape = slot.shape(shard.shape, optimizer.traits_of(i, p))
+    shape = slot.shape_of(shard.shape, optimizer.traits_of(i, p))
     return torch.empty(shape, dtype=dtype, device="meta")
 
 

@@ -26,11 +26,14 @@ def dtype(param: torch.dtype, bits: int, slot: Slot) -> torch.dtype:
         param: The dtype of the parameter. State of float64 and complex parameters has the dtype of the parameter.
         bits: `state_bits` of the parameter group: 32 for float32, 16 for bfloat16, 8 for float32 where a slot is not
             quantized.
-        slot: The slot. One that must stay exact, or that holds one number, is never stored in fewer bits.
+        slot: The slot. One that must stay exact, that belongs to a matrix or that holds one number is never stored in
+            fewer bits.
     """
-    if slot.per != "element" or not _reducible(param):
-        return param if slot.per == "element" else torch.float64
-    return torch.bfloat16 if bits == 16 and not slot.exact else torch.float32
+    if slot.per in ("tensor", "optimizer"):
+        return torch.float64
+    if not _reducible(param):
+        return param
+    return torch.bfloat16 if bits == 16 and slot.per == "element" and not slot.exact else torch.float32
 
 
 def is_quantized(param: Tensor, bits: int, slot: Slot) -> bool:

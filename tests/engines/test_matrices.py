@@ -50,7 +50,7 @@ class Mixing(Optimizer):
     previous = Slot("r")
 
     @staticmethod
-    def view(h: Options, shape: torch.Size) -> View | None:
+    def matrices(h: Options, shape: torch.Size) -> View | None:
         return matrix_view(shape, blocks=1 if shape and shape[0] % 2 else 2)
 
     @staticmethod
@@ -78,7 +78,7 @@ class Plain(Optimizer):
     exp_avg = Slot("m")
 
     @staticmethod
-    def view(h: Options, shape: torch.Size) -> View | None:
+    def matrices(h: Options, shape: torch.Size) -> View | None:
         return matrix_view(shape)
 
     @staticmethod
@@ -236,5 +236,5 @@ def test_what_is_refused() -> None:
     with pytest.raises(TypeError, match="must return a tensor of the shape of its"):
         train(Plain(real, kind="transposing"), real, steps=1)
     vector = parameters(shapes=((6,),))
-    with pytest.raises(TypeError, match="of which its `view` gives no matrices"):
+    with pytest.raises(TypeError, match="of which its `matrices` gives no matrices"):
         train(Plain(vector, kind="product"), vector, steps=1)
