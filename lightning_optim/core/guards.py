@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from lightning_optim import storage
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.distributed.agreement import difference, shared_training
-from lightning_optim.distributed.fsdp1 import is_flattened
+from lightning_optim.distributed.fsdp1 import is_flat_parameter, is_flattened
 from lightning_optim.distributed.placement import is_sharded, shard_of
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
@@ -144,20 +144,38 @@ def version(name: str) -> str:
         return ""
 
 
-def refuse_matrices(owner: str, program: Program, params: Iterable[Tensor]) -> None:
-    """Refuse functions of whole matrices of complex and of sharded tensors.
+def refuse_matrices(layout: StateLayout, program: Program, params: Sequence[Tensor]) -> None:
+    """Refuse functions of whole matrices where these are not known.
 
     Raises:
         OptionError: for a complex parameter.
-        RuntimeError: for a parameter that FSDP1 or FSDP2 has sharded.
+        RuntimeError: for flat parameters, in whose place the update would see vectors, and for a tensor that is split
+            along two dimensions of a device mesh.
     """
-    if program.matrices and any(shard_of(p).splits for p in params):
-        raise RuntimeError(f"{owner} needs whole matrices, and its parameters are sharded. Use DDP.")
-    if program.matrices and (p := next((p for p in params if p.is_complex()), None)) is not None:
-        raise OptionError(
-            f"{owner} cannot serve a complex parameter of shape {tuple(p.shape)}: its functions of whole matrices are "
-            "those of real ones. Train it by another optimizer."
-        )
+    owner = type(layout).__name__
+    if type(layout).matrices is not Definition.matrices and any(map(is_flat_parameter, params)):
+        raise _no_tensors(owner, "whole matrix")
+    if not program.matrices:
+        return
+    for p in params:
+        if p.is_complex():
+            raise OptionError(
+                f"{owner} cannot serve a complex parameter of shape {tuple(p.shape)}: its functions of whole matrices "
+                "are those of real ones. Train it by another optimizer."
+            )
+        shard = shard_of(p)
+        if shard.strided or len(shard.splits) > 1:
+            raise RuntimeError(
+                f"{owner} needs whole matrices, and a parameter of shape {tuple(p.shape)} is split along two "
+                "dimensions of a device mesh (tensor parallel and FSDP2). Use one of the two, or another optimizer."
+            )
+
+
+def _no_tensors(owner: str, needs: str) -> RuntimeError:
+    return RuntimeError(
+        f"{owner} needs a {needs}, and FSDP1 with use_orig_params=False shows flat parameters, in which tensors are "
+        "not known. Set FSDPStrategy(use_orig_params=True), or use ModelParallelStrategy (FSDP2)."
+    )
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:
@@ -167,16 +185,12 @@ def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) ->
         RuntimeError: for sums over each tensor of a flat parameter, and for means along an axis of a flattened shard.
     """
     of_tensors = any(symbol.args[1] == "tensor" for symbol in program.reductions)
-    if program.elementwise and not of_tensors:
+    if not (program.statistics or of_tensors):
         return
     for shard in (shard_of(p) for p in params if is_flattened(p)):
         if shard.is_flat_parameter:
-            raise RuntimeError(
-                f"{owner} needs a {' and a '.join(program.needs)}, and FSDP1 with use_orig_params=False shows flat "
-                "parameters, in which tensors are not known. Set FSDPStrategy(use_orig_params=True), or use "
-                "ModelParallelStrategy (FSDP2)."
-            )
-        if shard.without_axes and not program.elementwise:
+            raise _no_tensors(owner, " and a ".join(program.needs))
+        if shard.without_axes and program.statistics:
             raise RuntimeError(
                 f"{owner} needs row and column means, and FSDP1 splits tensors without regard to rows, nor can its "
                 "checkpoints hold row and column statistics. Use ModelParallelStrategy (FSDP2) or DDP; for adafactor, "

@@ -13,6 +13,7 @@ from lightning_optim.core.attempt import Created
 from lightning_optim.core.batches import Batches, Parameters
 from lightning_optim.core.guards import refuse_disagreement, refuse_matrices, refuse_unsummable
 from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.distributed.owners import Owners
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
@@ -35,6 +36,7 @@ class Runner:
         self.cached: dict[str, Batches] = {}  # by the kind of program
         self.refused: engines.Refused = {}
         self.created, self.moved = Created(), False
+        self.owners = Owners()
 
     def clear_cache(self) -> None:
         """Sort all parameters into batches again in the next step."""
@@ -140,7 +142,9 @@ class Runner:
         def view(i: int, p: Tensor) -> View | None:
             return layout.matrices(seen[i], logical_shape(p))
 
-        self.cached[what] = Batches(params, idle, layout.state, traits, view, layout.all_slots(), flags)
+        choices = [options.get("owners", "auto") for options in options]
+        self.owners.follow([(p, view(i, p), choices[i]) for i, p in layout.initialized()])
+        self.cached[what] = Batches(params, idle, layout.state, traits, view, self.owners, layout.all_slots(), flags)
         return self.cached[what]
 
     def _fill(self, what: str, batches: Batches, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> None:
@@ -182,7 +186,7 @@ class Runner:
         """Refuse sums that a strategy makes impossible, and set global indices where normal numbers are needed."""
         sources = [param.source for param in batch.params]
         refuse_unsummable(type(self.layout).__name__, batch.program, sources)
-        refuse_matrices(type(self.layout).__name__, batch.program, sources)
+        refuse_matrices(self.layout, batch.program, sources)
         if batch.program.normals and batch.params[0].global_index is None:
             stage = next(stage for stage in self.layout.stages if stage.needs_normals)
             for param in batch.params:

@@ -51,15 +51,22 @@ def _ranks_of_shards(p: Tensor) -> list[int]:
 
 def _replicas(params: Sequence[Tensor]) -> tuple[list[int], list[Any]] | None:
     """As `shared_training`, for parameters that one DDP module averages. Nothing leads from a parameter to it."""
+    module = data_parallel(params)
+    if module is None:
+        return None
+    position = {id(p): (i, tuple(p.shape)) for i, p in enumerate(module._module_parameters)}
+    ranks = dist.get_process_group_ranks(module.process_group)
+    return (ranks, [position[id(p)] for p in params]) if len(ranks) > 1 else None
+
+
+def data_parallel(params: Sequence[Tensor]) -> Any:
+    """The `DistributedDataParallel` that averages the gradients of all these parameters, or None."""
     from torch.nn.parallel import DistributedDataParallel
 
     for module in (thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)):
-        held = vars(module).get("_module_parameters", [])
-        position = {id(p): (i, tuple(p.shape)) for i, p in enumerate(held)}
-        group = vars(module).get("process_group")
-        if group is not None and all(id(p) in position for p in params):
-            ranks = dist.get_process_group_ranks(group)
-            return (ranks, [position[id(p)] for p in params]) if len(ranks) > 1 else None
+        held = {id(p) for p in vars(module).get("_module_parameters", [])}
+        if vars(module).get("process_group") is not None and all(id(p) in held for p in params):
+            return module
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -14,6 +14,7 @@ from lightning_optim.distributed.fsdp1 import flattened, is_flattened
 from lightning_optim.distributed.shard import Shard
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
 
@@ -131,20 +132,48 @@ def reshard(model: Any) -> None:
 def _shard_of_dtensor(p: DTensor) -> Shard:
     """The shard of a DTensor, split as `torch.chunk` splits, one dimension of the device mesh after the other."""
     mesh = p.device_mesh
+    cuts = _cuts(p)
+    splits = tuple((axis, mesh.get_group(i)) for i, axis in cuts if mesh.size(i) > 1)
+    offsets, sizes = _block(p, mesh.get_coordinate() or [0] * mesh.ndim)
+    axes = [axis for axis, _ in splits]
+    shape = tuple(p.to_local().shape)
+    strided = shape != sizes or (len(set(axes)) < len(axes) and not all(x.is_shard() for x in p.placements))
+    return Shard(p.shape, p.shape, offsets, shape, splits, strided=strided)
+
+
+def shards_of_all(p: Tensor, group: ProcessGroup) -> tuple[Shard, ...]:
+    """The shards that the ranks of a process group hold of a DTensor, in rank order; none of another tensor.
+
+    Args:
+        p: The parameter.
+        group: The process group that splits it.
+    """
+    if not is_dtensor(p):
+        return ()
+    mesh = p.device_mesh
     coordinate = mesh.get_coordinate() or [0] * mesh.ndim
+    along = next(i for i, _ in _cuts(p) if mesh.size(i) > 1 and mesh.get_group(i) is group)
+    ranks = mesh.mesh[tuple(slice(None) if i == along else at for i, at in enumerate(coordinate))].tolist()
+    found = []
+    for rank in torch.distributed.get_process_group_ranks(group):
+        there = [ranks.index(rank) if i == along else at for i, at in enumerate(coordinate)]
+        found.append(Shard(p.shape, p.shape, *_block(p, there)))
+    return tuple(found)
+
+
+def _cuts(p: DTensor) -> list[tuple[int, int]]:
+    """The dimensions of the device mesh that split a DTensor, each with the axis that it splits."""
+    # What is not replicated is Shard, or a strided form of it that denies being one.
+    split = [(i, x) for i, x in enumerate(p.placements) if not x.is_replicate()]
+    return [(i, x.dim % p.dim()) for i, x in split]  # type: ignore[attr-defined]
+
+
+def _block(p: DTensor, coordinate: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First indices and sizes of the block of a DTensor at a place in the device mesh."""
     offsets, sizes = [0] * p.dim(), list(p.shape)
-    splits = []
-    for i, placement in enumerate(p.placements):
-        if placement.is_replicate():  # else it is Shard, or a strided form of it that denies being one
-            continue
-        axis = placement.dim % p.dim()  # type: ignore[attr-defined]
-        if mesh.size(i) > 1:
-            splits.append((axis, mesh.get_group(i)))
-        chunk = -(-sizes[axis] // mesh.size(i))
+    for i, axis in _cuts(p):
+        chunk = -(-sizes[axis] // p.device_mesh.size(i))
         low = min(coordinate[i] * chunk, sizes[axis])
         sizes[axis] = min(chunk, sizes[axis] - low)
         offsets[axis] += low
-    axes = [axis for axis, _ in splits]
-    shape = tuple(p.to_local().shape)
-    strided = shape != tuple(sizes) or (len(set(axes)) < len(axes) and not all(x.is_shard() for x in p.placements))
-    return Shard(p.shape, p.shape, tuple(offsets), shape, tuple(splits), strided=strided)
+    return tuple(offsets), tuple(sizes)

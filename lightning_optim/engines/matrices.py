@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_optim.distributed.exchange import Matrices, Part, exchange
+from lightning_optim.distributed.owners import Home
+from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.engines.step import LocalParameter
 from lightning_optim.language.matrices import MatrixFunction
+from lightning_optim.language.view import View
 
 BUCKET = 1 << 28  # bytes of the matrices that are computed at once, which bounds the memory that this takes
 
@@ -63,15 +67,20 @@ class Unit:
 
 
 def compute(calls: Sequence[Call]) -> None:
-    """Compute all functions of one level.
+    """Compute all functions of one level: here, or at the owners of their matrices.
 
     Args:
         calls: The calls, in an order that is the same on all ranks.
+
+    Raises:
+        TypeError: where the page gives no matrices of a tensor, or its function returns something of another shape.
+        RuntimeError: where the function of another rank has failed.
     """
     units: list[Unit] = []
+    parts: list[Part] = []
     strided: list[tuple[Tensor, Tensor]] = []
     for call in calls:
-        view, first = call.param.view, call.values[0]
+        view, home, first = call.param.view, call.param.home, call.values[0]
         if view is None:
             raise TypeError(
                 f"an update uses {call.function!r}, a function of whole matrices, on a tensor of shape "
@@ -80,12 +89,36 @@ def compute(calls: Sequence[Call]) -> None:
         result = first.contiguous()
         if result is not first:  # the matrix has its rows in the tensor's own order, not in that of memory
             strided.append((first, result))
-        values = [result, *call.values[1:]]
-        arguments = zip(*(view.matrices(value) for value in values), strict=True)
-        units += [Unit(call, own, own[0], view.shape(i), i) for i, own in enumerate(arguments) if own[0].numel()]
+        values = (result, *(value.contiguous() for value in call.values[1:]))
+        if home is None or (not home.pieces and is_alone()):
+            arguments = zip(*(map(view.matrices, values)), strict=True)
+            units += [Unit(call, own, own[0], view.shape(i), i) for i, own in enumerate(arguments) if own[0].numel()]
+        else:
+            parts += _parts(call, view, home, tuple(value.view(-1) for value in values))
     run(units)
+    exchange(sorted(parts, key=lambda part: part.home.place), _run_owned)
     for first, result in strided:
         first.copy_(result)
+
+
+def _parts(call: Call, view: View, home: Home, values: tuple[Tensor, ...]) -> Iterator[Part]:
+    """What this process holds of the matrices of a call."""
+    dtype, low = call.function.rounded_to(values[0].dtype, values[0].device), 0
+    for i, owner in enumerate(home.owners):
+        high = low + view.rows[i] * view.columns
+        if low < high:
+            yield Part(home, owner, low, high, dtype, values, values[0], (call, i))
+        low = high
+
+
+def _run_owned(owned: Matrices) -> None:
+    """Compute matrices that were brought here."""
+    units = []
+    for part, values in owned:
+        call, i = part.tag
+        arguments = tuple(value.view(call.param.view.rows[i], -1) for value in values)
+        units.append(Unit(call, arguments, arguments[0], call.param.view.shape(i), i))
+    run(units)
 
 
 def run(units: Sequence[Unit]) -> None:
@@ -93,7 +126,8 @@ def run(units: Sequence[Unit]) -> None:
     batches: dict[object, list[Unit]] = {}
     for unit in units:
         first = unit.arguments[0]
-        key = (unit.call.function, unit.call.numbers, unit.shape, first.dtype, first.device)
+        dtype = unit.call.param.compute_dtype  # the matrices that were brought here may be rounded already
+        key = (unit.call.function, unit.call.numbers, unit.shape, dtype, first.device)
         batches.setdefault(key, []).append(unit)
     for batch in batches.values():
         first = batch[0].arguments[0]
@@ -105,7 +139,7 @@ def run(units: Sequence[Unit]) -> None:
 
 def _run_batch(units: Sequence[Unit]) -> None:
     call, first = units[0].call, units[0].arguments[0]
-    dtype = call.function.rounded_to(first.dtype, first.device)
+    dtype = call.function.rounded_to(call.param.compute_dtype, first.device)
     stacked = (torch.stack(of_units).to(dtype) for of_units in zip(*(x.arguments for x in units), strict=True))
     arguments = tuple(x.view(len(units), *units[0].shape) for x in stacked)
     shape = arguments[0].shape

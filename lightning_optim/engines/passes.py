@@ -42,7 +42,9 @@ def run(step: Step, backend: Backend[Any]) -> None:
     levels = max((batch.program.levels for batch in step.batches), default=0)
     for level in range(1, levels + 1):
         _reduce(plans, level, step)
-        matrices.compute([call for plan in plans for call in plan.calls(level)])
+        calls = [call for plan in plans for call in plan.calls(level)]
+        step.exchanged |= any(call.param.home for call in calls)
+        matrices.compute(calls)
     shared: dict[str, Any] = {}
     for plan in plans:
         plan.write(shared)

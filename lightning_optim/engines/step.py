@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex, exchange_of
+from lightning_optim.distributed.owners import Home
 from lightning_optim.distributed.placement import is_dtensor, is_sharded, local, shard_of
 from lightning_optim.distributed.plain import bare, memory_order
 from lightning_optim.distributed.reductions import Reductions
@@ -40,6 +41,7 @@ class LocalParameter:
         global_index: The global indices of the elements; None where no normal numbers are needed.
         order: The axes of `param` in their order in memory, where it is dense and that is not their own order.
         view: The matrices that the whole tensor is, where its update uses functions of them.
+        home: Which ranks compute these matrices; None where each process that holds the tensor does so by itself.
         buffers: In a step the arguments and results of these functions, by the names of `Program.buffers`.
         of_matrices: What each of these matrices has of the slots of matrices, by name: views of the memory in `state`.
         pending: New values of these, by the name of the slot and the index of the matrix. They are written with the
@@ -55,13 +57,19 @@ class LocalParameter:
     global_index: GlobalIndex | None = None
     order: tuple[int, ...] | None = None
     view: View | None = None
+    home: Home | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
     of_matrices: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     pending: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, p: Tensor, state: dict[str, Any], slots: Mapping[str, Slot], view: View | None = None
+        cls,
+        p: Tensor,
+        state: dict[str, Any],
+        slots: Mapping[str, Slot],
+        view: View | None = None,
+        home: Home | None = None,
     ) -> LocalParameter:
         """The local parameter of `p`, without a gradient.
 
@@ -70,6 +78,7 @@ class LocalParameter:
             state: Its slots by name, quantized or not.
             slots: The declarations of these slots, by name.
             view: The matrices that the whole tensor is.
+            home: Which ranks compute these.
 
         Raises:
             RuntimeError: where a slot is on another device or has another shape than the parameter.
@@ -90,7 +99,7 @@ class LocalParameter:
         order = None if is_dtensor(p) else memory_order(param)
         owned = {name: view.slots(x, slots[name].shape) for name, x in state.items() if view and slots[name].shape}
         numel *= 2 if p.is_complex() else 1
-        return cls(p, param, None, state, numel, shard, order=order, view=view, of_matrices=owned)
+        return cls(p, param, None, state, numel, shard, order=order, view=view, home=home, of_matrices=owned)
 
     @property
     def process_groups(self) -> tuple[ProcessGroup, ...]:
