@@ -11,7 +11,7 @@ import copy
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,20 +46,30 @@ SETTINGS: list[dict[str, Any]] = [
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """The bytes of each tensor that this process gives to `all_reduce` among several ranks meanwhile."""
+    """The bytes of each tensor that this process gives to a collective among several ranks meanwhile.
+
+    Of an all-to-all these are what it sends, with what stays on this rank.
+    """
     found: list[int] = []
-    real = dist.all_reduce
+    position = {"all_reduce": 0, "all_to_all_single": 1, "all_gather_into_tensor": 1}  # of the tensor that is sent
+    real = {name: getattr(dist, name) for name in position}
 
-    def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
-        if dist.get_world_size(group) > 1 and tensor.numel():
-            found.append(tensor.numel() * tensor.element_size())
-        return real(tensor, op, group, async_op)
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **given: Any) -> Any:
+            tensor = args[position[name]]
+            if dist.get_world_size(given.get("group")) > 1 and (tensor.numel() or name != "all_reduce"):
+                found.append(tensor.numel() * tensor.element_size())
+            return real[name](*args, **given)
 
-    dist.all_reduce = all_reduce
+        return call
+
+    for name in position:
+        setattr(dist, name, counting(name))
     try:
         yield found
     finally:
-        dist.all_reduce = real
+        for name, function in real.items():
+            setattr(dist, name, function)
 
 
 class Plain(Callback):

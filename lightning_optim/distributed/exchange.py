@@ -49,10 +49,10 @@ class Part:
 
     def of(self, rank: int) -> slice:
         """The elements of this matrix in what a rank holds of the flat tensor."""
-        if not self.home.pieces:
+        if not self.home.held:
             return slice(self.low, self.high)
-        piece = self.home.pieces[rank]
-        return slice(piece.before(self.low), piece.before(self.high))
+        held = self.home.held[rank]
+        return slice(held.before(self.low), held.before(self.high))
 
     def numel_of(self, rank: int) -> int:
         """The number of elements of this matrix that a rank holds."""
@@ -65,7 +65,7 @@ class Part:
 
     def within(self, rank: int) -> slice | Tensor:
         """The positions in the flat matrix of the elements that a rank holds."""
-        return self.home.pieces[rank].within(self.low, self.high, self.result.device)
+        return self.home.held[rank].within(self.low, self.high, self.result.device)
 
 
 Matrices = list[tuple[Part, tuple[Tensor, ...]]]  # what an owner computes: a part, and its whole flat arguments
@@ -83,7 +83,7 @@ def exchange(parts: Sequence[Part], compute: Callable[[Matrices], None]) -> None
     """
     kinds: dict[tuple[ProcessGroup, bool, torch.dtype], list[Part]] = {}
     for part in parts:
-        kinds.setdefault((part.home.group, not part.home.pieces, part.dtype), []).append(part)
+        kinds.setdefault((part.home.group, not part.home.held, part.dtype), []).append(part)
     for (_, replicated, _), of_kind in kinds.items():
         for of_round in rounds(of_kind):
             (_among_replicas if replicated else _among_shards)(of_round, compute)
@@ -105,7 +105,7 @@ def rounds(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 def _among_shards(parts: Sequence[Part], compute: Callable[[Matrices], None]) -> None:
-    """One message there and one back: each rank holds a piece of each tensor."""
+    """One message there and one back: each rank holds a shard of each tensor."""
     own, of_owner = parts[0].home.rank, _by_owner(parts)
     mine = of_owner[own]
     packed = [[value[part.of(own)] for part in of_rank for value in part.values] for of_rank in of_owner]

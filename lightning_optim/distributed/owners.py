@@ -31,8 +31,8 @@ OPERATIONS, BANDWIDTH = 2e14, 1e11
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The elements of a tensor that one rank holds, in row-major order, as `Shard.runs` gives them.
+class Indices:
+    """The global indices of the elements that one rank holds of a tensor, as `Shard.runs` gives them.
 
     Attributes:
         first: The global index of its first element.
@@ -66,15 +66,15 @@ class Home:
 
     Attributes:
         group: The ranks that share the work.
-        place: The position of the parameter in the optimizer.
+        position: The position of the parameter in the optimizer.
         owners: The rank in `group` that computes each matrix.
-        pieces: What each rank of `group` holds of the tensor; empty where each of them holds all of it (DDP).
+        held: What each rank of `group` holds of the tensor; empty where each of them holds all of it (DDP).
     """
 
     group: ProcessGroup
-    place: int
+    position: int
     owners: tuple[int, ...]
-    pieces: tuple[Piece, ...] = ()
+    held: tuple[Indices, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -123,9 +123,9 @@ class Owners:
             if group is not None:
                 groups.setdefault(group, []).append((i, p, view))
         for group, members in groups.items():
-            pieces = _pieces([p for _, p, _ in members], group)
+            held = _held([p for _, p, _ in members], group)
             owners = self._assign([view for _, _, view in members], group)
-            for (i, p, _), of_p, own in zip(members, pieces, owners, strict=True):
+            for (i, p, _), of_p, own in zip(members, held, owners, strict=True):
                 self.homes[p] = Home(group, i, own, of_p)
 
     def _assign(self, views: Sequence[View], group: ProcessGroup) -> list[tuple[int, ...]]:
@@ -161,21 +161,21 @@ def _group_of(p: Tensor) -> ProcessGroup | None:
     return shard.splits[0][1] if len(shard.splits) == 1 and not (shard.strided or shard.is_flat_parameter) else None
 
 
-def _pieces(params: Sequence[Tensor], group: ProcessGroup) -> list[tuple[Piece, ...]]:
+def _held(params: Sequence[Tensor], group: ProcessGroup) -> list[tuple[Indices, ...]]:
     """What each rank of a process group holds of some parameters."""
     flat = [p for p in params if is_sharded(p) and not is_dtensor(p)]
-    asked: dict[Tensor, tuple[Piece, ...]] = {}
+    asked: dict[Tensor, tuple[Indices, ...]] = {}
     if flat:  # FSDP1 tells each rank about its own part alone
         own = torch.tensor([(*shard_of(p).offsets, *shard_of(p).sizes) for p in flat], device=flat[0].device)
         every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
         dist.all_gather(every, own, group=group)
         for p, ranges in zip(flat, torch.stack(every, 1).tolist(), strict=True):
-            asked[p] = tuple(Piece(first, 1, 1, numel) for first, numel in ranges)
-    return [asked[p] if p in asked else tuple(map(_piece, shards_of_all(p, group))) for p in params]
+            asked[p] = tuple(Indices(first, 1, 1, numel) for first, numel in ranges)
+    return [asked[p] if p in asked else tuple(map(_indices, shards_of_all(p, group))) for p in params]
 
 
-def _piece(shard: Shard) -> Piece:
-    return Piece(*shard.runs(), torch.Size(shard.sizes).numel())
+def _indices(shard: Shard) -> Indices:
+    return Indices(*shard.runs(), torch.Size(shard.sizes).numel())
 
 
 def _replicas(params: Sequence[tuple[Tensor, View | None, Choice]]) -> ProcessGroup | None:

@@ -90,13 +90,13 @@ def compute(calls: Sequence[Call]) -> None:
         if result is not first:  # the matrix has its rows in the tensor's own order, not in that of memory
             strided.append((first, result))
         values = (result, *(value.contiguous() for value in call.values[1:]))
-        if home is None or (not home.pieces and is_alone()):
+        if home is None or (not home.held and is_alone()):
             arguments = zip(*(map(view.matrices, values)), strict=True)
             units += [Unit(call, own, own[0], view.shape(i), i) for i, own in enumerate(arguments) if own[0].numel()]
         else:
             parts += _parts(call, view, home, tuple(value.view(-1) for value in values))
     run(units)
-    exchange(sorted(parts, key=lambda part: part.home.place), _run_owned)
+    exchange(sorted(parts, key=lambda part: part.home.position), _run_owned)
     for first, result in strided:
         first.copy_(result)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,18 +13,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import Shard as Along
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.communication import counted
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed import exchange
-from lightning_optim.distributed.owners import Piece, assign, cost
-from lightning_optim.language import Options, Slot, Slots, Value, View, ema, matrix_view, norm, whole
+from lightning_optim.distributed.owners import Indices, Owners, assign, cost
+from lightning_optim.distributed.shard import Shard
+from lightning_optim.language import Options, Slot, Slots, Value, View, ema, matrix_view, norm, rounded, whole
 from tests.harness.nets import Odd
 from tests.harness.ranks import run_ranks
 from tests.harness.worlds import BATCH, World, batches, spread
 from tests.harness.worlds import whole as weights
 
+BLOCKS: dict[int, int | Sequence[int]] = {13: [5, 8], 332: 4}
 ENGINES = ("reference", "blocked", "compiled")
 
 
@@ -48,7 +51,7 @@ class Spread(Optimizer):
 
     @staticmethod
     def matrices(h: Options, shape: torch.Size) -> View | None:
-        return matrix_view(shape, blocks={13: [5, 8], 332: 4}.get(shape[0], 1)) if len(shape) > 1 else None
+        return matrix_view(shape, blocks=BLOCKS.get(shape[0], 1)) if len(shape) > 1 else None
 
     @staticmethod
     def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
@@ -64,7 +67,40 @@ class Spread(Optimizer):
         return p - h.lr * (0.1 * whole(squared, one / (1.0 + norm(one)) + other) + m)
 
 
-del OPTIMIZERS["spread"]  # no page of the package
+def failing(x: Tensor) -> Tensor:
+    if x.shape[1] == 8:
+        raise ZeroDivisionError("by the test")
+    return x
+
+
+@rounded(lambda dtype, device, **_: torch.bfloat16)
+def coarse(x: Tensor) -> Tensor:
+    return x.flip(1)
+
+
+class Once(Optimizer):
+    """A page with one function of one argument, and `experts` where a tensor has three axes."""
+
+    lr: float = 0.1
+    kind: str = "squared"
+    owners: Literal["auto"] | bool = "auto"
+
+    @staticmethod
+    def matrices(h: Options, shape: torch.Size) -> View | None:
+        return matrix_view(shape, experts=len(shape) == 3, blocks=2 if len(shape) == 3 else 1)
+
+    @staticmethod
+    def traits(h: Options, shape: torch.Size, dtype: torch.dtype, most_dims: int) -> dict[str, Any]:
+        return {"matrix": len(shape) > 1}
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
+        function: Any = {"squared": squared, "failing": failing, "coarse": coarse}[str(h.kind)]
+        return p - h.lr * (whole(function, g) if h.matrix else g)
+
+
+for _page in (Spread, Once):
+    del OPTIMIZERS[_page.__name__.lower()]  # no pages of the package
 
 
 def train(world: World, engine: str, steps: int = 3, **options: Any) -> dict[str, Tensor]:
@@ -92,13 +128,14 @@ def everywhere(world: World, engines: tuple[str, ...], **options: Any) -> dict[s
     return {engine: train(world, engine, **options) for engine in engines}
 
 
-WORLDS: list[tuple[World, int, dict[str, Any]]] = [
+WORLDS: list[Any] = [
     ("fsdp2", 2, {}),
     ("fsdp2", 3, {}),
     ("fsdp1", 2, {}),
     ("fsdp1", 3, {}),
     ("ddp", 2, {}),
     ("ddp", 3, {"owners": True}),
+    *(pytest.param(world, 4, {}, marks=pytest.mark.full) for world in ("hybrid fsdp1", "hybrid fsdp2")),
 ]
 
 
@@ -111,3 +148,204 @@ def test_shards_end_where_one_process_does(world: World, ranks: int, options: di
             for name, value in alone().items():
                 assert torch.equal(value, start[name]) == name.startswith(("frozen", "unused"))
                 torch.testing.assert_close(got[name], value, rtol=1e-8, atol=1e-8, msg=f"{engine}, {name}")
+
+
+# ------------------------------------------------------------------ messages
+
+
+def net(layers: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)), nn.Linear(8, 5))
+
+
+def sent(world: World, layers: int, **options: Any) -> list[int]:
+    """The bytes of each message of the second step."""
+    dist.init_process_group("gloo")
+    model: nn.Module = net(layers)
+    if world == "fsdp2":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        model = DistributedDataParallel(model)
+    optimizer = Once(model.parameters(), **options)
+    model(torch.ones(2, 8)).square().mean().backward()
+    optimizer.step()
+    with counted() as found:
+        optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_messages_do_not_grow_with_the_number_of_tensors(layers: int) -> None:
+    """Two between shards, one between replicas that share the work, none where each computes for itself."""
+    numel = layers * 64 + 40
+    there, back = zip(*run_ranks(sent, "fsdp2", layers), strict=True)
+    assert sum(there) == 4 * numel
+    assert sum(back) == 4 * (numel + 2 * 2)  # and one number from each rank to each, whether it has failed
+    there, back = zip(*run_ranks(sent, "fsdp2", layers, kind="coarse"), strict=True)
+    assert (sum(there), sum(back)) == (2 * numel, 2 * (numel + 2 * 2))
+    for found in run_ranks(sent, "ddp", layers, owners=True):
+        assert found == [4 * {1: 64 + 1, 6: 3 * 64 + 40 + 1}[layers]]  # as the rank with the most
+    for owners in ("auto", False):
+        assert run_ranks(sent, "ddp", layers, owners=owners) == [[], []]
+
+
+def split_along_columns() -> list[Tensor]:
+    """The weights of a step on shards along each axis, on each engine, and of one on whole tensors."""
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((6, 5), (4, 6, 5), (4, 6, 5), (4, 6, 5), (1, 7), (2, 2, 2))
+    wholes = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    axes = (1, 0, 1, 2, 0, 1)
+    found = []
+    for engine in (*ENGINES, "whole"):
+        params = [nn.Parameter(x.clone()) for x in wholes]
+        grads = [x.sin() for x in wholes]
+        if engine in ENGINES:
+            placed = [(x, [Along(axis)]) for x, axis in zip(wholes, axes, strict=True)]
+            params = [nn.Parameter(distribute_tensor(x, mesh, placements)) for x, placements in placed]
+            grads = [distribute_tensor(x.sin(), mesh, placements) for x, placements in placed]
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+        Once(params, engine=engine if engine in ENGINES else "auto").step()
+        found += [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in params]
+    return found
+
+
+def test_a_tensor_may_be_split_along_any_axis() -> None:
+    """Also where its matrices are cut along that axis: halves of the rows of each expert."""
+    for found in run_ranks(split_along_columns, world_size=3):
+        count = len(found) // (len(ENGINES) + 1)
+        for i, got in enumerate(found):
+            torch.testing.assert_close(got, found[-count:][i % count], rtol=1e-12, atol=1e-12)
+
+
+def in_rounds() -> tuple[dict[str, Tensor], int]:
+    dist.init_process_group("gloo")
+    exchange.ROUND = 8 * 332 * 13  # bytes, less than the largest matrices
+    with counted() as found:
+        got = train("fsdp2", "blocked", steps=1)
+    return got, len(found)
+
+
+def test_rounds_bound_what_an_owner_holds() -> None:
+    right = train("single", "blocked", steps=1)
+    for got, messages in run_ranks(in_rounds):
+        assert messages > 10
+        for name, value in right.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-8, atol=1e-8)
+
+
+def test_a_round_holds_whole_matrices_of_each_owner() -> None:
+    home: Any = None
+    sizes = [5, 3, 4, 1, 9, 2]
+    parts = [
+        exchange.Part(home, i % 2, 0, n, torch.float64, (torch.empty(n),), torch.empty(n), i)
+        for i, n in enumerate(sizes)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "ROUND", 8 * 9)
+        assert [[part.tag for part in of_round] for of_round in exchange.rounds(parts)] == [[0, 1, 2, 3, 5], [4]]
+    assert len(exchange.rounds(parts)) == 1
+
+
+# ------------------------------------------------------------------ owners
+
+
+def test_the_elements_of_a_shard_in_a_range() -> None:
+    """As a search among all its global indices finds them."""
+    shape = torch.Size([3, 4, 5])
+    ranges = list(itertools.combinations(range(0, 61, 4), 2))
+    for axis, size in enumerate(shape):
+        for offset, length in itertools.product(range(size), range(size + 1)):
+            if offset + length > size:
+                continue
+            offsets, sizes = [0, 0, 0], list(shape)
+            offsets[axis], sizes[axis] = offset, length
+            shard = Shard(shape, shape, tuple(offsets), tuple(sizes))
+            every = shard.global_indices()
+            own = Indices(*shard.runs(), every.numel())
+            for low, high in ranges:
+                inside = every[(every >= low) & (every < high)] - low
+                first, last = own.before(low), own.before(high)
+                assert (first, last) == (int((every < low).sum()), int((every < high).sum()))
+                assert torch.equal(torch.arange(high - low)[own.within(low, high, every.device)], inside)
+
+
+def test_owners_have_much_the_same_to_do() -> None:
+    """At most 4/3 of what the best division can need, which is no less than the mean and the largest matrix."""
+    generator = torch.Generator().manual_seed(0)
+    for ranks in (2, 3, 8):
+        sides = torch.randint(1, 40, (60, 2), generator=generator).tolist()
+        views = [View((rows,), columns) for rows, columns in sides]
+        loads = [(0.0, 0, rank) for rank in range(ranks)]
+        owners = assign(views, loads)
+        work = [cost(*side) for side in sides]
+        of_ranks = [sum(x for x, (own,) in zip(work, owners, strict=True) if own == rank) for rank in range(ranks)]
+        assert sorted(of_ranks) == pytest.approx(sorted(load for load, _, _ in loads))
+        assert max(of_ranks) <= 4 / 3 * max(sum(work) / ranks, max(work))
+
+
+def owners_that_stay() -> tuple[Any, Any]:
+    dist.init_process_group("gloo")
+    model: Any = spread(Odd(torch.float64), "fsdp2")
+    params: list[tuple[Tensor, View | None, bool]] = [(p, matrix_view(p.shape), True) for p in model.parameters()]
+    owners = Owners()
+    owners.follow(params[2:])
+    before = {p: owners.home(p) for p, _, _ in params[2:]}
+    owners.follow(params)
+    assert all(owners.home(p) is home for p, home in before.items())
+    found = [owners.home(p) for p, _, _ in params]
+    return [home and home.owners for home in found], [home and len(home.held) for home in found]
+
+
+def test_owners_stay_where_others_join() -> None:
+    first, second = run_ranks(owners_that_stay)
+    assert first == second
+    assert {rank for owners in first[0] if owners for rank in owners} == {0, 1}
+    assert set(first[1]) == {None, 2}, "a home for each matrix, which knows what both ranks hold"
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+
+def failing_on_one_rank(world: World, **options: Any) -> tuple[str, bool]:
+    dist.init_process_group("gloo")
+    model: nn.Module = net(1)
+    if world == "fsdp2":
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        model = DistributedDataParallel(model)
+    before = weights(model)
+    optimizer = Once(model.parameters(), kind="failing", **options)
+    model(torch.ones(2, 8)).square().mean().backward()
+    with pytest.raises((ZeroDivisionError, RuntimeError)) as error:
+        optimizer.step()
+    return str(error.value), all(torch.equal(x, before[name]) for name, x in weights(model).items())
+
+
+@pytest.mark.parametrize(("world", "options"), [("fsdp2", {}), ("ddp", {"owners": True})])
+def test_all_ranks_know_of_a_function_that_failed(world: World, options: dict[str, Any]) -> None:
+    """The 8 rows are on the first rank, and 5 on the second, which does not wait for ever and writes nothing."""
+    found = run_ranks(failing_on_one_rank, world, **options)
+    assert [unchanged for _, unchanged in found] == [True, True]
+    assert found[0][0] == "by the test"
+    assert "a function of whole matrices has failed on rank 0" in found[1][0]
+
+
+def refused(world: World) -> str:
+    dist.init_process_group("gloo")
+    with pytest.raises(RuntimeError) as error:
+        train(world, "auto", steps=1)
+    return str(error.value)
+
+
+def test_flat_parameters_are_refused() -> None:
+    for words in run_ranks(refused, "fsdp1 fused"):
+        assert "needs a whole matrix, and FSDP1 with use_orig_params=False shows flat parameters" in words
+
+
+@pytest.mark.full
+def test_tensor_parallel_and_fsdp2_on_one_tensor_are_refused() -> None:
+    for words in run_ranks(refused, "tensor fsdp2", world_size=4):
+        assert "is split along two dimensions of a device mesh (tensor parallel and FSDP2)" in words
