@@ -3,6 +3,7 @@
 from lightning_optim.callbacks.batch_size_scaling import BatchSizeScaling
 from lightning_optim.callbacks.checkpoint_integrity import CheckpointIntegrity
 from lightning_optim.callbacks.communication import Communication
+from lightning_optim.callbacks.evaluation_weights import EvaluationWeights
 from lightning_optim.callbacks.grad_init import GradInit
 from lightning_optim.callbacks.gradient_noise import GradientNoise
 from lightning_optim.callbacks.iterate_averaging import IterateAveraging
@@ -16,6 +17,7 @@ __all__ = [
     "BatchSizeScaling",
     "CheckpointIntegrity",
     "Communication",
+    "EvaluationWeights",
     "GradInit",
     "GradientNoise",
     "IterateAveraging",

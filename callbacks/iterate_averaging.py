@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.callbacks.swapped_weights import SwappedWeights
+from lightning_optim.callbacks.swapped_statistics import SwappedStatistics
 from lightning_optim.core.standalone_stages import OnWeights
 from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.average import Average, Kind
-from lightning_optim.training import extra_pass
-from lightning_optim.training.batch_norm import batch_norm_buffers, copy_buffers, norms_of, recompute
 from lightning_optim.training.schedules import fraction_done, total_steps
 
-LIBRARIES = ("lightning.", "pytorch_lightning.", "lightning_optim.", "callbacks.")  # none of whose hooks change a batch
 
-
-class IterateAveraging(SwappedWeights):
+class IterateAveraging(SwappedStatistics):
     """Average the weights over the steps. Validation, test and checkpoints use the average, training does not.
 
     The average is one more slot of each parameter: sharded, saved and resumed with the optimizer, and counted by
@@ -102,7 +96,7 @@ class IterateAveraging(SwappedWeights):
         window: int | None = None,
         ramp: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_norm, batch_norm_batches)
         check = functools.partial(errors.check, "IterateAveraging")
         errors.check_choice("IterateAveraging", "kind", kind, get_args(Kind))
         check("decay", decay, is_number(decay) and 0 < decay < 1, "in (0, 1)")
@@ -110,9 +104,6 @@ class IterateAveraging(SwappedWeights):
         check("start", start, start is None or step, "a step, or a fraction of training below 1")
         paced = every is None or is_whole(every) or (isinstance(every, str) and every == "epoch")
         check("every", every, paced, "an integer of at least 1, or 'epoch'")
-        errors.check_choice("IterateAveraging", "batch_norm", batch_norm, ["recompute", "keep"])
-        limit = batch_norm_batches
-        check("batch_norm_batches", limit, limit is None or is_whole(limit), "an integer of at least 1")
         windowed = kind == "mean" and is_whole(window)
         check("window", window, window is None or windowed, "an integer of at least 1, with kind='mean'")
         check("ramp", ramp, ramp is False or (ramp is True and kind == "ema"), "False, except with kind='ema'")
@@ -122,18 +113,11 @@ class IterateAveraging(SwappedWeights):
         self.start: int | float = float(first) if 0 < first < 1 else int(first)
         paced_by = ("epoch" if kind == "mean" else 1) if every is None else every
         self.every: int | str = "epoch" if paced_by == "epoch" else int(paced_by)
-        self.batch_norm, self.batch_norm_batches = batch_norm, None if limit is None else int(limit)
 
     @override
     def forget(self) -> None:
         super().forget()
         self._collectors: list[OnWeights] = []  # run a stage outside of a step
-        self._raw_buffers: dict[str, Tensor] = {}  # batch-norm statistics of the raw weights, while swapped
-        self._averaged_buffers: tuple[int, dict[str, Tensor]] | None = None  # those of the average, with its count
-        self._members: list[tuple[str, nn.Module]] = []  # all submodules, if there are statistics to recompute
-        self._modes: dict[str, bool] = {}  # whether each is in training mode during training
-        self._longest_epoch = 0  # in batches
-        self._changing: list[Callback] = []  # whose on_train_batch_start has changed a batch
 
     # ------------------------------------------------------------------ hooks
 
@@ -142,7 +126,6 @@ class IterateAveraging(SwappedWeights):
         make = functools.partial(Average, self.kind, self.decay, window=self.window, ramp=self.ramp)
         self.attach(trainer, [make() for _ in trainer.optimizers])
         self._collectors = [OnWeights(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
-        self._note_modes(pl_module)
         self.begin(trainer, pl_module)
         self.restore_counters()
 
@@ -156,38 +139,19 @@ class IterateAveraging(SwappedWeights):
         if by_epoch and 0 < self.start < 1 and fraction_done(trainer) is None:
             raise self._unknown_length()
         self._warn_if_nothing_is_collected(trainer)
-        if self.batch_norm == "recompute" and any(layer.training for layer in norms_of(pl_module).values()):
-            advice = "Or set batch_norm='keep'."
-            extra_pass.check(trainer, pl_module, self.batch_norm_batches, "IterateAveraging", advice)
-            for other in trainer.callbacks:  # type: ignore[attr-defined]
-                if not str(getattr(type(other).on_train_batch_start, "__module__", "")).startswith(LIBRARIES):
-                    self.wrap(other, "on_train_batch_start", functools.partial(self._note_change, other))
-        self._note_modes(pl_module)
-
-    def _note_change(self, other: Callback, hook: Callable[..., None], *args: Any) -> None:
-        """Note a callback that changes a batch, since the batches of the extra pass need that too."""
-        if extra_pass.changes(args[2], functools.partial(hook, *args)) and other not in self._changing:
-            self._changing.append(other)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Collect at the end of an epoch, if `every` is "epoch"."""
-        self._longest_epoch = max(self._longest_epoch, batch_idx + 1)
-        self._modes = {name: part.training for name, part in self._members}
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.every != "epoch" or not (trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches):
             return
         reshard(trainer.strategy.model)  # after a batch without a loss FSDP has not resharded the parameters
         for stage, collector in zip(self._stages, self._collectors, strict=True):
             if stage.steps > stage.latest and self._has_started(trainer, stage):
                 collector.run(stage.collect())
-
-    def _note_modes(self, pl_module: LightningModule) -> None:
-        """Note which submodules are in training mode, since Lightning sets all to evaluation before validation."""
-        recomputed = self.batch_norm == "recompute" and batch_norm_buffers(pl_module)
-        self._members = list(pl_module.named_modules()) if recomputed else []
-        self._modes = {name: part.training for name, part in self._members}
 
     def _has_started(self, trainer: Trainer, stage: Average) -> bool:
         if 0 < self.start < 1:
@@ -239,7 +203,7 @@ class IterateAveraging(SwappedWeights):
             self._log(trainer)
 
     def _log(self, trainer: Trainer) -> None:
-        if trainer.loggers and (count := self._count()):
+        if trainer.loggers and (count := self.version(trainer)):
             values = {"iterate_averaging/collected": float(count), "iterate_averaging/distance": self.distance(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
@@ -247,34 +211,17 @@ class IterateAveraging(SwappedWeights):
     @override
     def release(self) -> None:
         super().release()
-        self._collectors, self._raw_buffers, self._averaged_buffers = [], {}, None
-        self._members, self._modes, self._changing = [], {}, []
+        self._collectors = []
 
     # ------------------------------------------------------------------ swapping
 
-    def _count(self) -> int:
+    @override
+    def version(self, trainer: Trainer) -> int:
         return sum(stage.count for stage in self._stages)
 
     @override
     def ready(self, i: int) -> bool:
         return self._stages[i].count > 0
-
-    @override
-    @torch.no_grad()
-    def after_swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give batch normalizations the running statistics of the weights in the model."""
-        if not self.swapped:
-            copy_buffers(pl_module, self._raw_buffers)
-            self._raw_buffers = {}
-        elif self.batch_norm == "recompute" and batch_norm_buffers(pl_module):
-            self._raw_buffers = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
-            count = self._count()
-            if self._averaged_buffers is None or self._averaged_buffers[0] != count:
-                batches = min(self.batch_norm_batches or math.inf, max(self._longest_epoch, 1))
-                recompute(trainer, pl_module, self._modes, int(batches), self._changing)
-                averaged = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}
-                self._averaged_buffers = (count, averaged)
-            copy_buffers(pl_module, self._averaged_buffers[1])
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -287,8 +234,6 @@ class IterateAveraging(SwappedWeights):
             "counts": [stage.count for stage in self._stages],
             "latest": [stage.latest for stage in self._stages],
             "members": [(stage.members, stage.recent) for stage in self._stages],
-            "raw_buffers": dict(self._raw_buffers),
-            "longest_epoch": self._longest_epoch,
         }
 
     @override
@@ -314,6 +259,3 @@ class IterateAveraging(SwappedWeights):
             stage.latest = latest
         for stage, members in zip(self._stages, state.get("members", []), strict=False):
             stage.members, stage.recent = members
-        self._raw_buffers = dict(state["raw_buffers"])
-        self._averaged_buffers = None
-        self._longest_epoch = state.get("longest_epoch", 0)

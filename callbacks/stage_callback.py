@@ -41,10 +41,15 @@ class StageCallback(FitCallback):
 
     @override
     def release(self) -> None:
-        if self._stages:
+        if self.active:
             self._state = self.counters()
             self._stages = []
         super().release()
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes part in the fit of now."""
+        return bool(self._stages)
 
     # ------------------------------------------------------------------ counters
 
@@ -62,19 +67,19 @@ class StageCallback(FitCallback):
 
         In one process and under DDP callbacks are loaded before the optimizers exist, under FSDP after that.
         """
-        if self._state and self._stages:
+        if self._state and self.active:
             self.set_counters(self._state)
             self._state, self._joins = {}, False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._joins:
+        if self._joins and self._stages:
             for stage, optimizer in zip(self._stages, trainer.optimizers, strict=True):
                 stage.steps = steps_before(trainer, optimizer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self.counters() if self._stages else dict(self._state)
+        return self.counters() if self.active else dict(self._state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -32,11 +32,13 @@ class SwappedWeights(StageCallback):
         slot: The key of the other weights in the optimizer's state.
         swaps: Whether weights are swapped at all.
         swapped: Whether the model has the other weights now.
+        interrupted: Whether an exception ends the run.
     """
 
     slot: ClassVar[str]
     swaps: bool = True
     swapped: bool = False
+    interrupted: bool = False
     _found_swapped: bool = False  # before this validation
 
     @override
@@ -62,6 +64,9 @@ class SwappedWeights(StageCallback):
         """Whether the slot of optimizer `i` can be evaluated yet. The answer must not change while swapped."""
         raise NotImplementedError
 
+    def look(self, trainer: Trainer) -> None:
+        """Set `swapped` where something else may have changed it. Called before it is read."""
+
     def after_swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change what else depends on the weights in the model, such as batch-norm statistics."""
 
@@ -71,9 +76,10 @@ class SwappedWeights(StageCallback):
         """Prepare a fit. To be called in `on_fit_start` after `attach`.
 
         Raises:
-            OptionError: if another callback swaps weights too.
+            OptionError: if another callback swaps weights too, or an optimizer averages its iterates itself.
         """
-        self.swapped = False
+        self.swapped = self.interrupted = False
+        self.refuse_own_average(trainer)
         if not self.swaps:
             return
         name = type(self).__name__
@@ -92,6 +98,17 @@ class SwappedWeights(StageCallback):
         self.wrap(trainer.strategy, "on_validation_end", functools.partial(self._end_validation, trainer, pl_module))
         self.wrap(trainer._checkpoint_connector, "restore", functools.partial(self._restore, trainer, pl_module))
 
+    def refuse_own_average(self, trainer: Trainer) -> None:
+        """Refuse an optimizer that averages its iterates itself, such as Schedule-Free AdamW."""
+        name = type(self).__name__
+        for optimizer in trainer.optimizers:
+            if getattr(optimizer, "own_average", False):
+                title = type(optimizer).__name__
+                raise OptionError(
+                    f"{title} averages its weights itself, and evaluates and saves the average; {name} would average "
+                    f"or move them once more. Leave {name} out, or take an optimizer without an average."
+                )
+
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -100,6 +117,7 @@ class SwappedWeights(StageCallback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
+            self.look(trainer)
             self._found_swapped = self.swapped
             self.swap_in(trainer, pl_module)
 
@@ -122,8 +140,9 @@ class SwappedWeights(StageCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._stages:  # after validation the weights of training must be left, and after the fit those of its end
-            self.swap_out(trainer, pl_module)
+        if self.active:
+            self.interrupted = True
+            self.leave(trainer, pl_module)
         super().on_exception(trainer, pl_module, exception)
 
     @override
@@ -131,10 +150,15 @@ class SwappedWeights(StageCallback):
         self._warn_if_written(trainer)
         super().teardown(trainer, pl_module, stage)
 
+    def leave(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the weights of training in the model when an exception ends a run, during validation too."""
+        self.swap_out(trainer, pl_module)
+
     def _save(
         self, trainer: Trainer, pl_module: LightningModule, save: Callable[..., None], *args: Any, **kwargs: Any
     ) -> None:
         """Swap while a checkpoint is written. The trainer's method is wrapped: weights-only saves call no hook."""
+        self.look(trainer)
         was_swapped = self.swapped
         self.swap_in(trainer, pl_module)
         try:
@@ -147,6 +171,7 @@ class SwappedWeights(StageCallback):
         self, trainer: Trainer, pl_module: LightningModule, restore: Callable[..., None], *args: Any, **kwargs: Any
     ) -> None:
         """Go on with the weights that were in the model, after a checkpoint is loaded in the middle of a fit."""
+        self.look(trainer)
         swap = self.swap_in if self.swapped else self.swap_out
         restore(*args, **kwargs)
         swap(trainer, pl_module)
@@ -155,6 +180,7 @@ class SwappedWeights(StageCallback):
 
     def swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the other weights into the model, if any slot is ready."""
+        self.look(trainer)
         if self.swaps and not self.swapped and any(map(self.ready, range(len(trainer.optimizers)))):
             self._swap(trainer)
             self.swapped = True
@@ -163,6 +189,7 @@ class SwappedWeights(StageCallback):
 
     def swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights of training back."""
+        self.look(trainer)
         if self.swapped:
             self._warn_if_written(trainer)
             self._swap(trainer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +62,30 @@ def read(spec: Any) -> Schedule | None:
     if not is_number(schedule.final) or not 0 <= schedule.final <= sys.float_info.max:
         raise OptionError(f"schedule: final={shown(schedule.final)} must be a number of at least 0.")
     return Schedule(str(schedule.name), int(schedule.warmup_steps), float(schedule.final))
+
+
+def refuse_beside_average(owner: str, schedule: Schedule | None, warmups: Sequence[tuple[float, str]]) -> None:
+    """Refuse a schedule that falls, or a second warm-up, beside an optimizer that averages its iterates instead.
+
+    Args:
+        owner: The optimizer, for the message.
+        schedule: The schedule, if there is one.
+        warmups: The steps of warm-up of the optimizer itself and of its groups, each with words for where.
+
+    Raises:
+        OptionError: for such a schedule.
+    """
+    if schedule is not None and schedule.name != "constant":
+        raise OptionError(
+            f"{owner} averages its iterates instead of a schedule, and schedule {schedule.name!r} would undo that. "
+            "Leave schedule out, or write {name: constant, warmup_steps: ...} for a warm-up."
+        )
+    for steps, where in warmups:
+        if steps and schedule is not None and schedule.warmup_steps:
+            raise OptionError(
+                f"{owner}: warmup_steps={int(steps)}{where} and warmup_steps={schedule.warmup_steps} of the schedule "
+                "would multiply. Keep one of the two."
+            )
 
 
 class Scheduler(torch.optim.lr_scheduler.LRScheduler):

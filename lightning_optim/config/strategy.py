@@ -92,6 +92,9 @@ class OptimizerStrategy:
         groups = list(groups)
         self.groups = [self._read_group(group, complete) for group in groups]
         self.schedule = schedules.read(schedule)
+        if self.optimizer_class.own_average:
+            warmups = [(g.options.get("warmup_steps", 0), f" of group {g.label!r}") for g in self.groups]
+            schedules.refuse_beside_average(owner, self.schedule, [(complete.get("warmup_steps", 0), ""), *warmups])
         self.communication = None if communication is None else read_communication(communication)
         extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
         extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
@@ -200,14 +203,16 @@ class OptimizerStrategy:
         """Create the callbacks that the optimizer needs.
 
         Returns:
-            The callbacks of the recipe, `LossInput` if the update reads the loss, and `Communication` if that option is
-            set.
+            The callbacks of the recipe, `LossInput` if the update reads the loss, `EvaluationWeights` if other weights
+            are evaluated than those of training, and `Communication` if that option is set.
         """
         from lightning_optim import callbacks
 
         companions: list[Callback] = [getattr(callbacks, name)() for name in self.recipe.callbacks]
         if self.optimizer_class.inputs:
             companions.append(callbacks.LossInput())
+        if self.optimizer_class.evaluates():
+            companions.append(callbacks.EvaluationWeights())
         if self.communication is not None:
             kind, options = self.communication
             companions.append(callbacks.Communication(kind, **options))  # type: ignore[arg-type]

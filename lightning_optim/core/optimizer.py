@@ -19,6 +19,7 @@ from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
 from lightning_optim.core.constructor import constructor, has_own_constructor
+from lightning_optim.core.evaluation import MODE, EvaluationMode
 from lightning_optim.core.gradients import with_gradient
 from lightning_optim.core.guards import (
     refuse_nothing_to_quantize,
@@ -40,7 +41,7 @@ from lightning_optim.stages.stage import Stage
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-class Optimizer(StateLayout):
+class Optimizer(EvaluationMode):
     """The base class of all optimizers. A subclass adds its options, its slots and one `update`.
 
     Args:
@@ -131,6 +132,8 @@ class Optimizer(StateLayout):
         self._most_dims = None
         for name in WHOLE:
             self.param_groups[-1].pop(name, None)
+        if self.evaluates():
+            self.param_groups[-1][MODE] = self.is_training
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -216,7 +219,7 @@ class Optimizer(StateLayout):
             What the closure returns, or None.
 
         Raises:
-            RuntimeError: for a sparse gradient, and for a missing loss where the update reads it.
+            RuntimeError: for a sparse gradient, for a missing loss where the update reads it, and in evaluation mode.
             OptionError: where the engine that was asked for cannot serve. A step that failed has not been counted.
         """
         if torch.is_inference_mode_enabled():  # state that was made there could not be written outside
@@ -231,6 +234,8 @@ class Optimizer(StateLayout):
             if self.predicts():  # torch's loader takes the keys of a group that it finds here, and no others
                 self.param_groups[0].setdefault("predicted", False)
             return None
+        if self.evaluates():
+            self._begin_step()
         frozen.join(self)
         owner, every = type(self).__name__, self.every_parameter()
         active = with_gradient(owner, every) if closure is None else []
@@ -321,6 +326,7 @@ class Optimizer(StateLayout):
         """
         with torch.inference_mode(False):  # as in `step`
             load.into(self, state_dict, super().load_state_dict, self._lent)
+        self._load_mode(state_dict)
         self._counters_agree = False
 
     def reset(self) -> None:
@@ -333,5 +339,5 @@ class Optimizer(StateLayout):
 
 
 # LightningCLI lists the classes that derive from torch's, but for abstract ones.
-for _base in (StateLayout, Optimizer):
+for _base in (StateLayout, EvaluationMode, Optimizer):
     _base.__abstractmethods__ = frozenset({"update"})  # type: ignore[attr-defined]

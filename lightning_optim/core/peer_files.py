@@ -17,14 +17,17 @@ RENAMED = {"neg_pre_grad": ("prev_grad", -1.0), "pre_grad": ("prev_grad", 1.0)} 
 FACTORS = {"exp_avg_sq_row": ("row_var", -1), "exp_avg_sq_col": ("col_var", -2)}
 # bitsandbytes: the slots that its first state can be, in the order of preference.
 FIRST = ("exp_avg", "square_avg", "momentum_buffer")
+# Schedule-Free of its authors: numbers of a group, beside its counter k and the rate of now.
+NUMBERS = ("weight_sum", "lr_max")
 PACKED = "__bnb_optimizer_quant_state__"
 
 
 def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict in the words of this package; the same object where it needs no change.
 
-    It moves a step counter of a parameter group (apex, TransformerEngine, timm, the authors' Adan) to the parameters,
-    and translates names of slots and the codes of bitsandbytes and torchao. A momentum without a counter has one step.
+    It moves a step counter of a parameter group (apex, TransformerEngine, timm, the authors' Adan), and what else
+    schedulefree keeps there, to the parameters. It translates names of slots, and codes of bitsandbytes and torchao. A
+    momentum without a counter has one step.
 
     Args:
         layout: The optimizer.
@@ -33,6 +36,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     state = {key: _slots(layout, slots) for key, slots in state_dict["state"].items()}
     groups = []
     for group in state_dict["param_groups"]:
+        group = _of_schedule_free(layout, group, state)
         held = [index for index in group["params"] if isinstance(state.get(index), dict) and state[index]]
         without = [index for index in held if "step" not in state[index]]
         if "step" in group and "step" not in layout.options and len(without) == len(held):
@@ -71,6 +75,17 @@ def _slots(layout: StateLayout, slots: Any) -> Any:
         found.pop("RMS")
     same = found.keys() == slots.keys() and all(found[name] is slots[name] for name in slots)
     return slots if same else found
+
+
+def _of_schedule_free(layout: StateLayout, group: dict[str, Any], state: dict[Any, Any]) -> dict[str, Any]:
+    """The group without the numbers that schedulefree keeps in it, which each of its parameters gets."""
+    if not (layout.evaluates() and "weight_sum" in layout.slots and {"k", *NUMBERS} <= group.keys()):
+        return group
+    numbers = {"step": group["k"], **{name: max(group[name], 0.0) for name in NUMBERS}}
+    for index in group["params"]:
+        if isinstance(state.get(index), dict) and "z" in state[index]:
+            state[index] = {**numbers, **state[index]}
+    return {key: value for key, value in group.items() if key not in ("k", "scheduled_lr", *NUMBERS)}
 
 
 def _dequantized(value: Any) -> Any:

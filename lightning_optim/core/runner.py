@@ -46,7 +46,7 @@ class Runner:
         """Run one kind of program.
 
         Args:
-            what: "update", which counts a step, or "predict".
+            what: "update", which counts a step, "predict", or "evaluate" and "resume", which ranks need not call alike.
             params: The parameters that take part, each with the index of its group.
             extra: What the program reads besides options, traits and scalars: inputs, and the options of stages.
             idle: Parameters without a gradient, on which only stages run.
@@ -59,7 +59,7 @@ class Runner:
         try:
             batches = self._prepared(what, params, idle, options, extra)
             step = Step(batches.batches, layout.shared_slots(), batches.reductions, written=written)
-            self._run(batches, step)
+            self._run(batches, step, compare=what in ("update", "predict"))
         except BaseException:
             self._take_back(what, batches, written)
             raise
@@ -96,14 +96,14 @@ class Runner:
             batches.take_gradients()
         return batches
 
-    def _run(self, batches: Batches, step: Step) -> None:
+    def _run(self, batches: Batches, step: Step, compare: bool) -> None:
         layout = self.layout
         programs = tuple(batch.program for batch in batches.batches)
         if programs not in batches.engines:
             for batch in batches.batches:
                 self._check(batch)
             batches.engines[programs] = self._engine(programs, step)
-        if not self.layout.compared:
+        if compare and not layout.compared:
             refuse_disagreement(self.layout, batches.engines[programs].name)
         name = "triton" if layout.defaults["capturable"] else layout.defaults["engine"]
         batches.engines[programs] = engines.run(step, batches.engines[programs], name, self.refused)

@@ -32,6 +32,8 @@ WHOLE = ("engine", "capturable")
 # Options for how state is stored, not for how to train: loading a checkpoint does not change them.
 STORAGE_OPTIONS = ("state_bits", "state_format")
 NUMBERS = (float, float | None)
+# The parameter as it is trained, while it holds the weights to evaluate; else the slot is absent.
+RAW = Slot(exact=True, copies=True)
 
 
 class StateLayout(Definition, torch.optim.Optimizer):
@@ -43,6 +45,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         slots: The slots of the page by name.
         stages: The stages that callbacks have attached.
         compared: Whether the first step has compared it with the optimizers of other ranks.
+        told: Whether the first step has looked for what is missing in a Trainer.
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
         positions: The same by parameter, also of those that wait.
         waiting: The parameters that were frozen when it was made, and join when they are trained.
@@ -59,6 +62,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self.positions: dict[Tensor, int] = getattr(self, "positions", {})
         self.waiting: list[Any] = getattr(self, "waiting", [])
         self.compared: bool = getattr(self, "compared", False)
+        self.told: bool = getattr(self, "told", False)
         self._programs: dict[str, Programs] = {}
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}
         self._most_dims: int | None = None
@@ -133,9 +137,9 @@ class StateLayout(Definition, torch.optim.Optimizer):
     # ------------------------------------------------------------------ programs
 
     def program(self, what: str, h: Mapping[str, Any]) -> Program:
-        """The program of "update" (with all stages), "stages" (alone) or "predict" for the values `h`."""
+        """The program of "update" (with all stages), "stages" (alone), "predict", "evaluate" or "resume" for `h`."""
         if what not in self._programs:
-            update = {"update": self._update, "stages": self._only_stages, "predict": self._predict}[what]
+            update = getattr(self, {"stages": "_only_stages"}.get(what, f"_{what}"))
             self._programs[what] = Programs(update, self.all_slots())
         return self._programs[what](h)
 
@@ -162,6 +166,18 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def _predict(self, p: Any, g: Any, s: Any, h: Any) -> Any:
         return self.predict(p, s, h)
 
+    def _evaluate(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return self._read_only("evaluate", self.evaluate(p, s, h), s)
+
+    def _resume(self, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return self._read_only("resume", self.resume(p, s, h), s)
+
+    def _read_only(self, what: str, p: Any, s: Any) -> Any:
+        """The parameter, where a function of the page has written nothing else."""
+        if s.written:
+            raise TypeError(f"{type(self).__name__}.{what} writes {', '.join(s.written)}, and may only read slots.")
+        return p
+
     def first_programs(self) -> list[Program]:
         """The programs of a first step, one for each parameter group, without running anything."""
         found = []
@@ -175,8 +191,9 @@ class StateLayout(Definition, torch.optim.Optimizer):
     # ------------------------------------------------------------------ which slots
 
     def all_slots(self) -> dict[str, Slot]:
-        """The slots of the page and of the stages, by name."""
-        return {**self.slots, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
+        """The slots of the page and of the stages, by name, and `raw` where other weights are evaluated."""
+        raw = {"raw": RAW} if self.evaluates() else {}
+        return {**self.slots, **raw, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
 
     def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
         """Names of the slots of the page that a parameter in group `i` has, in any step."""

@@ -29,6 +29,7 @@ class Definition(Declared):
         letters: The letters in the printed formula that differ from `formula.LETTERS`: of options ("lr", "betas.0"), of
             local variables, and of the parameter ("p").
         inputs: The inputs that the update reads besides options: "loss", "loss_second_moment".
+        own_average: Whether the update averages its iterates and so replaces schedules that fall.
         real_only: Why complex parameters are refused; empty where they are supported.
     """
 
@@ -47,6 +48,7 @@ class Definition(Declared):
     ranges: ClassVar[dict[str, Any]] = {}
     letters: ClassVar[dict[str, str]] = {}
     inputs: ClassVar[tuple[str, ...]] = ()
+    own_average: ClassVar[bool] = False
     real_only: ClassVar[str] = ""
 
     @staticmethod
@@ -108,6 +110,28 @@ class Definition(Declared):
         return p
 
     @staticmethod
+    def evaluate(p: Value, s: Slots, h: Options) -> Value:
+        """The weights to evaluate and save, for optimizers that take gradients elsewhere. It writes no slot.
+
+        Args:
+            p: The parameter, which has taken at least one step.
+            s: The slots.
+            h: The options, traits and scalars of that step.
+        """
+        return p
+
+    @staticmethod
+    def resume(p: Value, s: Slots, h: Options) -> Value:
+        """The inverse of `evaluate`, where a file does not hold the parameter as it was trained. It writes no slot.
+
+        Args:
+            p: The weights that were evaluated.
+            s: The slots.
+            h: The options, traits and scalars of the last step.
+        """
+        return p
+
+    @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         """Compute the new parameter and the new slots.
 
@@ -126,6 +150,11 @@ class Definition(Declared):
     def predicts(cls) -> bool:
         """Whether the optimizer moves the parameter before the gradient is computed."""
         return cls.predict is not Definition.predict
+
+    @classmethod
+    def evaluates(cls) -> bool:
+        """Whether the weights to evaluate and save are not those at which gradients are taken."""
+        return cls.evaluate is not Definition.evaluate
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from lightning_optim.language.symbols import Kind, State, Symbol, Tracer
 LETTERS = {
     "p": "θ",
     "g": "g",
+    "evaluated": "x",
     "lr": "α",
     "eps": "ε",
     "eps.0": "ε₁",
@@ -52,7 +53,9 @@ WORDS = {
     "count(tensor)": "the number of elements of the tensor",
     "count(all)": "the number of elements of all tensors",
 }
-SHARED = tuple(f"lightning_optim.language.{name}" for name in ("recursions", "rectification", "kalman"))
+SHARED = tuple(
+    f"lightning_optim.language.{name}" for name in ("recursions", "rectification", "kalman", "schedule_free")
+)
 EXAMPLE = torch.Size([64, 32])  # formulas are printed for a matrix
 
 
@@ -122,6 +125,10 @@ class Derivation:
 
     def _functions(self) -> list[TracedFunction]:
         after = self._outputs(self.cls.update, "p", "g")
+        if self.cls.evaluates():
+            average = {"evaluated": self._outputs(self.cls.evaluate, "p")["p"]}
+            of_now = frozenset((*self.slots, "p"))
+            return [TracedFunction(after, self.names), TracedFunction(average, self.names, predicted=of_now)]
         if not self.cls.predicts():
             return [TracedFunction(after, self.names)]
         first = self._outputs(self.cls.predict, "p")
@@ -198,8 +205,8 @@ class Derivation:
         """Equations with the first values of slots, unless they are 0."""
         found = []
         for name in self.read:
-            first, letter = self._start(self.slots[name]), f"{TEXT.letter(self.letter(name))}₀"
-            text = writer.write(first)
+            slot, letter = self.slots[name], f"{TEXT.letter(self.letter(name))}₀"
+            text = f"{TEXT.letter(self.letter('p'))}₀" if slot.copies else writer.write(self._start(slot))
             if text not in ("0", letter):  # an option may have that letter
                 found.append(TEXT.equation(letter, text))
         return found

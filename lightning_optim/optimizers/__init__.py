@@ -23,6 +23,9 @@ from lightning_optim.optimizers.pnm import PNM
 from lightning_optim.optimizers.radam import RAdam
 from lightning_optim.optimizers.rmsprop import RMSprop
 from lightning_optim.optimizers.scalar_rmsprop import ScalarRMSprop
+from lightning_optim.optimizers.schedule_free_adamw import ScheduleFreeAdamW
+from lightning_optim.optimizers.schedule_free_radam import ScheduleFreeRAdam
+from lightning_optim.optimizers.schedule_free_sgd import ScheduleFreeSGD
 from lightning_optim.optimizers.sgd import SGD
 from lightning_optim.optimizers.sgdw import SGDW
 
@@ -52,4 +55,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ScalarRMSprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
 ]

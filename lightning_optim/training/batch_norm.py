@@ -55,6 +55,7 @@ def recompute(
     modes: Mapping[str, bool],
     batches: int,
     changing: Iterable[Callback] = (),
+    owner: str = "IterateAveraging",
 ) -> None:
     """Replace the running statistics by the mean over training batches under the current weights.
 
@@ -69,6 +70,7 @@ def recompute(
         modes: Whether each submodule, by name, is in training mode in training. Others stay in the mode of now.
         batches: Number of batches; fewer if the epoch is over.
         changing: The callbacks whose `on_train_batch_start` changes a batch.
+        owner: The callback that asks, for the message where there was no batch.
     """
     layers = [layer for layer in norms_of(module).values() if layer.momentum != 0]
     sharded = any(map(is_sharded, module.parameters()))  # then a backward pass must follow, if there are gradients
@@ -85,8 +87,8 @@ def recompute(
             reshard(trainer.strategy.model)
     if any_rank(not given):
         rank_zero_warn(
-            "IterateAveraging: the training loader gave no batch to recompute batch-norm statistics from, so they stay "
-            "those of the weights of training. Can it be iterated again?"
+            f"{owner}: the training loader gave no batch to recompute batch-norm statistics from, so they stay those "
+            "of the weights of training. Can it be iterated again?"
         )
     elif means:
         _write(means)

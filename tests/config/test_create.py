@@ -94,7 +94,7 @@ def test_a_tensor_lr_stays_and_a_config_holds_its_number() -> None:
 def test_a_config_is_a_copy(name: str) -> None:
     """What a user changes later in a spec, or in what `as_config` returned, changes no strategy."""
     words, group = ["bias"], {"params": ["0.*"], "lr": 0.5}
-    strategy = OptimizerStrategy(name, no_decay=words, groups=[group], schedule={"name": "linear"})
+    strategy = OptimizerStrategy(name, no_decay=words, groups=[group], schedule={"name": "constant"})
     before = strategy.as_config()
     words.append("norm")
     group["lr"] = 1.0

@@ -16,7 +16,7 @@ from lightning_optim.callbacks import WarmupFreeSchedule
 from lightning_optim.reports.memory import state_memory
 from tests.harness.data import batches
 from tests.harness.modules import Configured
-from tests.harness.problems import NAMES, train
+from tests.harness.problems import NAMES, moving, train
 from tests.harness.ranks import run_ranks
 from tests.harness.strategies import Kind, strategy_of
 from tests.harness.trainers import trainer
@@ -32,7 +32,7 @@ def network(frozen: bool = True) -> nn.Sequential:
 @pytest.mark.parametrize("name", NAMES)
 def test_they_move_with_the_options_of_their_role(name: str) -> None:
     net = network()
-    optimizer: Any = create_optimizer({"name": name, "lr": 0.01}, net)
+    optimizer: Any = create_optimizer({"name": name, "lr": 0.01, **moving(name)}, net)
     before = [p.detach().clone() for p in net[:2].parameters()]
     bytes_before = sum(entry.bytes for entry in state_memory(optimizer))
     train(net, optimizer, 2)

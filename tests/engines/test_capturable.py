@@ -30,7 +30,8 @@ interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is for machines without GPU"
 )
 
-REFUSED = ("adafactor", "koala_m", "koala_v", "moment_estimation_sgd", "nadam", "scalar_rmsprop")
+AVERAGING = [name for name in NAMES if OPTIMIZERS[name].own_average]
+REFUSED = ("adafactor", "koala_m", "koala_v", "moment_estimation_sgd", "nadam", "scalar_rmsprop", *AVERAGING)
 SHAPES = ((64, 70), (7,), (0,))
 
 

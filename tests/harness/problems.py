@@ -21,11 +21,17 @@ __all__ = [
     "gradients",
     "loss_of",
     "make_params",
+    "moving",
     "train",
     "trajectory",
 ]
 
 NAMES = sorted(OPTIMIZERS)
+
+
+def moving(name: str) -> dict[str, Any]:
+    """The options under which an optimizer moves in its first step."""
+    return {"silent_sgd_phase": False} if "silent_sgd_phase" in OPTIMIZERS[name].options else {}
 
 
 def train(net: nn.Module, optimizer: Any, steps: int) -> None:

@@ -120,11 +120,12 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
     lines, legend, starts = read(formula(cls, **options))
     values = {key: optimizer.param_groups[0][key] for key in cls.options if key in optimizer.param_groups[0]}
     V = known_letters(cls, legend, values)
-    theta = lines[-1][0].removesuffix("ₜ")
+    theta = cls.letters.get("p", "θ")
     for slot in cls.slots.values():
         letter = unicodedata.normalize("NFD", slot.letter)
         start = starts.get(letter, legend.get(letter + "₀", "0"))
-        V[letter + "ₜ₋₁"] = float(values.get(start, start))
+        copied = start == theta + "₀"
+        V[letter + "ₜ₋₁"] = p.detach().numpy().copy() if copied else float(values.get(start, start))
     V[theta + "ₜ₋₁"] = p.detach().numpy().copy()
     for t in range(1, STEPS + 1):
         g = generator.normal(size=SHAPE)
@@ -140,6 +141,9 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
 
         optimizer.step(closure)
     np.testing.assert_allclose(V[theta + "ₜ"], p.detach().numpy(), rtol=1e-9, atol=1e-12)
+    if cls.evaluates():
+        optimizer.eval()
+        np.testing.assert_allclose(V["xₜ"], p.detach().numpy(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda case: case if isinstance(case, str) else "")

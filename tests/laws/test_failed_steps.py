@@ -20,7 +20,7 @@ from lightning_optim.engines.plan import Plan
 from lightning_optim.errors import EngineError, OptionError
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Quantized
-from tests.harness.problems import NAMES, apply, build, flat, gradients, make_params
+from tests.harness.problems import NAMES, apply, build, flat, gradients, make_params, moving
 
 SHAPES = ((3,), (4, 5), (70, 61))
 ERRORS = (MemoryError, KeyboardInterrupt, RuntimeError)
@@ -118,7 +118,8 @@ def test_it_leaves_no_trace(name: str, engine: str, taken: int) -> None:
 def test_what_was_written_is_counted(name: str, engine: str) -> None:
     """Where it fails at a later parameter group, the counters of those that have moved go on, and no others."""
     params = make_params(SHAPES, torch.float32)
-    optimizer = build(name, [{"params": [p], "lr": 0.01 * (i + 1)} for i, p in enumerate(params)], engine=engine)
+    groups = [{"params": [p], "lr": 0.01 * (i + 1)} for i, p in enumerate(params)]
+    optimizer = build(name, groups, engine=engine, **moving(name))
     for step, grads in enumerate(gradients(3, SHAPES, torch.float32)):
         apply(optimizer, params, grads, step)
     before = [p.detach().clone() for p in params]

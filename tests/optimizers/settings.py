@@ -172,5 +172,26 @@ SETS: dict[str, tuple[dict[str, Any], ...]] = {
         {"scope": "tensor", "delayed": False},
         {"scope": "tensor", "delayed": False, "init": 2.0},
     ),
+    "schedule_free_adamw": (
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"warmup_steps": 7},
+        {"warmup_steps": 70, "weight_lr_power": 1.0, "weight_decay": 0.1},
+        {"r": 1.5},
+        {"warmup_steps": 7, "weight_lr_power": 0.0},
+    ),
+    "schedule_free_sgd": (
+        {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.1, "maximize": True},
+        {"lr": 0.1, "warmup_steps": 7},
+        {"lr": 0.1, "r": 1.5},
+        {"lr": 0.1, "warmup_steps": 70, "weight_lr_power": 1.0},
+        {"lr": 0.1, "warmup_steps": 7, "weight_lr_power": 0.0},
+    ),
+    "schedule_free_radam": (
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"silent_sgd_phase": False, "weight_decay": 0.1},
+        {"silent_sgd_phase": False, "betas": (0.9, 0.7)},
+        {"r": 1.5, "weight_lr_power": 1.0},
+        {"weight_lr_power": 0.0},
+    ),
     "lion": ({"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1, "maximize": True},),
 }

@@ -32,6 +32,7 @@ from .pnm import adapnm, pnm
 from .radam import radam
 from .rmsprop import rmsprop
 from .scalar_rmsprop import scalar_rmsprop
+from .schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from .sgd import sgd
 from .sgdw import sgdw
 
@@ -76,6 +77,9 @@ ORACLES: dict[str, Oracle] = {
         radam,
         rmsprop,
         scalar_rmsprop,
+        schedule_free_adamw,
+        schedule_free_radam,
+        schedule_free_sgd,
         sgd,
         sgdw,
     )

@@ -1,0 +1,127 @@
+"""Training and evaluation mode of an optimizer that takes gradients at other weights than those to evaluate and save.
+
+The mode stands in every parameter group under `train_mode`, as schedulefree has it, and so in every file. In evaluation
+mode the parameters hold what `evaluate` of the page gives, and the slot `raw` their values in training, bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_optim.core.state_layout import StateLayout
+
+if TYPE_CHECKING:
+    from lightning_optim.core.runner import Runner
+
+MODE = "train_mode"
+
+
+class EvaluationMode(StateLayout):
+    """What `train()` and `eval()` do. For a page without `evaluate` they do nothing."""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the parameters are those at which gradients are taken."""
+        return not self.evaluates() or bool(self.param_groups[0].get(MODE, True))
+
+    def eval(self) -> None:
+        """Let the parameters hold the weights to evaluate and save, for Schedule-Free the average, until `train()`.
+
+        Other optimizers have no such weights, and nothing happens. Nor does it in evaluation mode.
+        """
+        if not self.is_training or not self.evaluates():
+            return
+        moved = self._moved()
+        with torch.inference_mode(False), torch.no_grad():  # as in `step`
+            for i, p in moved:
+                self.create_slot("raw", p, i, {})
+            try:
+                self._compute("evaluate", moved)
+            except BaseException:
+                self._put_back(moved)
+                raise
+        self._set_mode(False)
+
+    def train(self) -> None:
+        """Let the parameters hold the weights at which gradients are taken again. In training mode nothing happens."""
+        if self.is_training:
+            return
+        moved = self._moved()
+        with torch.inference_mode(False), torch.no_grad():
+            known = [(i, p) for i, p in moved if "raw" in self.state[p]]
+            self._compute("resume", [(i, p) for i, p in moved if "raw" not in self.state[p]])
+            self._put_back(known)
+        self._set_mode(True)
+
+    def _moved(self) -> list[tuple[int, Tensor]]:
+        """The parameters that have taken a step. Of the others both weights are the same."""
+        return [(i, p) for i, p in self.initialized() if float(self.state.get(p, {}).get("step", 0)) > 0]
+
+    def _compute(self, what: str, moved: list[tuple[int, Tensor]]) -> None:
+        if moved:
+            runner: Runner = vars(self)["_runner"]
+            runner.run(what, moved)
+            runner.cached.pop(what)  # it refers to `raw`
+
+    def _put_back(self, moved: list[tuple[int, Tensor]]) -> None:
+        for _, p in moved:
+            p.copy_(self.state[p].pop("raw"))
+
+    def _set_mode(self, training: bool) -> None:
+        for group in self.param_groups:
+            group[MODE] = training
+
+    def _load_mode(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the mode of a file, whose state has been loaded. Files of other classes are of training."""
+        if self.evaluates():
+            groups = state_dict["param_groups"]
+            training = bool(groups[0].get(MODE, True)) if groups else True
+            self._set_mode(training)
+            for _, p in self.every_parameter() if training else ():
+                self.state.get(p, {}).pop("raw", None)
+
+    def _begin_step(self) -> None:
+        """Refuse a step in evaluation mode, and say once where no callback changes modes in a Trainer.
+
+        Raises:
+            RuntimeError: in evaluation mode.
+        """
+        owner = type(self).__name__
+        if not self.is_training:
+            raise RuntimeError(
+                f"{owner} is in evaluation mode: the parameters are an average, at which no gradients are taken. Call "
+                "train() of the optimizer before the forward pass, and eval() before you evaluate or save."
+            )
+        if self.told:
+            return
+        self.told = True
+        trainer = _trainer()
+        if trainer is not None and not any(getattr(one, "serves_evaluation", False) for one in trainer.callbacks):
+            warnings.warn(
+                f"{owner} runs in a Trainer without the callback EvaluationWeights, so what is validated and saved "
+                "are the weights at which gradients are taken and not their average. Add "
+                "lightning_optim.callbacks.EvaluationWeights to the Trainer, or let the module call train() and eval() "
+                "of the optimizer.",
+                stacklevel=3,
+            )
+
+
+def _trainer() -> Any:
+    """The Trainer that calls this step, if there is one. A gradient scaler passes no closure that would tell."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("lightning.pytorch.", "pytorch_lightning.")):
+            owner = frame.f_locals.get("self")
+            trainer = getattr(owner, "trainer", None) or getattr(owner, "_trainer", None)
+            if trainer is not None and hasattr(trainer, "callbacks"):
+                return trainer
+        frame = frame.f_back
+    return None
