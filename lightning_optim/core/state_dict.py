@@ -14,7 +14,7 @@ from lightning_optim import storage
 from lightning_optim.core.checkpoint_source import CLASS_KEY, DEVICE_KEY, Loaded, Source, page_of, slots_elsewhere
 from lightning_optim.core.parameter_groups import TORCH_FLAGS
 from lightning_optim.core.state_check import as_tensor, present, warn_of_stopped_counters
-from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
+from lightning_optim.core.state_layout import RAW, STORAGE_OPTIONS, StateLayout, first_value
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor, like, local, logical_shape, shard_of
 from lightning_optim.distributed.plain import laid_out_like
@@ -50,6 +50,8 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
             continue
         quantized = [name for name, value in state.items() if isinstance(value, storage.Quantized)]
         values = {name: like(value, p) for name, value in storage.read_shaped(state, quantized).items()}
+        if is_dtensor(p) and layout.evaluates() and "raw" not in state:  # FSDP2 loads no slot that is not there
+            values["raw"] = first_value(RAW, p, layout.slot_dtype(RAW, p, 0), {})
         # Before the first step FSDP2 loads a file into this state_dict, and needs all of it on one device.
         if not (is_dtensor(p) and int(state.get("step", 0)) == 0):
             values = {name: value.cpu() for name, value in values.items()}

@@ -63,7 +63,7 @@ class ScheduleFreeSGD(Optimizer, name="schedule_free_sgd"):
     paper = "Defazio et al. 2024, arXiv:2405.15682"
     advice = "10 to 50 times SGD's learning rate with warmup_steps, and no schedule."
     batch_scaling = "linear"
-    recommended: ClassVar[dict[str, Any]] = {"lr": 3.0, "warmup_steps": 10}
+    recommended: ClassVar[dict[str, Any]] = {"lr": 0.3, "warmup_steps": 10}
     ranges: ClassVar[dict[str, Any]] = {
         "momentum": "(0, 1)",
         **dict.fromkeys(("warmup_steps", "r", "weight_lr_power"), ">= 0"),
