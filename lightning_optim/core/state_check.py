@@ -89,7 +89,9 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             continue
         _check_counter(owner, saved, p)
         for name, slot in slots.items():
-            shape = layout.shape_of(slot, i, p)
+            # FSDP1 gives each rank its shard, which for a slot per element has the shape of that of the parameter.
+            of_matrix = slot.per == "matrix"
+            shape = layout.shape_of(slot, i, p) if of_matrix else slot.shape_of(p.shape, layout.traits_of(i, p))
             _check_value(owner, name, slot, saved[name], shape, f"a parameter of shape {tuple(p.shape)}", p.dtype)
         unfit = unfit or _first_unfit(layout, i, p, saved, slots, loaded[i])
         has = {name for name in needed if name in saved}
