@@ -1,39 +1,28 @@
-"""Schedule-Free in real Trainers: what is validated, tested, saved and resumed, against the averages of a plain loop."""
+"""Schedule-Free in real Trainers: what is validated, tested, saved and resumed, against the averages by definition."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import (
-    LearningRateFinder,
     ModelCheckpoint,
-    OnExceptionCheckpoint,
-    StochasticWeightAveraging,
 )
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from lightning_optim import OptionError, OptimizerStrategy, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
+from lightning_optim import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from lightning_optim.callbacks import (
     EvaluationWeights,
-    IterateAveraging,
-    LookaheadSync,
-    NonFiniteGuard,
-    WarmupFreeSchedule,
 )
 from lightning_optim.core.optimizer import Optimizer
 from tests.harness.data import batches
 from tests.harness.journeys import JOURNEYS, journey
-from tests.harness.modules import Configured, Make, Pair, Toy, slot, vector
-from tests.harness.nets import plain_net
+from tests.harness.modules import Configured, Make, Toy, vector
 from tests.harness.ranks import run_ranks
-from tests.harness.trainers import Run, Walk, trainer
+from tests.harness.trainers import Run, trainer
 
 ROUNDING = 1e-13  # of a division in float64
 
@@ -55,7 +44,7 @@ def eight(params: list[nn.Parameter]) -> Optimizer:
 
 
 def averages(run: Run) -> list[Tensor]:
-    """x after each step, from the definition, of the points y and z that training had: x = (y - (1 - beta) z) / beta."""
+    """The average x after each step, by its definition from the points y and z that training had."""
     return [(y - 0.1 * z) / 0.9 for y, z in zip(run.walk.weights, run.walk.slots, strict=True)]
 
 
@@ -79,7 +68,7 @@ def test_everything_that_is_evaluated_and_saved_is_the_average(make: Make, tmp_p
         ModelCheckpoint(tmp_path / "only", "{step}", save_top_k=-1, every_n_train_steps=1, save_weights_only=True),
         ModelCheckpoint(tmp_path / "epoch", "{step}", save_top_k=-1, every_n_epochs=1),
     ]
-    options = {"precision": "64-true", "val_check_interval": 2, "num_sanity_val_steps": 1}
+    options: dict[str, Any] = {"precision": "64-true", "val_check_interval": 2, "num_sanity_val_steps": 1}
     run = Run(make, EvaluationWeights(), *saving, watch="z", **options)
     with pytest.warns(UserWarning, match="without the callback EvaluationWeights, so what is validated and saved"):
         plain = Run(make, **options)
@@ -111,7 +100,7 @@ def test_the_mixin_brings_the_callback_for_pages_that_evaluate_other_weights() -
     for options in ({}, {"limit_val_batches": 0}):
         seed_everything(0, verbose=False)
         module = Configured({"name": "schedule_free_adamw", "lr": 0.02, "warmup_steps": 3})
-        fitting = trainer(precision="64-true", **options)
+        fitting: Any = trainer(precision="64-true", **options)
         fitting.fit(module, batches())
         assert [type(one).__name__ for one in fitting.callbacks if isinstance(one, EvaluationWeights)]
         assert not fitting.optimizers[0].is_training
