@@ -112,11 +112,11 @@ def _among_shards(parts: Sequence[Part], compute: Callable[[Matrices], None]) ->
     sizes = [[part.numel_of(rank) for part in mine for _ in part.values] for rank in range(len(of_owner))]
     received = _all_to_all(packed, sizes, parts[0])
     matrices = [(part, tuple(part.matrix() for _ in part.values)) for part in mine]
-    for rank, message in enumerate(received):
-        places = [(part.within(rank), flat) for part, flats in matrices for flat in flats]
-        for (where, flat), values in zip(places, message, strict=True):
-            flat[where] = values
-    del packed, received, message
+    for rank in range(len(of_owner)):
+        indices = [(part.within(rank), flat) for part, flats in matrices for flat in flats]
+        for (within, flat), values in zip(indices, received[rank], strict=True):
+            flat[within] = values
+    del packed, received
     error = _attempt(compute, matrices)
     flag = _flag(error, parts[0])
     packed = [[*(flats[0][part.within(rank)] for part, flats in matrices), flag] for rank in range(len(of_owner))]
@@ -146,8 +146,10 @@ def _among_replicas(parts: Sequence[Part], compute: Callable[[Matrices], None]) 
 
 def _by_owner(parts: Sequence[Part]) -> list[list[Part]]:
     """The parts of each rank of the group as an owner."""
-    ranks = range(dist.get_world_size(parts[0].home.group))
-    return [[part for part in parts if part.owner == rank] for rank in ranks]
+    found: list[list[Part]] = [[] for _ in range(dist.get_world_size(parts[0].home.group))]
+    for part in parts:
+        found[part.owner].append(part)
+    return found
 
 
 def _all_to_all(packed: Sequence[Sequence[Tensor]], sizes: Sequence[list[int]], part: Part) -> list[Sequence[Tensor]]:

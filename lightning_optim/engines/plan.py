@@ -150,11 +150,16 @@ class Plan(Generic[L]):
             if symbol.level == level:
                 function = symbol.args[0]
                 own = [name for name in buffers if name.partition("_")[0] == result]
-                vectors = [self.vector(number).tolist() for number in symbol.args[1 + len(own) :]]
+                vectors = [self._numbers(number) for number in symbol.args[1 + len(own) :]]
                 for i, param in enumerate(self.batch.params):
                     values = tuple(param.buffers[name] if name == result else param.buffers.pop(name) for name in own)
                     found.append(Call(param, function, values, tuple(numbers[i] for numbers in vectors)))
         return found
+
+    def _numbers(self, x: Any) -> list[float]:
+        """A number for each tensor, on the host."""
+        value = self.value(x)
+        return self.vector(x).tolist() if isinstance(value, Tensor) else [float(value)] * len(self.batch.params)
 
     def process_groups(self, reduction: Symbol) -> list[tuple[Any, ...]]:
         """For each tensor the process groups over whose ranks a reduction runs."""

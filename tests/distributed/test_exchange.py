@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.communication import counted
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
-from lightning_optim.distributed import exchange
+from lightning_optim.distributed import exchange, ranks
 from lightning_optim.distributed.owners import Indices, Owners, assign, cost
 from lightning_optim.distributed.shard import Shard
 from lightning_optim.language import Options, Slot, Slots, Value, View, ema, matrix_view, norm, rounded, whole
@@ -139,11 +139,11 @@ WORLDS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("world", "ranks", "options"), WORLDS)
-def test_shards_end_where_one_process_does(world: World, ranks: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("world", "size", "options"), WORLDS)
+def test_shards_end_where_one_process_does(world: World, size: int, options: dict[str, Any]) -> None:
     """With rows that do not divide, ranks without an element, a frozen matrix and a branch without gradients."""
     start = weights(Odd(torch.float64))
-    for found in run_ranks(everywhere, world, ENGINES, world_size=ranks, **options):
+    for found in run_ranks(everywhere, world, ENGINES, world_size=size, **options):
         for engine, got in found.items():
             for name, value in alone().items():
                 assert torch.equal(value, start[name]) == name.startswith(("frozen", "unused"))
@@ -187,6 +187,23 @@ def test_messages_do_not_grow_with_the_number_of_tensors(layers: int) -> None:
         assert found == [4 * {1: 64 + 1, 6: 3 * 64 + 40 + 1}[layers]]  # as the rank with the most
     for owners in ("auto", False):
         assert run_ranks(sent, "ddp", layers, owners=owners) == [[], []]
+
+
+def sent_alone() -> list[int]:
+    """The bytes of each message of a step that one rank takes by itself, of replicas that share the work."""
+    dist.init_process_group("gloo")
+    model = DistributedDataParallel(net(1))
+    optimizer = Once(model.parameters(), owners=True)
+    model(torch.ones(2, 8)).square().mean().backward()
+    with counted() as found:
+        if dist.get_rank() == 1:
+            with ranks.alone():
+                optimizer.step()
+    return found
+
+
+def test_a_rank_that_steps_alone_waits_for_no_other() -> None:
+    assert run_ranks(sent_alone) == [[], []]
 
 
 def split_along_columns() -> list[Tensor]:
@@ -275,15 +292,15 @@ def test_the_elements_of_a_shard_in_a_range() -> None:
 def test_owners_have_much_the_same_to_do() -> None:
     """At most 4/3 of what the best division can need, which is no less than the mean and the largest matrix."""
     generator = torch.Generator().manual_seed(0)
-    for ranks in (2, 3, 8):
+    for size in (2, 3, 8):
         sides = torch.randint(1, 40, (60, 2), generator=generator).tolist()
         views = [View((rows,), columns) for rows, columns in sides]
-        loads = [(0.0, 0, rank) for rank in range(ranks)]
+        loads = [(0.0, 0, rank) for rank in range(size)]
         owners = assign(views, loads)
         work = [cost(*side) for side in sides]
-        of_ranks = [sum(x for x, (own,) in zip(work, owners, strict=True) if own == rank) for rank in range(ranks)]
+        of_ranks = [sum(x for x, (own,) in zip(work, owners, strict=True) if own == rank) for rank in range(size)]
         assert sorted(of_ranks) == pytest.approx(sorted(load for load, _, _ in loads))
-        assert max(of_ranks) <= 4 / 3 * max(sum(work) / ranks, max(work))
+        assert max(of_ranks) <= 4 / 3 * max(sum(work) / size, max(work))
 
 
 def owners_that_stay() -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_optim import OptionError, engines
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.engines import matrices
 from lightning_optim.language import Options, Slot, Slots, Value, View, ema, matrix_view, norm, rounded, total, whole
 from tests.harness.engines import differences
 
@@ -162,6 +163,23 @@ def test_equal_matrices_with_equal_numbers_are_one_batch(engine: str) -> None:
     params = parameters(shapes=((6, 4), (3, 4), (3, 4), (9, 4)))
     train(Mixing(params, engine=engine), params, steps=1)
     assert sorted(calls) == [(1, 3, 4), (1, 3, 4), (1, 9, 4), (1, 9, 4), (2, 3, 4), (4, 3, 4)]
+
+
+@every_engine
+def test_buckets_bound_the_memory(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of bounded size end where one batch does, and nothing of a step is kept after it."""
+    params, others = (parameters(shapes=((6, 4),) * 5) for _ in range(2))
+    whole_batch = Mixing(others, engine=engine)
+    train(whole_batch, others, steps=1)
+    calls.clear()
+    monkeypatch.setattr(matrices, "BUCKET", 2 * 4 * 12)
+    optimizer = Mixing(params, engine=engine)
+    train(optimizer, params, steps=1)
+    assert max(k for k, *_ in calls) == 2
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+    batches = optimizer._runner.cached["update"].batches
+    assert not any(param.buffers for batch in batches for param in batch.params)
 
 
 @every_engine
