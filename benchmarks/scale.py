@@ -1,13 +1,16 @@
 """Computes what a step of an optimizer communicates at 8, 64 and 512 ranks.
 
 `python benchmarks/scale.py` prints the tables of docs/scale.md. They are computed, not measured: the sizes of the
-all-reduces are written here by hand, and `tests/distributed/test_scale.py` compares them with what two processes send.
+messages are written here by hand, and `tests/distributed/` compares them with what two processes send.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+
+from lightning_optim.distributed.owners import assign
+from lightning_optim.language import View
 
 Shape = tuple[int, ...]
 
@@ -47,6 +50,38 @@ def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
     raise ValueError(f"{name!r} is not one of lamb, adafactor, koala_v.")
 
 
+def exchanged(shapes: Sequence[Shape], ranks: int, size: int) -> list[tuple[int, int]]:
+    """The bytes that each rank packs for the two all-to-alls of a function of whole matrices under FSDP2.
+
+    The first holds its rows of all matrices; the second the results of those that it owns, and for each rank a number
+    that says whether it has failed.
+
+    Args:
+        shapes: The matrices, divided along their rows as `torch.chunk` divides.
+        ranks: The number of ranks.
+        size: Bytes of an element.
+    """
+    (owners,) = zip(*assign([View((rows,), columns) for rows, columns in shapes], no_loads(ranks)), strict=True)
+    return [
+        (
+            size * sum(rows_of(rank, rows, ranks) * columns for rows, columns in shapes),
+            size * (ranks + sum(math.prod(x) for x, owner in zip(shapes, owners, strict=True) if owner == rank)),
+        )
+        for rank in range(ranks)
+    ]
+
+
+def no_loads(ranks: int) -> list[tuple[float, int, int]]:
+    """What `assign` starts with."""
+    return [(0.0, 0, rank) for rank in range(ranks)]
+
+
+def rows_of(rank: int, rows: int, ranks: int) -> int:
+    """The number of rows that a rank holds."""
+    chunk = -(-rows // ranks)
+    return max(0, min(chunk, rows - rank * chunk))
+
+
 def per_rank(size: float, ranks: int) -> float:
     """Bytes that each rank of a ring sends for an all-reduce of `size` bytes."""
     return 2 * (ranks - 1) / ranks * size
@@ -79,6 +114,22 @@ def tables() -> Iterator[str]:
             sent = sum(per_rank(size, ranks) for size in sizes)
             time = len(sizes) * hops(ranks) * LATENCY * 1e3
             yield f"| {ranks} | `{name}` | {len(sizes)} | {sent:,.0f} | {sent / own:.1e} | {time:.1f} ms |"
+    yield ""
+    layers = [shape for shape in shapes[1:-1] if len(shape) > 1]
+    numel = sum(math.prod(shape) for shape in layers)
+    yield f"{numel:,} parameters in {len(layers)} matrices."
+    yield ""
+    yield "| ranks | messages | bytes sent by a rank | at most | relative to what FSDP2 sends | work of the busiest |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for ranks in RANKS:
+        sent = [there + back for there, back in exchanged(layers, ranks, 2)]
+        loads = no_loads(ranks)
+        assign([View((rows,), columns) for rows, columns in layers], loads)
+        work = [load for load, _, _ in loads]
+        mean, most = sum(sent) / ranks, max(sent)
+        own = (ranks - 1) / ranks * parameters * (2 + 2 + 4)
+        busiest = max(work) * ranks / sum(work)
+        yield f"| {ranks} | 2 | {mean:,.0f} | {most:,} | {mean / own:.1e} | {busiest:.2f} |"
 
 
 if __name__ == "__main__":
