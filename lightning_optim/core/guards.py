@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -78,6 +79,21 @@ def refuse_uncapturable(layout: StateLayout) -> None:
             f"{owner}: capturable=True and {layout.stages[0]!r} do not go together: what a callback adds to a step is "
             "counted on the host, which a graph leaves out. Leave out one of the two."
         )
+
+
+def refuse_unknown_length(layout: StateLayout) -> None:
+    """Refuse a step whose schedule runs over a training of unknown length.
+
+    Raises:
+        OptionError: for an option that is "total" where the number of steps is not known.
+    """
+    for name in layout.lengths:
+        if math.isinf(layout.total_steps) and any(group[name] == "total" for group in layout.param_groups):
+            raise OptionError(
+                f"{type(layout).__name__}: {name}='total' is the number of steps of the whole run, which is not known "
+                "here. Give a number of steps; or configure it by ConfiguredOptimizer in a Trainer with max_epochs or "
+                "max_steps."
+            )
 
 
 def refuse_stale_parameters(owner: str, params: Sequence[Tensor]) -> None:

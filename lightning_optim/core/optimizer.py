@@ -128,6 +128,8 @@ class Optimizer(EvaluationMode):
         options = {name: group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
         self.check(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
+        self.complete(options)
+        self.check_groups([self.options_of(each) for each in (*self.param_groups, {**group, **options})])
         super().add_param_group({**group, **options})
         self._most_dims = None
         for name in WHOLE:
@@ -142,6 +144,7 @@ class Optimizer(EvaluationMode):
             "model_order": self.model_order,
             "waiting": self.waiting,
             "positions": self.positions,
+            "total_steps": self.total_steps,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

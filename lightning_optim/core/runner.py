@@ -11,7 +11,12 @@ from torch import Tensor
 from lightning_optim import engines
 from lightning_optim.core.attempt import Created
 from lightning_optim.core.batches import Batches, Parameters
-from lightning_optim.core.guards import refuse_disagreement, refuse_matrices, refuse_unsummable
+from lightning_optim.core.guards import (
+    refuse_disagreement,
+    refuse_matrices,
+    refuse_unknown_length,
+    refuse_unsummable,
+)
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.owners import Owners
 from lightning_optim.distributed.placement import logical_shape
@@ -54,6 +59,8 @@ class Runner:
         layout, extra = self.layout, extra or {}
         self.created, self.moved = Created(), False
         options = [layout.options_of(group, layout.defaults["capturable"]) for group in layout.param_groups]
+        layout.check_groups(options)
+        refuse_unknown_length(layout)
         batches: Batches | None = None
         written: list[LocalParameter] = []
         try:

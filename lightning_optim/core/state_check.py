@@ -68,6 +68,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             _check_value(owner, name, layout.slots[name], group[name], torch.Size(()), "this optimizer")
             if why := _unfit(layout.slots[name], as_tensor(group[name]), torch.float64, None):
                 raise OptionError(f"{owner} cannot load {name}: {why}. {TAKE_ANOTHER}")
+    layout.check_groups([layout.options_of(group) for group in loaded])
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     params = layout.every_parameter()
     if len(order) != len(params):

@@ -49,6 +49,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
         positions: The same by parameter, also of those that wait.
         waiting: The parameters that were frozen when it was made, and join when they are trained.
+        total_steps: The number of steps of the run; infinite where it is not known, or not yet.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self.model_order: list[int] = getattr(self, "model_order", [])
         self.positions: dict[Tensor, int] = getattr(self, "positions", {})
         self.waiting: list[Any] = getattr(self, "waiting", [])
+        self.total_steps: float = getattr(self, "total_steps", math.inf)
         self.compared: bool = getattr(self, "compared", False)
         self.told: bool = getattr(self, "told", False)
         self._programs: dict[str, Programs] = {}
@@ -103,6 +105,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
             on_device = keep_tensors and isinstance(value, Tensor) and bool(first)
             if not (isinstance(value, Tensor) and on_device and value.device == local(first[0]).device):
                 found[name] = floats(option.converted(value, type(self).__name__))
+        found.update({name: self.total_steps for name in self.lengths if found[name] == "total"})
         return found
 
     def traits_of(self, i: int, p: Tensor) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_optim.distributed.global_index import exchange_of
 from lightning_optim.distributed.plain import is_wrapper, memory_order
 from lightning_optim.engines import matrices
-from lightning_optim.engines.plan import Backend, Plan
+from lightning_optim.engines.plan import REDUCTIONS, Backend, Plan
 from lightning_optim.engines.step import Step
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
@@ -55,7 +55,8 @@ def run(step: Step, backend: Backend[Any]) -> None:
 def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
     """Compute all reductions of one level, for all tensors, and combine them.
 
-    Reductions with the same key are combined over all batches, whatever their programs, in one call for each key.
+    Reductions with the same key are combined over all batches, whatever their programs. All sums of a level travel
+    between ranks in one message, and all maxima.
     """
     found: dict[tuple[Any, ...], list[tuple[Plan[Any], Symbol, Tensor]]] = {}
     for plan in plans:
@@ -63,10 +64,17 @@ def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
         for (key, symbol), partial in zip(sums, plan.partials([symbol for _, symbol in sums]), strict=True):
             found.setdefault(key, []).append((plan, symbol, partial))
     step.exchanged |= bool(found and step.reductions.process_groups)
-    for (over, by, _), entries in found.items():
-        partials = [partial for _, _, partial in entries]
-        groups = [of_tensor for plan, symbol, _ in entries for of_tensor in plan.process_groups(symbol)]
-        totals = step.reductions.reduce_vector(torch.cat(partials), groups, over, by)
-        of_plans = torch.split(totals, [len(partial) for partial in partials])
-        for (plan, symbol, _), total in zip(entries, of_plans, strict=True):
-            plan.numbers[symbol] = total[0] if over == "all" else total
+    for by in REDUCTIONS:
+        of_kind = [(over, entries) for (over, kind, _), entries in found.items() if kind == by]
+        packed = [entry for _, entries in of_kind for entry in entries]
+        if not packed:
+            continue
+        groups = [of_tensor for plan, symbol, _ in packed for of_tensor in plan.process_groups(symbol)]
+        partials = [partial for _, _, partial in packed]
+        values = step.reductions.reduce_vector(torch.cat(partials), groups, "tensor", by)
+        totals = iter(torch.split(values, [len(partial) for partial in partials]))
+        for over, entries in of_kind:
+            mine = [next(totals) for _ in entries]
+            every = torch.cat(mine)
+            for (plan, symbol, _), total in zip(entries, mine, strict=True):
+                plan.numbers[symbol] = total if over == "tensor" else every.sum() if by == "sum" else every.max()

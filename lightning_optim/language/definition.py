@@ -30,6 +30,7 @@ class Definition(Declared):
             local variables, and of the parameter ("p").
         inputs: The inputs that the update reads besides options: "loss", "loss_second_moment".
         own_average: Whether the update averages its iterates and so replaces schedules that fall.
+        lengths: Options that may be "total", the number of steps of the run.
         real_only: Why complex parameters are refused; empty where they are supported.
     """
 
@@ -50,6 +51,7 @@ class Definition(Declared):
     inputs: ClassVar[tuple[str, ...]] = ()
     own_average: ClassVar[bool] = False
     real_only: ClassVar[str] = ""
+    lengths: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:
@@ -162,4 +164,19 @@ class Definition(Declared):
 
         Raises:
             OptionError: for such a combination.
+        """
+
+    @classmethod
+    def complete(cls, options: dict[str, Any]) -> None:
+        """Fill in options of a new parameter group that follow from its others, in place."""
+
+    @classmethod
+    def check_groups(cls, groups: list[dict[str, Any]]) -> None:
+        """Refuse parameter groups that do not go together. Asked before each step, since schedules change options.
+
+        Args:
+            groups: The options of each group, with floats in the place of tensors.
+
+        Raises:
+            OptionError: for such groups.
         """

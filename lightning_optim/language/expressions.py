@@ -221,6 +221,9 @@ class Writer:
     def _exp(self, x: Any) -> Text:
         return self.notation.call("exp", self.write(x)), ATOM
 
+    def _log(self, x: Any) -> Text:
+        return self.notation.call("log", self.write(x)), ATOM
+
     def _maximum(self, a: Any, b: Any) -> Text:
         return self.notation.call("max", self.write(a), self.write(b)), ATOM
 

@@ -109,6 +109,7 @@ class Derivation:
         values = {name: option.default for name, option in declared.options.items() if not option.shared}
         values = {**values, "maximize": False, **options}
         cls.check(values)
+        cls.complete(values)
         plain: Any = SimpleNamespace(**values)
         self.plain = plain
         self.traits = traits = cls.traits(plain, EXAMPLE, torch.float32, len(EXAMPLE))
@@ -193,6 +194,9 @@ class Derivation:
         """What the letters mean: options, first values of slots unless they are 0, and other letters."""
         first = self._starts(writer)
         words = [(self.letter(name), what) for name, what in WORDS.items() if name in self.used]
+        words += [
+            (self.letter(name), "the parameter before its first step") for name in self.slots if name in self.used
+        ]
         parts = ["with " + ", ".join(self._options())]
         if first:
             parts.append("at the start " + ", ".join(first))

@@ -257,6 +257,12 @@ def hypot(a: Operand, b: Operand) -> Value:
     return cast(Value, math.hypot(a, b))
 
 
+def log(x: Operand) -> Value:
+    """The natural logarithm; minus infinity of 0."""
+    number: Any = x
+    return x.record("log", x) if isinstance(x, Value) else cast(Value, math.log(number) if number else -math.inf)
+
+
 def is_odd(t: Operand) -> Value:
     """Whether a step counter is odd."""
     counter: Any = t

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "fused": "engine='auto' already runs the fastest engine that can serve",
     "differentiable": "steps are not differentiated through",
     "weight_decouple": "use decoupled",
+    "decouple": "use decoupled",
     "clip_threshold": "use d",
     "decay_rate": "use beta2_decay",
     "learning_rate": "use lr",
@@ -88,7 +89,8 @@ class Option:
             found = _converted(value, self.type)
         except TypeError:
             raise OptionError(f"{owner}: {self.name}={shown(value)} must be {describe(self.type)}.") from None
-        if not all(map(math.isfinite, _numbers(found))):
+        endless = isinstance(self.range, str) and self.range.endswith("inf]")
+        if not all(math.isfinite(number) or (endless and number == math.inf) for number in _numbers(found)):
             raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; allowed is {self._allowed()}.")
         return found
 

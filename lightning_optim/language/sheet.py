@@ -152,7 +152,11 @@ class Sheet(Writer):
             return self.notation.letter("∇f" if letter in taken else letter, "t")
         if name in self.traced.predicted:
             return self.notation.letter(barred(letter) if name in self.traced.corrected else letter, "t")
-        if name == "p" or name in self.letters.slots:
+        slot = self.letters.slots.get(name)
+        if slot is not None and slot.copies and name not in self.traced.outputs:
+            self.letters.note_use(name)
+            return self.notation.letter(letter)
+        if name == "p" or slot is not None:
             return self.notation.letter(letter, "t-1")
         self.letters.note_use(name)
         return self.notation.letter(letter)

@@ -9,6 +9,8 @@ from lightning_optim.optimizers.adamax import AdaMax
 from lightning_optim.optimizers.adamw import AdamW
 from lightning_optim.optimizers.adan import Adan
 from lightning_optim.optimizers.adapnm import AdaPNM
+from lightning_optim.optimizers.ademamix import AdEMAMix
+from lightning_optim.optimizers.adopt import ADOPT
 from lightning_optim.optimizers.diffgrad import DiffGrad
 from lightning_optim.optimizers.generalized_signsgd import GeneralizedSignSGD
 from lightning_optim.optimizers.koala_m import KoalaM
@@ -16,10 +18,12 @@ from lightning_optim.optimizers.koala_v import KoalaV
 from lightning_optim.optimizers.lamb import LAMB
 from lightning_optim.optimizers.lars import LARS
 from lightning_optim.optimizers.lion import Lion
+from lightning_optim.optimizers.mars import MARS
 from lightning_optim.optimizers.moment_estimation_sgd import MomentEstimationSGD
 from lightning_optim.optimizers.nadam import NAdam
 from lightning_optim.optimizers.padam import Padam
 from lightning_optim.optimizers.pnm import PNM
+from lightning_optim.optimizers.prodigy import Prodigy
 from lightning_optim.optimizers.radam import RAdam
 from lightning_optim.optimizers.rmsprop import RMSprop
 from lightning_optim.optimizers.scalar_rmsprop import ScalarRMSprop
@@ -30,12 +34,15 @@ from lightning_optim.optimizers.sgd import SGD
 from lightning_optim.optimizers.sgdw import SGDW
 
 __all__ = [
+    "ADOPT",
     "LAMB",
     "LARS",
+    "MARS",
     "PNM",
     "SGD",
     "SGDW",
     "ACProp",
+    "AdEMAMix",
     "AdaBelief",
     "AdaMax",
     "AdaPNM",
@@ -52,6 +59,7 @@ __all__ = [
     "MomentEstimationSGD",
     "NAdam",
     "Padam",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "ScalarRMSprop",

@@ -146,6 +146,11 @@ def norm_of(first_step: FirstStep, params: Mapping[str, Tensor], owner: str) -> 
         if step.numel() > 1 and bool(step.any()):
             with_gradient.append(torch.cosine_similarity(step.flatten(), g.flatten(), 0).item())
             with_sign.append(torch.cosine_similarity(step.flatten(), torch.ones_like(g).flatten(), 0).item())
+    if not with_gradient:
+        raise OptionError(
+            f"GradInit looks at the first step of an optimizer, and that of {owner} moves nothing. Leave GradInit out, "
+            "or train with another optimizer."
+        )
     means = [sum(cosines) / max(1, len(cosines)) for cosines in (with_gradient, with_sign)]
     if max(means) < ALIKE:
         raise OptionError(

@@ -288,7 +288,7 @@ def test_loaders_that_do_not(loader: Any, name: str) -> None:
 
 
 LINEAR_ONES = {"sgd", "sgdw", "pnm", "lars"}
-UNKNOWN = {"padam", "koala_v", "koala_m"}
+UNKNOWN = {"padam", "koala_v", "koala_m", "prodigy"}
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))

@@ -58,6 +58,8 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
         {"factor_axes": "two_largest"},
         {"factored": False},
     ),
+    "ademamix": ({"t_alpha": 20.0, "t_beta3": 20.0},),
+    "adopt": ({"clip_power": None}, {"decoupled": False, "weight_decay": 0.1}),
     "adan": ({"max_grad_norm": 0.5}, {"no_prox": True, "weight_decay": 0.1}),
     "adapnm": ({"amsgrad": False}, {"decoupled": False, "weight_decay": 0.1}),
     "generalized_signsgd": ({"use_bias_correction": True}, {"decoupled": True, "weight_decay": 0.1}),
@@ -65,10 +67,12 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "koala_v": ({"r": 1.0}, {"wd_in_direction": False, "weight_decay": 0.1}),
     "lamb": ({"max_grad_norm": 0.5}, {"bias_correction": False}, {"phi": (0.1, 5.0), "always_adapt": True}),
     "lars": ({"nesterov": True}, {"momentum": 0.0}, {"trust_clip": True, "lr_inside_buffer": False}),
+    "mars": ({"optimize_1d": True}, {"gamma": 0.5}),
     "moment_estimation_sgd": ({"scope": "tensor"}, {"init": 1.0, "delayed": False}),
     "nadam": ({"momentum_decay": None}, {"momentum_decay": None, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "padam": ({"debias": "consistent"}, {"amsgrad": False, "partial": 0.5}, {"decoupled": True, "weight_decay": 0.1}),
     "pnm": ({"decoupled": False, "weight_decay": 0.1},),
+    "prodigy": ({"use_bias_correction": True, "growth_rate": 1.5}, {"decoupled": False, "weight_decay": 0.1}),
     "radam": ({"fallback": "skip"},),
     "rmsprop": ({"tf_style": True, "momentum": 0.9}, {"eps_in_sqrt": True}),
     "scalar_rmsprop": ({"scope": "tensor", "debias": True}, {"normalize_by_dim": True, "decoupled": False}),
@@ -115,6 +119,12 @@ def inputs_of(info: Any) -> list[Any]:
 def few_inputs_of(info: Any) -> list[Any]:
     """The defaults and one setting that changes the step, where the arithmetic is not what is tested."""
     return inputs_of(info)[:: len(inputs_of(info)) - 1]
+
+
+def rate_beside(info: Any, given: Any, rate: float) -> float:
+    """The rate of a second group: another than that of the first, where an optimizer takes more than one."""
+    own: float = given.kwargs.get("lr", info.optim_cls.options["lr"].default)
+    return own if info.optim_cls.__name__ == "Prodigy" else rate
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -193,11 +203,12 @@ def test_errors(info: Any) -> None:
 def test_every_default_is_in_each_group(info: Any) -> None:
     """But for the engine, which runs all groups at once, and for whether it is captured."""
     for given in inputs_of(info):
-        optimizer = info.optim_cls([{"params": [leaf(2)]}, {"params": [leaf(3)], "lr": 0.5}], **given.kwargs)
+        rate = rate_beside(info, given, 0.5)
+        optimizer = info.optim_cls([{"params": [leaf(2)]}, {"params": [leaf(3)], "lr": rate}], **given.kwargs)
         assert optimizer.defaults.keys() == info.optim_cls.options.keys()
         for group in optimizer.param_groups:
             assert group.keys() == {"params", *optimizer.defaults} - {"engine", "capturable"}
-        assert [group["lr"] for group in optimizer.param_groups] == [optimizer.defaults["lr"], 0.5]
+        assert [group["lr"] for group in optimizer.param_groups] == [optimizer.defaults["lr"], rate]
         optimizer.add_param_group({"params": [leaf(4)]})
         assert optimizer.param_groups[2]["lr"] == optimizer.defaults["lr"]
         for key, value in given.kwargs.items():
@@ -307,7 +318,8 @@ def test_does_nothing_along_zero_gradients(info: Any) -> None:
     for given in inputs_of(info):
         params = [leaf(2, 3), leaf(5, seed=1)]
         before = [p.detach().clone() for p in params]
-        optimizer = info.optim_cls(params, **{**given.kwargs, "weight_decay": 0.0})
+        still = dict.fromkeys({"weight_decay", "weight_decay_1d"} & info.optim_cls.options.keys(), 0.0)
+        optimizer = info.optim_cls(params, **{**given.kwargs, **still})
         for _ in range(7):
             step(optimizer, params, 0, zero=True)
         assert all(map(torch.equal, [p.detach() for p in params], before))
@@ -553,13 +565,13 @@ def test_schedulers(info: Any, kind: str) -> None:
 # ---------------------------------------------------------------------------------------------- state_dict
 
 
-def pairs(named: bool) -> tuple[list[Any], list[Any], list[Tensor], list[Tensor]]:
+def pairs(named: bool, rate: float = 0.02) -> tuple[list[Any], list[Any], list[Tensor], list[Tensor]]:
     """Twice the same two groups, with or without names, and their tensors."""
     out: list[Any] = []
     for _ in range(2):
         tensors = [leaf(2, 3), leaf(5, seed=1), leaf(2, 2, 2, seed=2)]
         given = list(zip(("a", "b", "c"), tensors, strict=True)) if named else tensors
-        out += [[{"params": given[:2]}, {"params": given[2:], "lr": 0.02}], tensors]
+        out += [[{"params": given[:2]}, {"params": given[2:], "lr": rate}], tensors]
     return out[0], out[2], out[1], out[3]
 
 
@@ -568,7 +580,7 @@ def pairs(named: bool) -> tuple[list[Any], list[Any], list[Tensor], list[Tensor]
 def test_state_dict_is_deterministic(info: Any, named: bool) -> None:
     """Loading gives the same state_dict again, changes neither the dict nor later steps, and shares no memory."""
     for given in few_inputs_of(info):
-        groups, others, params, twins = pairs(named)
+        groups, others, params, twins = pairs(named, rate_beside(info, given, 0.02))
         optimizer, twin = info.optim_cls(groups, **given.kwargs), info.optim_cls(others, **given.kwargs)
         steps(optimizer, params, 5)
         saved = copy.deepcopy(optimizer.state_dict())
@@ -590,7 +602,7 @@ def test_state_dict_is_deterministic(info: Any, named: bool) -> None:
 @every_optimizer
 def test_save_and_load_without_pickle(info: Any) -> None:
     for given in few_inputs_of(info):
-        groups, others, params, twins = pairs(named=True)
+        groups, others, params, twins = pairs(True, rate_beside(info, given, 0.02))
         optimizer, twin = info.optim_cls(groups, **given.kwargs), info.optim_cls(others, **given.kwargs)
         steps(optimizer, params, 5)
         file = io.BytesIO()
@@ -605,8 +617,9 @@ def test_save_and_load_without_pickle(info: Any) -> None:
 @pytest.mark.parametrize("named", [False, True])
 def test_checkpoints_with_and_without_names_load_into_each_other(info: Any, named: bool) -> None:
     """Names that the optimizer has stay; names that only the checkpoint has come along."""
-    groups, _, params, _ = pairs(named)
-    _, others, _, twins = pairs(not named)
+    rate = rate_beside(info, inputs_of(info)[0], 0.02)
+    groups, _, params, _ = pairs(named, rate)
+    _, others, _, twins = pairs(not named, rate)
     optimizer, twin = info.optim_cls(groups), info.optim_cls(others)
     steps(optimizer, params, 3)
     with torch.no_grad():

@@ -31,7 +31,7 @@ interpreted = pytest.mark.skipif(
 )
 
 AVERAGING = [name for name in NAMES if OPTIMIZERS[name].own_average]
-REFUSED = ("adafactor", "koala_m", "koala_v", "moment_estimation_sgd", "nadam", "scalar_rmsprop", *AVERAGING)
+REFUSED = ("adafactor", "koala_m", "koala_v", "moment_estimation_sgd", "nadam", "prodigy", "scalar_rmsprop", *AVERAGING)
 SHAPES = ((64, 70), (7,), (0,))
 
 

@@ -35,6 +35,8 @@ WORDS = {
     "exp",
     "mean",
     "abs",
+    "sum",
+    "log",
     "rms",
     "root",
     "V",
@@ -55,6 +57,8 @@ FUNCTIONS: dict[str, Any] = {
     "abs": np.abs,
     "sign": np.sign,
     "exp": np.exp,
+    "log": lambda x: np.log(x) if x else -np.inf,
+    "sum": np.sum,
     "max": lambda a, b=None: np.max(a) if b is None else np.maximum(a, b),
     "min": np.minimum,
     "rms": lambda x: np.sqrt(np.mean(x * x)),
@@ -67,7 +71,7 @@ def to_python(text: str) -> str:
     text = re.sub(r"‖([^‖]*)‖(?:ₐₗₗ)?", r"norm(\1)", text)
     text = re.sub(r"\|([^|]*)\|", r"abs(\1)", text)
     text = re.sub(r"\[([^]]*)\]", r"(1.0*(\1))", text)
-    text = text.replace("maxₐₗₗ(", "max(").replace("RMSₐₗₗ(", "rms(").replace("RMS(", "rms(")
+    text = text.replace("maxₐₗₗ(", "max(").replace("sumₐₗₗ(", "sum(").replace("RMSₐₗₗ(", "rms(").replace("RMS(", "rms(")
     text = text.replace("is odd", "% 2 == 1").replace("√", "root**")
 
     def part(found: re.Match[str]) -> str:
@@ -124,8 +128,11 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
     for slot in cls.slots.values():
         letter = unicodedata.normalize("NFD", slot.letter)
         start = starts.get(letter, legend.get(letter + "₀", "0"))
+        start = legend.get(start, start)  # "d₀" of "D₀ = d₀"
         copied = start == theta + "₀"
         V[letter + "ₜ₋₁"] = p.detach().numpy().copy() if copied else float(values.get(start, start))
+        if slot.copies:
+            V[letter] = p.detach().numpy().copy()
     V[theta + "ₜ₋₁"] = p.detach().numpy().copy()
     for t in range(1, STEPS + 1):
         g = generator.normal(size=SHAPE)

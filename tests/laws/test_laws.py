@@ -434,10 +434,11 @@ def test_a_group_can_join_later(name: str, build: Build) -> None:
     params = make_params()
     optimizer = build(name, params[:3], **problems.moving(name))
     run(optimizer, params[:3], 2)
-    optimizer.add_param_group({"params": params[3:], "lr": 0.001})
+    rate = 0.01 if name == "prodigy" else 0.001  # it has one for all
+    optimizer.add_param_group({"params": params[3:], "lr": rate})
     before = flat(params[3:])
     run(optimizer, params, 2)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.001]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, rate]
     assert not torch.equal(flat(params[3:]), before)
 
 
@@ -471,7 +472,7 @@ def test_a_concatenation_is_its_parts_where_the_update_is_elementwise(name: str,
         apply(optimizer, parts, grads, step)
         apply(other, whole, [torch.cat(grads)], step)
     same = torch.allclose(flat(parts), flat(whole), rtol=1e-12, atol=1e-12)
-    over_all = name in ("scalar_rmsprop", "moment_estimation_sgd")  # one sum over everything sees no seams
+    over_all = name in ("scalar_rmsprop", "moment_estimation_sgd", "prodigy")  # one sum over everything sees no seams
     assert same == (elementwise(name) or over_all)
 
 
@@ -481,7 +482,9 @@ NEEDS = {
     "koala_v": ("loss", "norm of each tensor", "norm of all tensors"),
     "lamb": ("norm of each tensor",),
     "lars": ("norm of each tensor",),
+    "mars": ("norm of each tensor",),
     "moment_estimation_sgd": ("norm of all tensors",),
+    "prodigy": ("norm of all tensors",),
     "scalar_rmsprop": ("norm of all tensors",),
 }
 

@@ -68,7 +68,8 @@ def test_what_is_kept_is_of_one_moment_or_live(name: str, bits: Any) -> None:
     steps(optimizer, params, 0, 3)
     kept = optimizer.state_dict()
     then, weights = copy.deepcopy(kept), [p.detach().clone() for p in params]
-    optimizer.param_groups[1]["lr"] = 0.5
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
     steps(optimizer, params, 3, 6)
     assert [group["lr"] for group in kept["param_groups"]] == [problems.LEARNING_RATE] * 2
     codes = any(isinstance(value, Quantized) for slots in optimizer.state.values() for value in slots.values())

@@ -194,4 +194,28 @@ SETS: dict[str, tuple[dict[str, Any], ...]] = {
         {"weight_lr_power": 0.0},
     ),
     "lion": ({"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1, "maximize": True},),
+    "prodigy": (
+        {"lr": 0.5, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"d0": 1e-3, "d_coef": 5.0, "weight_decay": 0.1, "decoupled": False},
+        {"d0": 1e-3, "beta3": 0.9, "growth_rate": 1.3, "use_bias_correction": True},
+        {"d0": 1e-3, "safeguard_warmup": True, "lr": 0.5},
+        {"d0": 1e-2, "betas": (0.0, 0.0), "growth_rate": 1.02},
+    ),
+    "ademamix": (
+        {"lr": 0.01, "betas": (0.8, 0.95, 0.99), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"alpha": 2.0, "t_alpha": 20.0},
+        {"t_beta3": 40.0},
+        {"t_alpha": 100.0, "t_beta3": 100.0, "betas": (0.0, 0.9, 0.999)},
+    ),
+    "adopt": (
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"clip_power": 0.1, "weight_decay": 0.1, "decoupled": False},
+        {"clip_power": None, "eps": 0.5},
+    ),
+    "mars": (
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+        {"gamma": 0.5, "lr_1d": 0.01, "betas_1d": (0.8, 0.9), "weight_decay_1d": 0.3},
+        {"optimize_1d": True, "weight_decay": 0.2},
+        {"gamma": 0.0, "lr_1d": 0.01, "base_lr": 0.01},
+    ),
 }

@@ -8,6 +8,7 @@ import pytest
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from tests.harness.driver import History, run
 from tests.optimizers.goldens import ADAN_RESTART, ADAN_RESTART_AFTER, GOLDENS, Golden, Tensors
+from tests.optimizers.worked import WORKED
 
 ENGINES = ("reference", pytest.param("auto", marks=pytest.mark.engines))
 
@@ -36,7 +37,7 @@ def test_golden(golden: Golden, engine: str) -> None:
 
 
 def test_every_optimizer_has_a_golden() -> None:
-    assert {golden.optimizer for golden in GOLDENS} == set(OPTIMIZERS)
+    assert {*(golden.optimizer for golden in GOLDENS), *(worked.optimizer for worked in WORKED)} == set(OPTIMIZERS)
 
 
 def test_reset_is_the_restart_of_adan() -> None:

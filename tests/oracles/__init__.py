@@ -19,16 +19,20 @@ from .adagrad import adagrad
 from .adam import adam, adamw
 from .adamax import adamax
 from .adan import adan
+from .ademamix import ademamix
+from .adopt import adopt
 from .diffgrad import diffgrad
 from .driver import Gradients, History, Oracle, Params
 from .generalized_signsgd import generalized_signsgd
 from .koala import koala_m, koala_v
 from .layerwise import lamb, lars
 from .lion import lion
+from .mars import mars
 from .moment_estimation_sgd import moment_estimation_sgd
 from .nadam import nadam
 from .padam import padam
 from .pnm import adapnm, pnm
+from .prodigy import prodigy
 from .radam import radam
 from .rmsprop import rmsprop
 from .scalar_rmsprop import scalar_rmsprop
@@ -64,16 +68,20 @@ ORACLES: dict[str, Oracle] = {
         adamax,
         adamw,
         adan,
+        ademamix,
+        adopt,
         adapnm,
         diffgrad,
         generalized_signsgd,
         lamb,
         lars,
         lion,
+        mars,
         moment_estimation_sgd,
         nadam,
         padam,
         pnm,
+        prodigy,
         radam,
         rmsprop,
         scalar_rmsprop,
