@@ -211,7 +211,7 @@ class Derivation:
         for name in self.read:
             slot, letter = self.slots[name], f"{TEXT.letter(self.letter(name))}₀"
             text = f"{TEXT.letter(self.letter('p'))}₀" if slot.copies else writer.write(self._start(slot))
-            if text not in ("0", letter):  # an option may have that letter
+            if text not in ("0", letter, TEXT.letter(self.letter(name))):  # an option may have that letter
                 found.append(TEXT.equation(letter, text))
         return found
 
