@@ -20,7 +20,7 @@ from lightning_optim.distributed.owners import Home
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-ROUND = 1 << 28  # bytes of the matrices that one owner gets at once
+ROUND = 1 << 28  # bytes that one rank receives at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,19 +84,20 @@ def exchange(parts: Sequence[Part], compute: Callable[[Matrices], None]) -> None
     kinds: dict[tuple[ProcessGroup, bool, torch.dtype], list[Part]] = {}
     for part in parts:
         kinds.setdefault((part.home.group, not part.home.held, part.dtype), []).append(part)
-    for (_, replicated, _), of_kind in kinds.items():
-        for of_round in rounds(of_kind):
+    for (group, replicated, _), of_kind in kinds.items():
+        most = ROUND // dist.get_world_size(group) if replicated else ROUND  # replicas receive from all owners
+        for of_round in rounds(of_kind, most):
             (_among_replicas if replicated else _among_shards)(of_round, compute)
 
 
-def rounds(parts: Sequence[Part]) -> list[list[Part]]:
-    """The parts in rounds, in each of which no owner gets more than `ROUND` bytes, or one matrix."""
+def rounds(parts: Sequence[Part], most: int) -> list[list[Part]]:
+    """The parts in rounds, in each of which no owner has more than this number of bytes, or one matrix."""
     found: list[list[Part]] = []
     filled: dict[int, tuple[int, int]] = {}  # of each owner: its round, and the bytes in it
     for part in parts:
         size = (part.high - part.low) * len(part.values) * part.dtype.itemsize
         index, before = filled.get(part.owner, (0, 0))
-        if before and before + size > ROUND:
+        if before and before + size > most:
             index, before = index + 1, 0
         filled[part.owner] = index, before + size
         found += [[] for _ in range(index + 1 - len(found))]

@@ -21,7 +21,7 @@ from lightning_optim.engines.step import LocalParameter
 from lightning_optim.language.matrices import MatrixFunction
 from lightning_optim.language.view import View
 
-BUCKET = 1 << 28  # bytes of the matrices that are computed at once, which bounds the memory that this takes
+BUCKET = 1 << 26  # bytes of the matrices that are computed at once, which bounds the memory that this takes
 
 
 @dataclass(frozen=True, eq=False)

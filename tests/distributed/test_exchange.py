@@ -258,10 +258,8 @@ def test_a_round_holds_whole_matrices_of_each_owner() -> None:
         exchange.Part(home, i % 2, 0, n, torch.float64, (torch.empty(n),), torch.empty(n), i)
         for i, n in enumerate(sizes)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "ROUND", 8 * 9)
-        assert [[part.tag for part in of_round] for of_round in exchange.rounds(parts)] == [[0, 1, 2, 3, 5], [4]]
-    assert len(exchange.rounds(parts)) == 1
+    assert [[part.tag for part in of_round] for of_round in exchange.rounds(parts, 8 * 9)] == [[0, 1, 2, 3, 5], [4]]
+    assert len(exchange.rounds(parts, 8 * 18)) == 1
 
 
 # ------------------------------------------------------------------ owners
