@@ -122,11 +122,11 @@ def tables() -> Iterator[str]:
     yield "| ranks | messages | bytes sent by a rank | at most | relative to what FSDP2 sends | work of the busiest |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for ranks in RANKS:
-        sent = [there + back for there, back in exchanged(layers, ranks, 2)]
+        packed = [there + back for there, back in exchanged(layers, ranks, 2)]
         loads = no_loads(ranks)
         assign([View((rows,), columns) for rows, columns in layers], loads)
         work = [load for load, _, _ in loads]
-        mean, most = sum(sent) / ranks, max(sent)
+        mean, most = sum(packed) / ranks, max(packed)
         own = (ranks - 1) / ranks * parameters * (2 + 2 + 4)
         busiest = max(work) * ranks / sum(work)
         yield f"| {ranks} | 2 | {mean:,.0f} | {most:,} | {mean / own:.1e} | {busiest:.2f} |"
