@@ -34,7 +34,7 @@ def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
     matrices = [shape for shape in shapes if len(shape) > 1]
     if name == "lamb":  # a rate of their own is for matrices only
         of_matrices = NUMBER * len(matrices)
-        return {"norm of all gradients": one_each, "norms of weights": of_matrices, "norms of updates": of_matrices}
+        return {"norm of all gradients, norms of weights": one_each + of_matrices, "norms of updates": of_matrices}
     if name == "adafactor":
         vectors = len(shapes) - len(matrices)
         return {
@@ -45,8 +45,7 @@ def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
             "norms of matrices' updates": NUMBER * len(matrices),
         }
     if name == "koala_v":
-        sums = {f"norms of {what}": one_each for what in ("gradients", "weights", "gradients with decay")}
-        return {"loss and its square": 2 * NUMBER, **sums}
+        return {"loss and its square": 2 * NUMBER, "norms of gradients, weights, gradients with decay": 3 * one_each}
     raise ValueError(f"{name!r} is not one of lamb, adafactor, koala_v.")
 
 
