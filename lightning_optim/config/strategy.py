@@ -83,7 +83,7 @@ class OptimizerStrategy:
         self.options = {**self.recipe.options, **self.given}
         check_own_constructor(self.optimizer_class, self.options, owner)
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
-        self.optimizer_class.check({**complete})
+        self.optimizer_class.check_all({**complete})
         engines.check_name(complete["engine"])
         self.no_decay = _words("no_decay", no_decay)
         self.full_precision = _words("full_precision", full_precision)
@@ -266,7 +266,7 @@ class OptimizerStrategy:
         options = check_options(rest, self.optimizer_class.options, owner)
         if whole := [name for name in WHOLE if name in options]:
             raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
-        self.optimizer_class.check({**complete, **options})
+        self.optimizer_class.check_all({**complete, **options})
         return Split(tuple(words), options, label, of_user=True)
 
 

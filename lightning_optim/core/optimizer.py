@@ -47,6 +47,10 @@ class Optimizer(EvaluationMode):
     Args:
         params: Parameters, named parameters or parameter groups, as for `torch.optim`.
         maximize: Maximize the objective instead of minimizing it.
+        cautious: Leave out the elements of a step that do not go against the gradient, and lengthen the others by as
+            much as that leaves out of a tensor, at most 1000 times (Liang et al. 2024). It helps at small learning
+            rates and costs a sum over each tensor.
+        cautious_decay: Decay only the elements that the step does not make larger; for a decoupled weight decay.
         state_bits: Bits per value of optimizer state: 32, 16 or 8. 32 stores float32 (float64 for float64
             parameters), also for bfloat16 and float16 parameters. 16 stores bfloat16. 8 stores 8-bit codes for tensors
             of at least 4096 elements. Slots that must stay exact are stored in 32 bits in any case.
@@ -82,7 +86,7 @@ class Optimizer(EvaluationMode):
         owner = type(self).__name__
         groups = read_params(owner, params)
         options = check_options(options, self.options, owner)
-        self.check(options)
+        self.check_all(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
         engine = engines.check_name(options.pop("engine"))
         capturable = options.pop("capturable")
@@ -126,7 +130,7 @@ class Optimizer(EvaluationMode):
         if self.real_only and any(p.is_complex() for p in tensors):
             raise OptionError(f"{owner} cannot serve a complex parameter: {self.real_only}")
         options = {name: group.get(name, self.defaults[name]) for name in self.options if name not in WHOLE}
-        self.check(options)
+        self.check_all(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
         self.complete(options)
         self.check_groups([self.options_of(each) for each in (*self.param_groups, {**group, **options})])

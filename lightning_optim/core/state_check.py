@@ -63,7 +63,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
         options = check_options({name: group[name] for name in names}, layout.options, f"{owner}, loading a checkpoint")
         if i < len(own):
             loaded[i].update(options)
-            layout.check({name: loaded[i][name] for name in layout.options if name in loaded[i]})
+            layout.check_all({name: loaded[i][name] for name in layout.options if name in loaded[i]})
         for name in (name for name, slot in layout.slots.items() if slot.per == "optimizer" and name in group):
             _check_value(owner, name, layout.slots[name], group[name], torch.Size(()), "this optimizer")
             if why := _unfit(layout.slots[name], as_tensor(group[name]), torch.float64, None):

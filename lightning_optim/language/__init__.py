@@ -5,6 +5,7 @@ A page imports from this package and from `lightning_optim.core.optimizer`, and 
 
 from lightning_optim.errors import OptionError
 from lightning_optim.language.axes import factored_axes
+from lightning_optim.language.definition import COUPLED
 from lightning_optim.language.math import (
     clip,
     count,
@@ -26,12 +27,14 @@ from lightning_optim.language.math import (
     where,
 )
 from lightning_optim.language.matrices import rounded, whole
-from lightning_optim.language.recursions import decayed, ema, given, has_trust_ratio, in_turn, trust_ratio
+from lightning_optim.language.recursions import ema, given, has_trust_ratio, in_turn, trust_ratio
 from lightning_optim.language.slot import Slot
+from lightning_optim.language.steps import cautious, decays, penalized, stepped
 from lightning_optim.language.values import Condition, Operand, Options, Setting, Slots, Value
 from lightning_optim.language.view import View, matrix_view
 
 __all__ = [
+    "COUPLED",
     "Condition",
     "Operand",
     "OptionError",
@@ -41,9 +44,10 @@ __all__ = [
     "Slots",
     "Value",
     "View",
+    "cautious",
     "clip",
     "count",
-    "decayed",
+    "decays",
     "ema",
     "exp",
     "factored_axes",
@@ -60,11 +64,13 @@ __all__ = [
     "minimum",
     "norm",
     "normal",
+    "penalized",
     "rms",
     "rounded",
     "sign",
     "sqrt",
     "squarable",
+    "stepped",
     "total",
     "trust_ratio",
     "where",

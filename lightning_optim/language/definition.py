@@ -6,11 +6,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from lightning_optim.errors import OptionError
 from lightning_optim.language.options import Declared, shared
 from lightning_optim.language.values import Operand, Options, Slots, Value
 from lightning_optim.language.view import View
 
 BatchScaling = Literal["sqrt", "linear"]
+
+# Why pages refuse `cautious_decay`.
+COUPLED = "its weight decay is a penalty in the gradient, and acts on no parameter by itself"
 
 
 class Definition(Declared):
@@ -32,10 +36,13 @@ class Definition(Declared):
         own_average: Whether the update averages its iterates and so replaces schedules that fall.
         lengths: Options that may be "total", the number of steps of the run.
         real_only: Why complex parameters are refused; empty where they are supported.
+        refuses: Options of all pages that have no meaning on this one, each with the reason: "its step is ...".
     """
 
     params: Any
     maximize: bool = shared(default=False, kw_only=True)
+    cautious: bool = shared(default=False, kw_only=True)
+    cautious_decay: bool = shared(default=False, kw_only=True)
     state_bits: Literal[32, 16, 8] = shared(default=32, kw_only=True)
     state_format: Literal["log", "dynamic"] = shared(default="log", kw_only=True)
     engine: str = shared(default="auto", kw_only=True)
@@ -52,6 +59,7 @@ class Definition(Declared):
     own_average: ClassVar[bool] = False
     real_only: ClassVar[str] = ""
     lengths: ClassVar[tuple[str, ...]] = ()
+    refuses: ClassVar[dict[str, str]] = {}
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:
@@ -157,6 +165,24 @@ class Definition(Declared):
     def evaluates(cls) -> bool:
         """Whether the weights to evaluate and save are not those at which gradients are taken."""
         return cls.evaluate is not Definition.evaluate
+
+    @classmethod
+    def check_all(cls, options: dict[str, Any]) -> None:
+        """Refuse what `refuses` and `check` do, and a cautious decay where the decay is not decoupled.
+
+        Raises:
+            OptionError: for an option without meaning.
+        """
+        for name, why in cls.refuses.items():
+            if options.get(name):
+                raise OptionError(f"{cls.__name__}: {name}=True has no meaning here: {why}. Leave it out.")
+        coupled = next((name for name in ("decoupled", "decoupled_weight_decay") if options.get(name) is False), None)
+        if coupled and options.get("cautious_decay"):
+            raise OptionError(
+                f"{cls.__name__}: cautious_decay=True needs {coupled}=True: a penalty in the gradient goes through its "
+                "averages, and cannot be left out for single elements of a step."
+            )
+        cls.check(options)
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

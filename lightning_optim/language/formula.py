@@ -107,8 +107,8 @@ class Derivation:
         self.cls, self.tracer = cls, Tracer()
         self.slots: dict[str, Any] = declared.slots
         values = {name: option.default for name, option in declared.options.items() if not option.shared}
-        values = {**values, "maximize": False, **options}
-        cls.check(values)
+        values = {**values, "maximize": False, "cautious": False, "cautious_decay": False, **options}
+        cls.check_all(values)
         cls.complete(values)
         plain: Any = SimpleNamespace(**values)
         self.plain = plain

@@ -6,14 +6,19 @@ variants share this step. They differ in the covariance of the weights that they
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lightning_optim.errors import OptionError
 from lightning_optim.language.math import maximum, total, where
 from lightning_optim.language.values import Options, Value
 
 # Tensors with a squared gradient norm below this do not move: the authors' implementation skips norms below 1e-9.
 LEAST_SQUARE = 1e-18
+
+REFUSES = {
+    "maximize": "it walks towards a target of the loss",
+    "cautious": "its variances shrink by the whole step, so that it cannot take a part",
+    "cautious_decay": "its weight decay is a part of the loss that it measures",
+}
 
 
 class Measurement(NamedTuple):
@@ -55,13 +60,3 @@ def measure(p: Value, g: Value, h: Options, P: Value, R: Value) -> Measurement:
     counts = total(g * g) >= LEAST_SQUARE
     H = total(where(counts, n / S, 0.0), over="all", by="max")
     return Measurement(d, where(counts, h.lr * innovation / S, 0.0), H, counts)
-
-
-def refuse_maximize(owner: str, options: dict[str, Any]) -> None:
-    """Refuse to maximize the loss.
-
-    Raises:
-        OptionError: for `maximize=True`.
-    """
-    if options["maximize"]:
-        raise OptionError(f"{owner}: maximize=True has no meaning; it walks towards a target of the loss.")

@@ -1,4 +1,4 @@
-"""Formulas that several pages share: averages, weight decay, alternating momenta, ratios of norms.
+"""Formulas that several pages share: averages, alternating momenta, ratios of norms.
 
 No function here assigns a slot.
 """
@@ -14,18 +14,6 @@ from lightning_optim.language.values import Condition, Operand, Options, Setting
 def ema(average: Operand, x: Operand, beta: Operand) -> Value:
     """One step of an exponential moving average: beta * average + (1 - beta) * x."""
     return lerp(average, x, 1 - beta)
-
-
-def decayed(p: Value, g: Value, h: Options, decoupled: Setting | bool) -> tuple[Value, Value]:
-    """The parameter and the gradient after weight decay.
-
-    Args:
-        p: The parameter.
-        g: The gradient.
-        h: The options, of which `lr` and `weight_decay` are used.
-        decoupled: Whether the parameter shrinks, or the gradient gets an L2 penalty.
-    """
-    return (p * (1 - h.lr * h.weight_decay), g) if decoupled else (p, g + h.weight_decay * p)
 
 
 def in_turn(pos: Value, neg: Value, g: Value, odd: Condition, beta: Operand) -> tuple[Value, Value, Value, Value]:

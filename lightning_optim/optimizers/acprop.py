@@ -9,7 +9,20 @@ and stays in it, and the first step is one of plain SGD.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, clip, decayed, ema, maximum, sqrt, where
+from lightning_optim.language import (
+    Operand,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    clip,
+    ema,
+    maximum,
+    penalized,
+    sqrt,
+    stepped,
+    where,
+)
 from lightning_optim.language.rectification import rectification, refuse_never_rectified
 
 
@@ -20,9 +33,8 @@ class ACProp(Optimizer):
         mₜ = β₁·mₜ₋₁ + (1 − β₁)·gₜ
         s′ₜ = sₜ₋₁ + (ε if t > 1 else 0)
         sₜ = β₂·s′ₜ + (1 − β₂)·(gₜ − mₜ)²
-        θ′ₜ = θₜ₋₁·(1 − α·λ)
         uₜ = gₜ / (√(s′ₜ / (1 − β₂ᵗ⁻¹ if t > 1 else 1)) + ε)
-        θₜ = θ′ₜ − α·uₜ if t > 1 else θ′ₜ − α·mₜ / (1 − β₁ᵗ)
+        θₜ = θₜ₋₁·(1 − α·λ) − (α·uₜ if t > 1 else α·mₜ / (1 − β₁ᵗ))
         with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
 
     Args:
@@ -100,7 +112,7 @@ class ACProp(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         v = known = s.exp_avg_var + h.floor
         if h.amsgrad:
@@ -109,4 +121,4 @@ class ACProp(Optimizer):
         ratio = (m / h.c1 if h.momentum_update else g) / (sqrt(v) / h.root + h.eps)
         if h.ratio_clip:
             ratio = clip(ratio, -h.ratio_clip, h.ratio_clip)
-        return where(h.adapts, p - h.lr * h.r * ratio, p - h.lr / h.c1 * m)
+        return stepped(p, where(h.adapts, h.lr * h.r * ratio, h.lr / h.c1 * m), raw, h, h.decoupled)

@@ -8,7 +8,7 @@ momentum steps at the start.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum, sqrt, where
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, maximum, penalized, sqrt, stepped, where
 from lightning_optim.language.rectification import rectification, refuse_never_rectified
 
 
@@ -20,10 +20,9 @@ class AdaBelief(Optimizer):
         sₜ = β₂·sₜ₋₁ + (1 − β₂)·(gₜ − mₜ)² + ε
         ρ∞ = 2 / (1 − β₂) − 1
         ρₜ = ρ∞ − 2·t·β₂ᵗ / (1 − β₂ᵗ)
-        θ′ₜ = θₜ₋₁·(1 − α·λ)
         rₜ = √((ρₜ − 4)·(ρₜ − 2)·ρ∞ / ((ρ∞ − 4)·(ρ∞ − 2)·ρₜ) if ρₜ > 5 else 1)
-        θₜ = θ′ₜ − α·rₜ·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√sₜ + ε)) if ρₜ > 5
-             else θ′ₜ − α·mₜ / (1 − β₁ᵗ)
+        uₜ = α·rₜ·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√sₜ + ε)) if ρₜ > 5 else α·mₜ / (1 − β₁ᵗ)
+        θₜ = θₜ₋₁·(1 − α·λ) − uₜ
         with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
 
     Args:
@@ -61,6 +60,7 @@ class AdaBelief(Optimizer):
     advice = "Keep AdamW's learning rate; set eps to 1e-8 for convolutional networks."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "eps": 1e-8}
+    letters: ClassVar[dict[str, str]] = {"step": "u"}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -92,9 +92,10 @@ class AdaBelief(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_var = v = ema(s.exp_avg_var, (g - m) * (g - m), b2) + h.eps
         if h.amsgrad:
             s.max_exp_avg_var = v = maximum(s.max_exp_avg_var, v)
-        return where(h.adapts, p - h.lr * h.r / h.c1 * m / (sqrt(v) / h.root + h.eps), p - h.lr / h.c1 * m)
+        step = where(h.adapts, h.lr * h.r / h.c1 * m / (sqrt(v) / h.root + h.eps), h.lr / h.c1 * m)
+        return stepped(p, step, raw, h, h.decoupled)

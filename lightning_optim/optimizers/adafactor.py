@@ -26,6 +26,7 @@ from lightning_optim.language import (
     minimum,
     rms,
     sqrt,
+    stepped,
 )
 
 LARGEST_STEP = 1e-2  # the paper's bound of the relative step size: rho = min(1e-2, 1 / sqrt(t)), section 9
@@ -41,7 +42,7 @@ class Adafactor(Optimizer):
         Rₜ = (1 − t^c)·Rₜ₋₁ + t^c·mean(gₜ², columns)
         Cₜ = (1 − t^c)·Cₜ₋₁ + t^c·mean(gₜ², rows)
         Uₜ = gₜ / √max(Rₜ·Cₜ / max(mean(Rₜ, rows), ε₁), ε₁²)
-        θₜ = θₜ₋₁·(1 − λ·η) − min(η, 1 / √t)·max(RMS(θₜ₋₁), ε₂)·Uₜ / max(RMS(Uₜ) / d, 1)
+        θₜ = θₜ₋₁·(1 − η·λ) − min(η, 1 / √t)·max(RMS(θₜ₋₁), ε₂)·Uₜ / max(RMS(Uₜ) / d, 1)
         with η = lr, c = beta2_decay, ε₁, ε₂ = eps, λ = weight_decay
 
     Args:
@@ -159,7 +160,7 @@ def update_of_torch(p: Value, g: Value, s: Slots, h: Options) -> Value:
         s.variance = V = ema(s.variance, g * g, h.b2)
     U = g / sqrt(maximum(V, h.eps1 * h.eps1))
     step = alpha * U / maximum(rms(U) / h.d, 1.0)
-    return p * (1 - h.weight_decay * h.lr) - step
+    return stepped(p, step, g, h)
 
 
 def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
@@ -177,4 +178,4 @@ def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
     step = alpha * U / maximum(rms(U) / h.d, 1.0)
     if given(h.beta1):
         s.exp_avg = step = ema(s.exp_avg, step, h.beta1)
-    return p * (1 - h.weight_decay * alpha) - step
+    return stepped(p, step, g, h, rate=alpha)

@@ -7,7 +7,7 @@ tensor starts again with its first gradient; torch makes it when the optimizer i
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, sqrt
+from lightning_optim.language import COUPLED, Operand, Options, Slot, Slots, Value, penalized, sqrt, stepped
 
 
 class Adagrad(Optimizer):
@@ -50,6 +50,7 @@ class Adagrad(Optimizer):
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "lr_decay": "κ"}
     ranges: ClassVar[dict[str, Any]] = {"lr_decay": ">= 0", "initial_accumulator_value": ">= 0"}
+    refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 
     lr: float = 1e-2
     lr_decay: float = 0.0
@@ -66,6 +67,6 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        p, g = decayed(p, g, h, decoupled=False)
+        raw, g = g, penalized(p, g, h)
         s.sum = G = s.sum + g * g
-        return p - h.rate * g / (sqrt(G) + h.eps)
+        return stepped(p, h.rate * g / (sqrt(G) + h.eps), raw, h, decoupled=False)

@@ -7,7 +7,7 @@ the bias correction, which is applied afterwards; optax takes the maximum of the
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum, sqrt
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, maximum, penalized, sqrt, stepped
 
 
 class Adam(Optimizer):
@@ -70,9 +70,9 @@ class Adam(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, h.decoupled_weight_decay)
+        raw, g = g, penalized(p, g, h, h.decoupled_weight_decay)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if h.amsgrad:
             s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)
-        return p - h.lr / h.c1 * m / (sqrt(v) / sqrt(h.c2) + h.eps)
+        return stepped(p, h.lr / h.c1 * m / (sqrt(v) / sqrt(h.c2) + h.eps), raw, h, h.decoupled_weight_decay)

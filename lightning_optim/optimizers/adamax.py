@@ -7,7 +7,7 @@ gradients so far are zero.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum
+from lightning_optim.language import COUPLED, Operand, Options, Slot, Slots, Value, ema, maximum, penalized, stepped
 
 
 class AdaMax(Optimizer):
@@ -47,6 +47,7 @@ class AdaMax(Optimizer):
     advice = "Start at twice AdamW's learning rate."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
+    refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 
     lr: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -63,7 +64,7 @@ class AdaMax(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, decoupled=False)
+        raw, g = g, penalized(p, g, h)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_inf = u = maximum(b2 * s.exp_inf, abs(g) + h.eps)
-        return p - h.lr / h.c1 * m / u
+        return stepped(p, h.lr / h.c1 * m / u, raw, h, decoupled=False)

@@ -7,7 +7,21 @@ it, where the paper starts them at the first gradient and its square; the first 
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, minimum, norm, sqrt, where
+from lightning_optim.language import (
+    Operand,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    cautious,
+    decays,
+    ema,
+    minimum,
+    norm,
+    sqrt,
+    stepped,
+    where,
+)
 
 
 class Adan(Optimizer):
@@ -18,8 +32,8 @@ class Adan(Optimizer):
         Δₜ = [t > 1]·(gₜ − gₜ₋₁)
         vₜ = β₂·vₜ₋₁ + (1 − β₂)·Δₜ
         nₜ = β₃·nₜ₋₁ + (1 − β₃)·(gₜ + β₂·Δₜ)²
-        uₜ = (mₜ / (1 − β₁ᵗ) + β₂·vₜ / (1 − β₂ᵗ)) / (√(nₜ / (1 − β₃ᵗ)) + ε)
-        θₜ = (θₜ₋₁ − η·uₜ) / (1 + η·λ)
+        movedₜ = θₜ₋₁ − η·(mₜ / (1 − β₁ᵗ) + β₂·vₜ / (1 − β₂ᵗ)) / (√(nₜ / (1 − β₃ᵗ)) + ε)
+        θₜ = movedₜ / (1 + η·λ)
         with η = lr, β₁, β₂, β₃ = betas, ε = eps, λ = weight_decay
 
     Args:
@@ -83,5 +97,6 @@ class Adan(Optimizer):
         s.prev_grad = g
         step = (m / h.c1 + b2 / h.c2 * d) / (sqrt(n) / sqrt(h.c3) + h.eps)
         if h.no_prox:
-            return p * (1 - h.lr * h.weight_decay) - h.lr * step
-        return (p - h.lr * step) / (1 + h.lr * h.weight_decay)
+            return stepped(p, h.lr * step, g, h)
+        moved = p - cautious(h.lr * step, g, h)
+        return where(decays(p, step, h), moved / (1 + h.lr * h.weight_decay), moved)

@@ -13,13 +13,14 @@ from lightning_optim.language import (
     Slot,
     Slots,
     Value,
-    decayed,
     ema,
     hypot,
     in_turn,
     is_odd,
     maximum,
+    penalized,
     sqrt,
+    stepped,
 )
 
 
@@ -90,10 +91,10 @@ class AdaPNM(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2, b0 = h.betas
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.pos_momentum, s.neg_momentum, fresh, stale = in_turn(s.pos_momentum, s.neg_momentum, g, h.odd, b1 * b1)
         mixed = (1 + b0) * fresh - b0 * stale
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if h.amsgrad:
             s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)
-        return p - h.lr / (h.c1 * h.nu) * mixed / (sqrt(v) / sqrt(h.c2) + h.eps)
+        return stepped(p, h.lr / (h.c1 * h.nu) * mixed / (sqrt(v) / sqrt(h.c2) + h.eps), raw, h, h.decoupled)

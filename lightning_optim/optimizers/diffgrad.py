@@ -7,7 +7,7 @@ memory into which the next gradient is written. eps is added to the root before 
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, exp, sqrt
+from lightning_optim.language import COUPLED, Operand, Options, Slot, Slots, Value, ema, exp, penalized, sqrt, stepped
 
 
 class DiffGrad(Optimizer):
@@ -49,6 +49,7 @@ class DiffGrad(Optimizer):
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
     letters: ClassVar[dict[str, str]] = {"friction": "ξ"}
+    refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -67,9 +68,9 @@ class DiffGrad(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, decoupled=False)
+        raw, g = g, penalized(p, g, h)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         friction = 1 / (1 + exp(-abs(s.previous_grad - g)))
         s.previous_grad = g
-        return p - h.rate * friction * m / (sqrt(v) + h.eps)
+        return stepped(p, h.rate * friction * m / (sqrt(v) + h.eps), raw, h, decoupled=False)

@@ -7,7 +7,7 @@ and decoupled decay are additions.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, penalized, sqrt, stepped
 
 
 class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
@@ -69,7 +69,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, m * m, b2)
-        return p - h.lr / h.c1 * m / (sqrt(v) / sqrt(h.c2) + h.eps)
+        return stepped(p, h.lr / h.c1 * m / (sqrt(v) / sqrt(h.c2) + h.eps), raw, h, h.decoupled)

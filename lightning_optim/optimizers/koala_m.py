@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import OptionError, Options, Slot, Slots, Value, count, given, norm, where
-from lightning_optim.language.kalman import loss_variance, measure, refuse_maximize
+from lightning_optim.language.kalman import REFUSES, loss_variance, measure
 
 # Shares of the old and the new value in the process noise, and of the weights in their average: the authors' constants.
 OLD_NOISE, NEW_NOISE, NEW_WEIGHTS = 0.9, 0.1, 0.1
@@ -87,6 +87,7 @@ class KoalaM(Optimizer, name="koala_m"):
     }
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
+    refuses: ClassVar[dict[str, str]] = REFUSES
 
     lr: float = 1.0
     sw: float = 0.1
@@ -111,7 +112,6 @@ class KoalaM(Optimizer, name="koala_m"):
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
-        refuse_maximize(cls.__name__, options)
         if options["sc"] ** 2 > options["sw"] * options["sv"]:
             raise OptionError(f"{cls.__name__}: sc={options['sc']!r} is no covariance; sc² is above sw times sv.")
 

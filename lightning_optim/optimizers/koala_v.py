@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import Options, Slot, Slots, Value, given
-from lightning_optim.language.kalman import loss_variance, measure, refuse_maximize
+from lightning_optim.language.kalman import REFUSES, loss_variance, measure
 
 
 class KoalaV(Optimizer, name="koala_v"):
@@ -71,6 +71,7 @@ class KoalaV(Optimizer, name="koala_v"):
     ranges: ClassVar[dict[str, Any]] = {"sigma": ">= 0", "q": ">= 0"}
     inputs = ("loss", "loss_second_moment")
     real_only = "KOALA is not defined for it."
+    refuses: ClassVar[dict[str, str]] = REFUSES
 
     lr: float = 1.0
     sigma: float = 1.0
@@ -84,10 +85,6 @@ class KoalaV(Optimizer, name="koala_v"):
 
     P = Slot("P", signed=False, per="optimizer", init=lambda h: h.sigma)  # variance of the weights
     R = Slot("R", signed=False, per="optimizer", init=lambda h: h.R0)  # variance of the loss
-
-    @classmethod
-    def check(cls, options: dict[str, Any]) -> None:
-        refuse_maximize(cls.__name__, options)
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:

@@ -17,7 +17,9 @@ from lightning_optim.language import (
     Slot,
     Slots,
     Value,
+    cautious,
     clip,
+    decays,
     ema,
     given,
     has_trust_ratio,
@@ -25,6 +27,7 @@ from lightning_optim.language import (
     norm,
     sqrt,
     trust_ratio,
+    where,
 )
 
 
@@ -113,7 +116,8 @@ class LAMB(Optimizer):
             g = g / maximum(norm(g, over="all") / h.max_grad_norm, 1.0)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
-        u = (m / h.c1) / (sqrt(v) / sqrt(h.c2) + h.eps) + h.weight_decay * p
+        u = (m / h.c1) / (sqrt(v) / sqrt(h.c2) + h.eps)
+        u = cautious(u, g, h) + where(decays(p, u, h), h.weight_decay * p, 0.0)
         if not h.adapted:
             return p - h.lr * u
         w, n = norm(p), norm(u)

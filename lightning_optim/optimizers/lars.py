@@ -11,6 +11,7 @@ import torch
 
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import (
+    COUPLED,
     Operand,
     OptionError,
     Options,
@@ -20,6 +21,7 @@ from lightning_optim.language import (
     has_trust_ratio,
     minimum,
     norm,
+    stepped,
     trust_ratio,
 )
 
@@ -72,6 +74,7 @@ class LARS(Optimizer):
     recommended: ClassVar[dict[str, Any]] = {"lr": 3.0}
     letters: ClassVar[dict[str, str]] = {"lr": "γ", "trust_coefficient": "η"}
     ranges: ClassVar[dict[str, Any]] = {"trust_coefficient": "> 0"}
+    refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 
     lr: float = 0.1
     momentum: float = 0.9
@@ -107,4 +110,4 @@ class LARS(Optimizer):
         if h.momentum:
             s.momentum_buffer = b = h.momentum * s.momentum_buffer + d
             d = h.momentum * b + d if h.nesterov else b
-        return p - outside * d
+        return stepped(p, outside * d, g, h, decoupled=False)

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, sign
+from lightning_optim.language import Options, Slot, Slots, Value, ema, sign, stepped
 
 
 class Lion(Optimizer):
@@ -51,7 +51,6 @@ class Lion(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, decoupled=True)
         step = sign(ema(s.exp_avg, g, b1))
         s.exp_avg = ema(s.exp_avg, g, b2)
-        return p - h.lr * step
+        return stepped(p, h.lr * step, g, h)

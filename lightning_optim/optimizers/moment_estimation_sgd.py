@@ -7,7 +7,7 @@ by a moving average of the gradient's norm, which has not seen the current gradi
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt, total, where
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, sqrt, stepped, total, where
 
 
 def first_value(h: Any) -> float:
@@ -62,6 +62,7 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
     letters: ClassVar[dict[str, str]] = {"offset": "ε", "known": "Ĝ", "init": "G₀"}
     ranges: ClassVar[dict[str, Any]] = {"offset": ">= 0", "init": ">= 0"}
+    refuses: ClassVar[dict[str, str]] = {"cautious": "its step is the gradient times one number"}
 
     lr: float = 1e-2
     beta: float = 0.99
@@ -81,7 +82,6 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        p, g = decayed(p, g, h, decoupled=True)
         everywhere = h.scope == "global"
         N = total(g * g, over="all" if everywhere else "tensor")
         G, steps = (s.global_square_avg, s.global_steps) if everywhere else (s.square_avg, h.steps)
@@ -93,4 +93,4 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
         else:
             s.square_avg = mean
         known = G if h.delayed else where(steps > 0, mean, G)
-        return p - h.lr / (sqrt(known) + h.offset) * g
+        return stepped(p, h.lr / (sqrt(known) + h.offset) * g, g, h)

@@ -8,7 +8,7 @@ and AlgoPerf call NAdamW.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, given, sqrt
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, given, penalized, sqrt, stepped
 
 
 class NAdam(Optimizer):
@@ -84,7 +84,7 @@ class NAdam(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, h.decoupled_weight_decay)
+        raw, g = g, penalized(p, g, h, h.decoupled_weight_decay)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if given(h.momentum_decay):
@@ -92,4 +92,4 @@ class NAdam(Optimizer):
             n = h.ahead / (1 - product * h.ahead) * m + (1 - h.mu) / (1 - product) * g
         else:
             n = ema(m, g, b1) / h.c1
-        return p - h.lr * n / (sqrt(v) / sqrt(h.c2) + h.eps)
+        return stepped(p, h.lr * n / (sqrt(v) / sqrt(h.c2) + h.eps), raw, h, h.decoupled_weight_decay)

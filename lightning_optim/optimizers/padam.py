@@ -8,7 +8,7 @@ corrects nothing, as in the paper. Decoupled decay is that of GadamX (arXiv:2003
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, maximum, sqrt
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, maximum, penalized, sqrt, stepped
 
 
 class Padam(Optimizer):
@@ -86,9 +86,9 @@ class Padam(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if h.amsgrad:
             s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)
-        return p - h.rate * m / (sqrt(v) / h.root + h.eps) ** (2 * h.partial)
+        return stepped(p, h.rate * m / (sqrt(v) / h.root + h.eps) ** (2 * h.partial), raw, h, h.decoupled)

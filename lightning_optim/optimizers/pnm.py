@@ -7,7 +7,7 @@ not exchange its momenta.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, hypot, in_turn, is_odd
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, hypot, in_turn, is_odd, penalized, stepped
 
 
 class PNM(Optimizer):
@@ -69,6 +69,6 @@ class PNM(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b0 = h.betas
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.pos_momentum, s.neg_momentum, fresh, stale = in_turn(s.pos_momentum, s.neg_momentum, g, h.odd, b1 * b1)
-        return p - h.lr / h.nu * ((1 + b0) * fresh - b0 * stale)
+        return stepped(p, h.lr / h.nu * ((1 + b0) * fresh - b0 * stale), raw, h, h.decoupled)

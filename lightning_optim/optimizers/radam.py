@@ -8,7 +8,7 @@ rectified, and their weight decay with them: fallback="skip" with decoupled_weig
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, decayed, ema, sqrt, where
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, penalized, sqrt, stepped, where
 from lightning_optim.language.rectification import rectification, refuse_never_rectified
 
 
@@ -22,8 +22,8 @@ class RAdam(Optimizer):
         ρ∞ = 2 / (1 − β₂) − 1
         ρₜ = ρ∞ − 2·t·β₂ᵗ / (1 − β₂ᵗ)
         rₜ = √((ρₜ − 4)·(ρₜ − 2)·ρ∞ / ((ρ∞ − 4)·(ρ∞ − 2)·ρₜ) if ρₜ > threshold else 1)
-        θₜ = θₜ₋₁ − α·rₜ·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√vₜ + ε)) if ρₜ > threshold
-             else θₜ₋₁ − α·mₜ / (1 − β₁ᵗ)
+        uₜ = α·rₜ·√(1 − β₂ᵗ)·mₜ / ((1 − β₁ᵗ)·(√vₜ + ε)) if ρₜ > threshold else α·mₜ / (1 − β₁ᵗ)
+        θₜ = θₜ₋₁ − uₜ
         with α = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay
 
     Args:
@@ -61,6 +61,7 @@ class RAdam(Optimizer):
     advice = "Keep AdamW's learning rate, drop its warm-up."
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
+    letters: ClassVar[dict[str, str]] = {"step": "u"}
     ranges: ClassVar[dict[str, Any]] = {"threshold": ">= 4"}
 
     lr: float = 1e-3
@@ -87,9 +88,9 @@ class RAdam(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        before = p
-        p, g = decayed(p, g, h, h.decoupled_weight_decay)
+        raw, g = g, penalized(p, g, h, h.decoupled_weight_decay)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
-        unrectified = p - h.lr / h.c1 * m if h.fallback == "momentum" else before
-        return where(h.rectified, p - h.lr * h.r / h.c1 * m / (sqrt(v) + h.eps), unrectified)
+        step = where(h.rectified, h.lr * h.r / h.c1 * m / (sqrt(v) + h.eps), h.lr / h.c1 * m)
+        moved = stepped(p, step, raw, h, h.decoupled_weight_decay)
+        return moved if h.fallback == "momentum" else where(h.rectified, moved, p)

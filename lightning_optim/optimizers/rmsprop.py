@@ -7,7 +7,7 @@ is kept from falling below zero by rounding; torch takes the root of it as it is
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Options, Slot, Slots, Value, decayed, ema, maximum, sqrt
+from lightning_optim.language import COUPLED, Options, Slot, Slots, Value, ema, maximum, penalized, sqrt, stepped
 
 
 class RMSprop(Optimizer):
@@ -52,6 +52,7 @@ class RMSprop(Optimizer):
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "alpha": "α", "step": "u"}
+    refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 
     lr: float = 1e-2
     alpha: float = 0.99
@@ -68,16 +69,14 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        p, g = decayed(p, g, h, decoupled=False)
+        raw, g = g, penalized(p, g, h)
         s.square_avg = v = ema(s.square_avg, g * g, h.alpha)
         if h.centered:
             s.grad_avg = mean = ema(s.grad_avg, g, h.alpha)
             v = maximum(v - mean * mean, 0.0)
         step = g / (sqrt(v + h.eps) if h.eps_in_sqrt or h.tf_style else sqrt(v) + h.eps)
-        if not h.momentum:
-            return p - h.lr * step
-        if h.tf_style:
-            s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.lr * step
-            return p - b
-        s.momentum_buffer = b = h.momentum * s.momentum_buffer + step
-        return p - h.lr * b
+        rate_inside = h.tf_style or not h.momentum
+        u = h.lr * step if rate_inside else step
+        if h.momentum:
+            s.momentum_buffer = u = h.momentum * s.momentum_buffer + u
+        return stepped(p, u if rate_inside else h.lr * u, raw, h, decoupled=False)

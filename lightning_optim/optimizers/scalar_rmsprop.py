@@ -8,7 +8,7 @@ arXiv:2006.16541).
 from typing import Any, ClassVar, Literal
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, count, decayed, ema, sqrt, total
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, count, ema, penalized, sqrt, stepped, total
 
 
 class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
@@ -72,7 +72,7 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        p, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         over: Literal["all", "tensor"] = "all" if h.scope == "global" else "tensor"
         N = total(g * g, over)
         if h.normalize_by_dim:
@@ -86,4 +86,4 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
             G = G / W
         elif h.debias:
             G = G / h.c
-        return p - h.lr / (sqrt(G) + h.eps) * g
+        return stepped(p, h.lr / (sqrt(G) + h.eps) * g, raw, h, h.decoupled)

@@ -7,7 +7,18 @@ dampening.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, OptionError, Options, Slot, Slots, Value, decayed, where
+from lightning_optim.language import (
+    COUPLED,
+    Operand,
+    OptionError,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    penalized,
+    stepped,
+    where,
+)
 
 
 class SGD(Optimizer):
@@ -48,6 +59,7 @@ class SGD(Optimizer):
     advice = "Keep what you gave torch.optim.SGD. From AdamW: 30 to 100 times its learning rate with momentum 0.9."
     batch_scaling = "linear"
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.03, "momentum": 0.9}
+    refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 
     lr: float = 1e-3
     momentum: float = 0.0
@@ -71,8 +83,8 @@ class SGD(Optimizer):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        p, d = decayed(p, g, h, decoupled=False)
+        d = penalized(p, g, h)
         if h.momentum:
             s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.share * d
             d = d + h.momentum * b if h.nesterov else b
-        return p - h.lr * d
+        return stepped(p, h.lr * d, g, h, decoupled=False)

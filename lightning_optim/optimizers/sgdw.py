@@ -8,7 +8,7 @@ momentum is the first gradient, without dampening.
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, OptionError, Options, Slot, Slots, Value, decayed, where
+from lightning_optim.language import Operand, OptionError, Options, Slot, Slots, Value, stepped, where
 
 
 class SGDW(Optimizer):
@@ -75,8 +75,7 @@ class SGDW(Optimizer):
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
-        p, d = decayed(p, g, h, decoupled=True)
-        if h.momentum:
-            s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.share * g
-            d = g + h.momentum * b if h.nesterov else b
-        return p - h.lr * d
+        if not h.momentum:
+            return stepped(p, h.lr * g, g, h)
+        s.momentum_buffer = b = h.momentum * s.momentum_buffer + h.share * g
+        return stepped(p, h.lr * (g + h.momentum * b if h.nesterov else b), g, h)

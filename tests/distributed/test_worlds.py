@@ -27,6 +27,7 @@ CASES: dict[str, Case] = {
     "adan, clipped, accumulated": ("adan", {"lr": 0.01, "max_grad_norm": 0.05}, 2),
     "lamb, clipped, accumulated": ("lamb", {"lr": 0.01, "max_grad_norm": 0.05}, 2),
     "lars, with decay": ("lars", {"lr": 0.1, "weight_decay": 0.1}, 1),
+    "adamw, cautious": ("adamw", {"lr": 0.01, "weight_decay": 0.1, "cautious": True, "cautious_decay": True}, 2),
 }
 WORLDS: tuple[tuple[World, int], ...] = (("ddp", 2), ("fsdp1", 2), ("fsdp1 fused", 2), ("fsdp2", 2))
 MORE: tuple[tuple[World, int], ...] = (
@@ -40,7 +41,16 @@ REFUSED = {
     "fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
     "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
     "fsdp1 fused": dict.fromkeys(
-        ("adafactor", "koala_m", "koala_v", "lamb", "lamb, clipped, accumulated", "lars", "lars, with decay"),
+        (
+            "adafactor",
+            "koala_m",
+            "koala_v",
+            "lamb",
+            "lamb, clipped, accumulated",
+            "lars",
+            "lars, with decay",
+            "adamw, cautious",
+        ),
         "use_orig_params=False shows flat parameters",
     ),
 }

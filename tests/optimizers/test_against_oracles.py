@@ -84,8 +84,11 @@ def test_agrees_under_a_schedule(name: str, engine: str) -> None:
 
 
 def test_every_option_leaves_its_default() -> None:
-    """Of every optimizer, in some set; how state is kept and who runs a step do not change the method."""
-    other = ("state_bits", "state_format", "engine", "capturable")
+    """Of every optimizer, in some set; how state is kept and who runs a step do not change the method.
+
+    `test_cautious.py` has the options of caution, beside each of these sets.
+    """
+    other = ("state_bits", "state_format", "engine", "capturable", "cautious", "cautious_decay")
     missing = []
     for name, cls in OPTIMIZERS.items():
         for option in cls.options.values():

@@ -3,7 +3,8 @@
 Every oracle is called as `oracle(params, gradients, *, lrs=None, losses=None, **options)` and returns the
 parameters after each step, `result[k][j]` for step k and tensor j. `gradients[k][j]` is None for a tensor
 that is skipped in step k, `lrs` is a learning rate per step that replaces `lr`, and `losses` holds the pairs
-(mean loss, mean squared loss per sample) that only the KOALA methods read.
+(mean loss, mean squared loss per sample) that only the KOALA methods read. All but these take `cautious` and
+`cautious_decay`, which `driver.moved` understands.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .adan import adan
 from .ademamix import ademamix
 from .adopt import adopt
 from .diffgrad import diffgrad
-from .driver import Gradients, History, Oracle, Params
+from .driver import CAUTIOUS, Gradients, History, Oracle, Params
 from .generalized_signsgd import generalized_signsgd
 from .koala import koala_m, koala_v
 from .layerwise import lamb, lars
@@ -43,22 +44,28 @@ from .sgdw import sgdw
 __all__ = ["ORACLES", "Oracle"]
 
 
-def _ignore_losses(oracle: Oracle) -> Oracle:
+def _with_shared_options(oracle: Oracle) -> Oracle:
     @functools.wraps(oracle)
     def call(
         params: Params,
         gradients: Gradients,
         *,
         losses: Sequence[tuple[float, float]] | None = None,
+        cautious: bool = False,
+        cautious_decay: bool = False,
         **options: Any,
     ) -> History:
-        return oracle(params, gradients, **options)
+        token = CAUTIOUS.set((cautious, cautious_decay))
+        try:
+            return oracle(params, gradients, **options)
+        finally:
+            CAUTIOUS.reset(token)
 
     return call
 
 
 ORACLES: dict[str, Oracle] = {
-    oracle.__name__: _ignore_losses(oracle)
+    oracle.__name__: _with_shared_options(oracle)
     for oracle in (
         acprop,
         adabelief,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 from .radam import rectification
 
 
@@ -35,10 +35,8 @@ def acprop(
         return np.clip(n, -ratio_clip, ratio_clip) if ratio_clip > 0 else n
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled else g + weight_decay * theta
+        share = eta * weight_decay if decoupled else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         m_hat = s["m"] / (1 - beta1**t)
         numerator = m_hat if momentum_update else g
@@ -48,14 +46,14 @@ def acprop(
         w = s["s_max"] if amsgrad else s["s"]
         r = rectification(t, beta2) if rectify else None
         if t == 1 or (rectify and r is None):
-            theta = theta - eta * m_hat
+            u = eta * m_hat
         elif r is not None:
-            theta = theta - eta * r * math.sqrt(1 - beta2**t) * ratio(numerator, np.sqrt(w) + eps)
+            u = eta * r * math.sqrt(1 - beta2**t) * ratio(numerator, np.sqrt(w) + eps)
         else:
             w_hat = w / (1 - beta2 ** (t - 1))
-            theta = theta - eta * ratio(numerator, np.sqrt(w_hat) + eps)
+            u = eta * ratio(numerator, np.sqrt(w_hat) + eps)
         s["s"] = beta2 * s["s"] + (1 - beta2) * (g - s["m"]) ** 2
-        return theta
+        return moved(theta, u, raw, share)
 
     zeros = ("m", "s", "s_max")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

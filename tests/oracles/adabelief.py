@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 from .radam import rectification
 
 
@@ -29,10 +29,8 @@ def adabelief(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled else g + weight_decay * theta
+        share = eta * weight_decay if decoupled else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["s"] = beta2 * s["s"] + (1 - beta2) * (g - s["m"]) ** 2 + eps
         s["s_max"] = np.maximum(s["s_max"], s["s"])
@@ -40,11 +38,11 @@ def adabelief(
         c1 = 1 - beta1**t
         c2 = 1 - beta2**t
         if not rectify:
-            return theta - eta / c1 * s["m"] / (np.sqrt(w) / math.sqrt(c2) + eps)
+            return moved(theta, eta / c1 * s["m"] / (np.sqrt(w) / math.sqrt(c2) + eps), raw, share)
         r = rectification(t, beta2)
         if r is None:
-            return theta - eta * s["m"] / c1
-        return theta - eta * r * math.sqrt(c2) / c1 * s["m"] / (np.sqrt(w) + eps)
+            return moved(theta, eta * s["m"] / c1, raw, share)
+        return moved(theta, eta * r * math.sqrt(c2) / c1 * s["m"] / (np.sqrt(w) + eps), raw, share)
 
     zeros = ("m", "s", "s_max")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

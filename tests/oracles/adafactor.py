@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, norm, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, norm, run_per_tensor
 
 FactorAxes = Literal["last_two", "two_largest"]
 
@@ -73,10 +73,9 @@ def adafactor(
 
     def torch_step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
         alpha = max(eps2, rms(theta)) * min(eta, 1 / math.sqrt(t))
-        theta = (1 - eta * weight_decay) * theta
         V = np.maximum(second_moment(g**2, s, t, floor=eps1), eps1**2)
         U = g / np.sqrt(V)
-        return theta - alpha * U / max(1.0, rms(U) / d)
+        return moved(theta, alpha * U / max(1.0, rms(U) / d), g, eta * weight_decay)
 
     def paper_step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
         rho = eta
@@ -89,8 +88,7 @@ def adafactor(
         if beta1 is not None:
             s["M"] = beta1 * s.get("M", np.zeros_like(U)) + (1 - beta1) * U
             U = s["M"]
-        theta = theta - weight_decay * alpha * theta
-        return theta - U
+        return moved(theta, U, g, weight_decay * alpha)
 
     step = torch_step if mode == "torch" else paper_step
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize)

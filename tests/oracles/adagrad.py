@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def adagrad(
@@ -24,9 +24,9 @@ def adagrad(
     """theta - eta_t g / (sqrt(sum of g^2) + eps) with eta_t = eta / (1 + (t - 1) kappa)."""
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        g = g + weight_decay * theta
+        raw, g = g, g + weight_decay * theta
         before = s.get("G", np.full_like(theta, initial_accumulator_value))
         s["G"] = before + np.square(g)
-        return theta - eta / (1 + (t - 1) * lr_decay) * g / (np.sqrt(s["G"]) + eps)
+        return moved(theta, eta / (1 + (t - 1) * lr_decay) * g / (np.sqrt(s["G"]) + eps), raw)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize)

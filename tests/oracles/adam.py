@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def adam(
@@ -26,17 +26,15 @@ def adam(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled_weight_decay:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled_weight_decay else g + weight_decay * theta
+        share = eta * weight_decay if decoupled_weight_decay else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         s["v_max"] = np.maximum(s["v_max"], s["v"])
         w = s["v_max"] if amsgrad else s["v"]
         m_hat = s["m"] / (1 - beta1**t)
         w_hat = w / (1 - beta2**t)
-        return theta - eta * m_hat / (np.sqrt(w_hat) + eps)
+        return moved(theta, eta * m_hat / (np.sqrt(w_hat) + eps), raw, share)
 
     zeros = ("m", "v", "v_max")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def adamax(
@@ -24,9 +24,9 @@ def adamax(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        g = g + weight_decay * theta
+        raw, g = g, g + weight_decay * theta
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["u"] = np.maximum(beta2 * s["u"], np.abs(g) + eps)
-        return theta - eta / (1 - beta1**t) * s["m"] / s["u"]
+        return moved(theta, eta / (1 - beta1**t) * s["m"] / s["u"], raw)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "u"))

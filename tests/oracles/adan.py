@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, global_norm, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, decays, global_norm, kept, moved, run_per_tensor
 
 
 def adan(
@@ -41,8 +41,8 @@ def adan(
         direction = (s["m"] / c1 + beta2 * s["d"] / c2) / (np.sqrt(s["n"] / c3) + eps)
         s["g_previous"] = g
         if no_prox:
-            return (1 - eta * weight_decay) * theta - eta * direction
-        return (theta - eta * direction) / (1 + eta * weight_decay)
+            return moved(theta, eta * direction, g, eta * weight_decay)
+        return (theta - kept(eta * direction, g)) / (1 + eta * weight_decay * decays(theta, direction))
 
     if max_grad_norm > 0:
         gradients = [clip(g) for g in gradients]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def diffgrad(
@@ -25,13 +25,13 @@ def diffgrad(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        g = g + weight_decay * theta
+        raw, g = g, g + weight_decay * theta
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         xi = 1 / (1 + np.exp(-np.abs(s["g_previous"] - g)))
         s["g_previous"] = g
         rate = eta * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        return theta - rate * xi * s["m"] / (np.sqrt(s["v"]) + eps)
+        return moved(theta, rate * xi * s["m"] / (np.sqrt(s["v"]) + eps), raw)
 
     zeros = ("m", "v", "g_previous")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

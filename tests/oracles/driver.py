@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,28 @@ History = list[list[Array]]
 Oracle = Callable[..., History]
 TensorStep = Callable[[Array, Array, Slots, int, float], Array]
 """`step(theta, g, slots, t, eta)` returns the new theta; `t` counts the gradients of this tensor, from 1."""
+
+CAUTIOUS: ContextVar[tuple[bool, bool]] = ContextVar("cautious", default=(False, False))
+"""Whether steps, and whether decoupled decays, are cautious (Liang et al. 2024, arXiv 2411.16085; arXiv 2510.12402)."""
+
+
+def kept(u: Array, g: Array) -> Array:
+    """The step u; if it is cautious, its elements that share the sign of g, over the share of these (at least 1e-3)."""
+    if not CAUTIOUS.get()[0]:
+        return u
+    mask = np.asarray(np.logical_or((u > 0) & (g > 0), (u < 0) & (g < 0)), dtype=np.float64)
+    return np.asarray(u * mask / max(float(np.mean(mask)), 1e-3))
+
+
+def decays(theta: Array, u: Array) -> Array:
+    """Where theta decays: everywhere, or if the decay is cautious, where the step u does not lead it away from zero."""
+    away = np.logical_or((u > 0) & (theta < 0), (u < 0) & (theta > 0))
+    return np.logical_not(away & CAUTIOUS.get()[1]).astype(np.float64)
+
+
+def moved(theta: Array, u: Array, g: Array, share: float = 0.0) -> Array:
+    """theta after a decoupled decay by this share of it and the step u; g is the gradient without a penalty."""
+    return np.asarray(theta * (1 - share * decays(theta, u)) - kept(u, g))
 
 
 def start(params: Params) -> list[Array]:

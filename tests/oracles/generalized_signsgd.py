@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def generalized_signsgd(
@@ -26,14 +26,12 @@ def generalized_signsgd(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled else g + weight_decay * theta
+        share = eta * weight_decay if decoupled else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["v"] = beta2 * s["v"] + (1 - beta2) * s["m"] ** 2
         b1 = 1 - beta1**t if use_bias_correction else 1.0
         b2 = 1 - beta2**t if use_bias_correction else 1.0
-        return theta - eta * (s["m"] / b1) / (np.sqrt(s["v"] / b2) + eps)
+        return moved(theta, eta * (s["m"] / b1) / (np.sqrt(s["v"] / b2) + eps), raw, share)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v"))

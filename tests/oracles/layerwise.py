@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, global_norm, norm, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, decays, global_norm, kept, moved, norm, run_per_tensor
 
 
 def is_adapted(theta: Array, only_vectors: bool, adapt: bool, always_adapt: bool) -> bool:
@@ -44,9 +44,9 @@ def lars(
         h = r * (g + weight_decay * theta)
         if lr_inside_buffer:
             s["b"] = momentum * s["b"] + eta * h
-            return theta - (momentum * s["b"] + eta * h if nesterov else s["b"])
+            return moved(theta, momentum * s["b"] + eta * h if nesterov else s["b"], g)
         s["b"] = momentum * s["b"] + h
-        return theta - eta * (momentum * s["b"] + h if nesterov else s["b"])
+        return moved(theta, eta * (momentum * s["b"] + h if nesterov else s["b"]), g)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("b",))
 
@@ -80,7 +80,8 @@ def lamb(
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         c1 = 1 - beta1**t if bias_correction else 1.0
         c2 = 1 - beta2**t if bias_correction else 1.0
-        u = (s["m"] / c1) / (np.sqrt(s["v"] / c2) + eps) + weight_decay * theta
+        direction = (s["m"] / c1) / (np.sqrt(s["v"] / c2) + eps)
+        u = kept(direction, g) + weight_decay * decays(theta, direction) * theta
         r = 1.0
         if is_adapted(theta, only_vectors, adapt, always_adapt):
             weight_norm = norm(theta)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def lion(
@@ -23,9 +23,8 @@ def lion(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        theta = (1 - eta * weight_decay) * theta
-        theta = theta - eta * np.sign(beta1 * s["m"] + (1 - beta1) * g)
+        u = eta * np.sign(beta1 * s["m"] + (1 - beta1) * g)
         s["m"] = beta2 * s["m"] + (1 - beta2) * g
-        return theta
+        return moved(theta, u, g, eta * weight_decay)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m",))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, snapshot, start, steps
+from .driver import Array, Gradients, History, Params, moved, snapshot, start, steps
 
 
 def moment_estimation_sgd(
@@ -51,8 +51,7 @@ def moment_estimation_sgd(
             if before:
                 G[i] = beta * G[i] + (1 - beta) * N
             for j, g_j in present.items():
-                theta[j] = (1 - c * weight_decay) * theta[j]
-                theta[j] = theta[j] - c * g_j / (np.sqrt(G[i]) + offset)
+                theta[j] = moved(theta[j], c * g_j / (np.sqrt(G[i]) + offset), g_j, c * weight_decay)
             if not before:
                 G[i] = beta * G[i] + (1 - beta) * N
         history.append(snapshot(theta))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def nadam(
@@ -30,18 +30,16 @@ def nadam(
         return beta1 if momentum_decay is None else beta1 * (1 - 0.96 ** (i * momentum_decay) / 2)
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled_weight_decay:
-            theta = theta - eta * weight_decay * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled_weight_decay else g + weight_decay * theta
+        share = eta * weight_decay if decoupled_weight_decay else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         root = np.sqrt(s["v"] / (1 - beta2**t)) + eps
         if momentum_decay is None:
-            return theta - eta * (beta1 * s["m"] + (1 - beta1) * g) / (1 - beta1**t) / root
+            return moved(theta, eta * (beta1 * s["m"] + (1 - beta1) * g) / (1 - beta1**t) / root, raw, share)
         known = np.prod([momentum(i) for i in range(1, t + 1)])
         g_hat = g / (1 - known)
         m_hat = s["m"] / (1 - known * momentum(t + 1))
-        return theta - eta * ((1 - momentum(t)) * g_hat + momentum(t + 1) * m_hat) / root
+        return moved(theta, eta * ((1 - momentum(t)) * g_hat + momentum(t + 1) * m_hat) / root, raw, share)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v"))

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def padam(
@@ -30,10 +30,8 @@ def padam(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled else g + weight_decay * theta
+        share = eta * weight_decay if decoupled else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         s["v_max"] = np.maximum(s["v_max"], s["v"])
@@ -41,10 +39,10 @@ def padam(
         c1 = 1 - beta1**t
         c2 = 1 - beta2**t
         if debias == "official":
-            return theta - eta * math.sqrt(c2) / c1 * s["m"] / (np.sqrt(w) + eps) ** (2 * partial)
+            return moved(theta, eta * math.sqrt(c2) / c1 * s["m"] / (np.sqrt(w) + eps) ** (2 * partial), raw, share)
         if debias == "consistent":
-            return theta - eta / c1 * s["m"] / (np.sqrt(w / c2) + eps) ** (2 * partial)
-        return theta - eta * s["m"] / (np.sqrt(w) + eps) ** (2 * partial)
+            return moved(theta, eta / c1 * s["m"] / (np.sqrt(w / c2) + eps) ** (2 * partial), raw, share)
+        return moved(theta, eta * s["m"] / (np.sqrt(w) + eps) ** (2 * partial), raw, share)
 
     zeros = ("m", "v", "v_max")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def positive_negative(s: Slots, g: Array, t: int, beta1: float, beta0: float) -> Array:
@@ -33,11 +33,9 @@ def pnm(
     beta1, beta0 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
-        return theta - eta * positive_negative(s, g, t, beta1, beta0)
+        raw, g = g, g if decoupled else g + weight_decay * theta
+        share = eta * weight_decay if decoupled else 0.0
+        return moved(theta, eta * positive_negative(s, g, t, beta1, beta0), raw, share)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("M0", "M1"))
 
@@ -59,15 +57,13 @@ def adapnm(
     beta1, beta2, beta0 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if decoupled:
-            theta = (1 - eta * weight_decay) * theta
-        else:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled else g + weight_decay * theta
+        share = eta * weight_decay if decoupled else 0.0
         mu = positive_negative(s, g, t, beta1, beta0)
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         s["v_max"] = np.maximum(s["v_max"], s["v"])
         w = s["v_max"] if amsgrad else s["v"]
-        return theta - eta / (1 - beta1**t) * mu / (np.sqrt(w / (1 - beta2**t)) + eps)
+        return moved(theta, eta / (1 - beta1**t) * mu / (np.sqrt(w / (1 - beta2**t)) + eps), raw, share)
 
     zeros = ("M0", "M1", "v", "v_max")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

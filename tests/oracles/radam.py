@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def rectification(t: int, beta2: float, threshold: float = 5.0) -> float | None:
@@ -39,18 +39,16 @@ def radam(
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
         r = rectification(t, beta2, threshold)
-        if not decoupled_weight_decay:
-            g = g + weight_decay * theta
-        elif r is not None or fallback == "momentum":
-            theta = (1 - eta * weight_decay) * theta
+        raw, g = g, g if decoupled_weight_decay else g + weight_decay * theta
+        share = eta * weight_decay if decoupled_weight_decay else 0.0
         s["m"] = beta1 * s["m"] + (1 - beta1) * g
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         c1 = 1 - beta1**t
         c2 = 1 - beta2**t
         if r is not None:
-            return theta - eta * r * math.sqrt(c2) / c1 * s["m"] / (np.sqrt(s["v"]) + eps)
+            return moved(theta, eta * r * math.sqrt(c2) / c1 * s["m"] / (np.sqrt(s["v"]) + eps), raw, share)
         if fallback == "momentum":
-            return theta - eta * s["m"] / c1
+            return moved(theta, eta * s["m"] / c1, raw, share)
         return theta
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v"))

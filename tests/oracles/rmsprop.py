@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def rmsprop(
@@ -29,7 +29,7 @@ def rmsprop(
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
         if t == 1:
             s["v"] = np.ones_like(theta) if tf_style else np.zeros_like(theta)
-        g = g + weight_decay * theta
+        raw, g = g, g + weight_decay * theta
         s["v"] = alpha * s["v"] + (1 - alpha) * g**2
         w = s["v"]
         if centered:
@@ -37,12 +37,12 @@ def rmsprop(
             w = s["v"] - s["g_mean"] ** 2
         denominator = np.sqrt(w + eps) if eps_in_sqrt or tf_style else np.sqrt(w) + eps
         if momentum == 0:
-            return theta - eta * g / denominator
+            return moved(theta, eta * g / denominator, raw)
         if tf_style:
             s["b"] = momentum * s["b"] + eta * g / denominator
-            return theta - s["b"]
+            return moved(theta, s["b"], raw)
         s["b"] = momentum * s["b"] + g / denominator
-        return theta - eta * s["b"]
+        return moved(theta, eta * s["b"], raw)
 
     zeros = ("g_mean", "b")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

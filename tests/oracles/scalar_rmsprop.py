@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, snapshot, start, steps
+from .driver import Array, Gradients, History, Params, moved, snapshot, start, steps
 
 
 def scalar_rmsprop(
@@ -51,8 +51,8 @@ def scalar_rmsprop(
             G[i] = alpha * G[i] + (1 - alpha) * N
             G_hat = G[i] / (1 - alpha ** t[i]) if debias else G[i]
             for j, h_j in h.items():
-                if decoupled:
-                    theta[j] = (1 - eta * weight_decay) * theta[j]
-                theta[j] = theta[j] - eta * h_j / (np.sqrt(G_hat) + eps)
+                raw = h_j if decoupled else h_j - weight_decay * theta[j]
+                share = eta * weight_decay if decoupled else 0.0
+                theta[j] = moved(theta[j], eta * h_j / (np.sqrt(G_hat) + eps), raw, share)
         history.append(snapshot(theta))
     return history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def sgd(
@@ -22,10 +22,10 @@ def sgd(
     """Heavy ball whose first buffer is the undamped gradient, of which the penalty is a part."""
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        g = g + weight_decay * theta
+        raw, g = g, g + weight_decay * theta
         if momentum == 0:
-            return theta - eta * g
+            return moved(theta, eta * g, raw)
         s["b"] = g if t == 1 else momentum * s["b"] + (1 - dampening) * g
-        return theta - eta * (g + momentum * s["b"] if nesterov else s["b"])
+        return moved(theta, eta * (g + momentum * s["b"] if nesterov else s["b"]), raw)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize)

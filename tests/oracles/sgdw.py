@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def sgdw(
@@ -22,10 +22,9 @@ def sgdw(
     """Heavy ball whose first buffer is the undamped gradient; decay (1 - eta lambda) theta first."""
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        theta = (1 - eta * weight_decay) * theta
         s["b"] = g if t == 1 else momentum * s["b"] + (1 - dampening) * g
         d = g + momentum * s["b"] if nesterov else s["b"]
-        return theta - eta * d
+        return moved(theta, eta * d, g, eta * weight_decay)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize)
 

@@ -42,7 +42,7 @@ def wrong_options(model: nn.Module) -> None:
     Adan(model.parameters(), no_prox="yes")  # error: arg-type
     Lion(model.parameters(), lr=None)  # error: arg-type
     Lion(model.parameters(), betas=(0.9, 0.99, 0.999))  # error: arg-type
-    Lion(model.parameters(), 1e-4, (0.9, 0.99), 0.0, True, 8)  # error: call-arg reportCallIssue
+    Lion(model.parameters(), 1e-4, (0.9, 0.99), 0.0, True, True)  # error: call-arg reportCallIssue
     LAMB(model.parameters(), state_bits=4)  # error: arg-type
     LAMB(model.parameters(), state_format="linear")  # error: arg-type
     AdamW(model.parameters(), fused=True)  # error: call-arg reportCallIssue
