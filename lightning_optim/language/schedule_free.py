@@ -9,6 +9,11 @@ from __future__ import annotations
 from lightning_optim.language.math import lerp, maximum, where
 from lightning_optim.language.values import Operand, Slots, Value
 
+REFUSES = {
+    "cautious": "its direction has no momentum, and goes against the gradient everywhere",
+    "cautious_decay": "its weight decay is a part of the direction, which moves two points at once",
+}
+
 
 def largest_rate(s: Slots, rate: Operand) -> Value:
     """The largest learning rate up to now, which weighs the newest z in the average, so that a warm-up counts less."""

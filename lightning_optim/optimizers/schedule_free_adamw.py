@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, minimum, sqrt
-from lightning_optim.language.schedule_free import average_of, between, largest_rate, moved, share
+from lightning_optim.language.schedule_free import REFUSES, average_of, between, largest_rate, moved, share
 
 
 class ScheduleFreeAdamW(Optimizer, name="schedule_free_adamw"):
@@ -72,6 +72,7 @@ class ScheduleFreeAdamW(Optimizer, name="schedule_free_adamw"):
     }
     letters: ClassVar[dict[str, str]] = {"p": "y", "gamma": "γ", "highest": "γ⁺", "weight_lr_power": "q"}
     own_average = True
+    refuses: ClassVar[dict[str, str]] = REFUSES
 
     lr: float = 2.5e-3
     betas: tuple[float, float] = (0.9, 0.999)

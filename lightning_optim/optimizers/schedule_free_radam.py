@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, sqrt, where
 from lightning_optim.language.rectification import rectification, refuse_never_rectified
-from lightning_optim.language.schedule_free import average_of, between, largest_rate, moved, share
+from lightning_optim.language.schedule_free import REFUSES, average_of, between, largest_rate, moved, share
 
 THRESHOLD = 4.0  # rho above which the variance of the second moment exists
 
@@ -83,6 +83,7 @@ class ScheduleFreeRAdam(Optimizer, name="schedule_free_radam"):
     }
     letters: ClassVar[dict[str, str]] = {"p": "y", "gamma": "γ", "highest": "γ⁺", "weight_lr_power": "q"}
     own_average = True
+    refuses: ClassVar[dict[str, str]] = REFUSES
 
     lr: float = 2.5e-3
     betas: tuple[float, float] = (0.9, 0.999)

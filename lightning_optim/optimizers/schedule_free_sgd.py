@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import Operand, Options, Slot, Slots, Value, minimum
-from lightning_optim.language.schedule_free import average_of, between, largest_rate, moved, share
+from lightning_optim.language.schedule_free import REFUSES, average_of, between, largest_rate, moved, share
 
 
 class ScheduleFreeSGD(Optimizer, name="schedule_free_sgd"):
@@ -76,6 +76,7 @@ class ScheduleFreeSGD(Optimizer, name="schedule_free_sgd"):
         "weight_lr_power": "q",
     }
     own_average = True
+    refuses: ClassVar[dict[str, str]] = REFUSES
 
     lr: float = 1.0
     momentum: float = 0.9
