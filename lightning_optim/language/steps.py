@@ -25,7 +25,7 @@ def penalized(p: Value, g: Value, h: Options, decoupled: Setting | bool = False)
 
 
 def stepped(
-    p: Value, u: Value, g: Value, h: Options, decoupled: Setting | bool = True, rate: Operand | None = None
+    p: Value, u: Value, g: Value, h: Options, decoupled: Setting | bool = True, share: Operand | None = None
 ) -> Value:
     """The parameter after a step and a decoupled weight decay: p (1 - lr weight_decay) - u.
 
@@ -35,10 +35,10 @@ def stepped(
         g: The gradient, after the page's own clipping and without a penalty.
         h: The options, of which `lr`, `weight_decay`, `cautious` and `cautious_decay` are used.
         decoupled: Whether the parameter shrinks.
-        rate: What the decay is multiplied by where that is not `lr`.
+        share: The share of itself that the parameter loses, where that is not lr weight_decay.
     """
     if decoupled:
-        p = where(decays(p, u, h), p * (1 - (h.lr if rate is None else rate) * h.weight_decay), p)
+        p = where(decays(p, u, h), p * (1 - (h.lr * h.weight_decay if share is None else share)), p)
     return p - cautious(u, g, h)
 
 

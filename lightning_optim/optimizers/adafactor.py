@@ -178,4 +178,4 @@ def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
     step = alpha * U / maximum(rms(U) / h.d, 1.0)
     if given(h.beta1):
         s.exp_avg = step = ema(s.exp_avg, step, h.beta1)
-    return stepped(p, step, g, h, rate=alpha)
+    return stepped(p, step, g, h, share=h.weight_decay * alpha)

@@ -15,13 +15,13 @@ from lightning_optim.language import (
     Slot,
     Slots,
     Value,
-    decayed,
     ema,
     exp,
     given,
     log,
     minimum,
     sqrt,
+    stepped,
     where,
 )
 
@@ -109,8 +109,7 @@ class AdEMAMix(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2, _ = h.betas
-        p, g = decayed(p, g, h, decoupled=True)
         s.exp_avg = m = ema(s.exp_avg, g, b1)
         s.exp_avg_slow = slow = ema(s.exp_avg_slow, g, h.slow)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
-        return p - h.lr * (m / h.c1 + h.weight * slow) / (sqrt(v) / sqrt(h.c2) + h.eps)
+        return stepped(p, h.lr * (m / h.c1 + h.weight * slow) / (sqrt(v) / sqrt(h.c2) + h.eps), g, h)

@@ -15,11 +15,12 @@ from lightning_optim.language import (
     Slots,
     Value,
     clip,
-    decayed,
     ema,
     given,
     maximum,
+    penalized,
     sqrt,
+    stepped,
     where,
 )
 
@@ -84,11 +85,11 @@ class ADOPT(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        shrunk, g = decayed(p, g, h, h.decoupled)
+        raw, g = g, penalized(p, g, h, h.decoupled)
         u = g / maximum(sqrt(s.exp_avg_sq), h.eps)
         if given(h.clip_power):
             u = clip(u, -h.bound, h.bound)
         m = ema(s.exp_avg, u, b1)
         s.exp_avg = where(h.moves, m, s.exp_avg)
         s.exp_avg_sq = where(h.moves, ema(s.exp_avg_sq, g * g, b2), g * g)
-        return where(h.moves, shrunk - h.lr * m, p)
+        return where(h.moves, stepped(p, h.lr * m, raw, h, h.decoupled), p)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, maximum, norm, sqrt
+from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, maximum, norm, sqrt, stepped
 
 
 class MARS(Optimizer):
@@ -105,4 +105,4 @@ class MARS(Optimizer):
             s.last_grad = g
         s.exp_avg = m = ema(s.exp_avg, c, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, c * c, b2)
-        return p * (1 - rate * decay) - rate * (m / c1) / (sqrt(v) / sqrt(c2) + h.eps)
+        return stepped(p, rate * (m / c1) / (sqrt(v) / sqrt(c2) + h.eps), g, h, share=rate * decay)

@@ -20,7 +20,9 @@ from lightning_optim.language import (
     given,
     maximum,
     minimum,
+    penalized,
     sqrt,
+    stepped,
     total,
     where,
 )
@@ -145,7 +147,7 @@ class Prodigy(Optimizer):
         b1, b2 = h.betas
         b3 = h.beta3 if given(h.beta3) else sqrt(b2)
         d, rate = s.d, s.d * h.lr * h.correction
-        g = g if h.decoupled else g + h.weight_decay * p
+        raw, g = g, penalized(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, d * g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, d * d * g * g, b2)
         share = where(h.lr > 0, d, 0.0) if h.safeguard_warmup else rate
@@ -157,4 +159,4 @@ class Prodigy(Optimizer):
         before = where(d > h.d0, d, maximum(d, hat))  # the first growth is not limited
         s.d = d = where(known, minimum(highest, before * h.growth_rate) if given(h.growth_rate) else highest, d)
         s.d_max, s.d_numerator = where(known, highest, s.d_max), where(known, progress, s.d_numerator)
-        return (p * (1 - rate * h.weight_decay) if h.decoupled else p) - rate * m / (sqrt(v) + d * h.eps)
+        return stepped(p, rate * m / (sqrt(v) + d * h.eps), raw, h, h.decoupled, share=rate * h.weight_decay)

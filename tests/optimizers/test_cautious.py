@@ -75,7 +75,7 @@ def reads(name: str, word: str, **options: Any) -> bool:
     optimizer = cls(make_params(((3, 4),)), **options)
     (group,) = optimizer.param_groups
     h = {**optimizer.options_of(group), **optimizer.traits_of(0, group["params"][0])}
-    h |= {**cls.scalars(namespace(h), 1), **dict.fromkeys(cls.inputs, 0.0)}
+    h |= {**cls.scalars(namespace(h), 2), **dict.fromkeys(cls.inputs, 0.0)}
     programs = [optimizer.program("update", {**h, word: value}) for value in (False, True)]
     shapes = [tuple(map(repr, (*program.outputs.items(), *program.symbols))) for program in programs]
     return shapes[0] != shapes[1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def ademamix(
@@ -43,7 +43,7 @@ def ademamix(
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
         above = s["fast"] / (1 - beta1**t) + weight * s["slow"]
         below = np.sqrt(s["v"]) / np.sqrt(1 - beta2**t) + eps
-        return theta - eta * (above / below + weight_decay * theta)
+        return moved(theta, eta * above / below, g, eta * weight_decay)
 
     zeros = ("fast", "slow", "v")
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=zeros)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 
 def adopt(
@@ -26,19 +26,16 @@ def adopt(
     beta1, beta2 = betas
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
-        if not decoupled:
-            g = g + weight_decay * theta
+        raw, g = g, g if decoupled else g + weight_decay * theta
         if t == 1:
             s["v"] = g**2
             return theta
-        if decoupled:
-            theta = theta - eta * weight_decay * theta
         normalized = g / np.maximum(np.sqrt(s["v"]), eps)
         if clip_power is not None:
             bound = (t - 1) ** clip_power
             normalized = np.clip(normalized, -bound, bound)
         s["m"] = beta1 * s["m"] + (1 - beta1) * normalized
         s["v"] = beta2 * s["v"] + (1 - beta2) * g**2
-        return theta - eta * s["m"]
+        return moved(theta, eta * s["m"], raw, eta * weight_decay if decoupled else 0.0)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v"))

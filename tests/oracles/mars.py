@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, norm, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, norm, run_per_tensor
 
 
 def mars(
@@ -28,20 +28,21 @@ def mars(
 ) -> History:
     """Two axes or more: the gradient plus a share of its change, clipped to norm 1. The last gradient starts at 0."""
 
-    def adamw(theta: Array, c: Array, s: Slots, t: int, eta: float, decays: tuple[float, float], decay: float) -> Array:
-        beta1, beta2 = decays
+    def adamw(theta: Array, g: Array, c: Array, s: Slots, t: int, eta: float, plain: bool) -> Array:
+        beta1, beta2 = betas_1d if plain else betas
+        decay = weight_decay_1d if plain else weight_decay
         s["m"] = beta1 * s["m"] + (1 - beta1) * c
         s["v"] = beta2 * s["v"] + (1 - beta2) * c**2
         direction = s["m"] / (1 - beta1**t) / (np.sqrt(s["v"]) / np.sqrt(1 - beta2**t) + eps)
-        return np.asarray(theta - eta * (direction + decay * theta))
+        return moved(theta, eta * direction, g, eta * decay)
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
         if theta.ndim < 2 and not optimize_1d:
-            return adamw(theta, g, s, t, lr_1d / (base_lr or lr) * eta, betas_1d, weight_decay_1d)
+            return adamw(theta, g, g, s, t, lr_1d / (base_lr or lr) * eta, plain=True)
         c = g + gamma * (betas[0] / (1 - betas[0])) * (g - s["last"])
         if norm(c) > 1:
             c = c / norm(c)
         s["last"] = g
-        return adamw(theta, c, s, t, eta, betas, weight_decay)
+        return adamw(theta, g, c, s, t, eta, plain=False)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v", "last"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .driver import Gradients, History, Params, snapshot, start, steps
+from .driver import Gradients, History, Params, moved, snapshot, start, steps
 
 
 def prodigy(
@@ -66,9 +66,8 @@ def prodigy(
             d_max = max(d_max, estimate)
             d = min(d_max, d * growth_rate)
         for j in here:
-            if decoupled:
-                theta[j] = theta[j] - weight_decay * a[j] * theta[j]
-            theta[j] = theta[j] - a[j] * m[j] / (np.sqrt(v[j]) + d * eps)
+            share = weight_decay * a[j] if decoupled else 0.0
+            theta[j] = moved(theta[j], a[j] * m[j] / (np.sqrt(v[j]) + d * eps), np.asarray(g[j]), share)
         history.append(snapshot(theta))
         if ds is not None:
             ds.append(d)
