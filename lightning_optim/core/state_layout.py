@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
-from lightning_optim.distributed.placement import full_with_axis_reduced, is_sharded, local, logical_shape
+from lightning_optim.distributed.placement import full_with_axes_reduced, is_sharded, local, logical_shape
 from lightning_optim.distributed.plain import bare, is_wrapper, laid_out_like, memory_format, memory_order
+from lightning_optim.language.axes import as_axes
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.math import squarable
 from lightning_optim.language.options import Option, floats
@@ -301,7 +302,7 @@ def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any])
     if slot.copies:
         return p.detach().to(dtype=dtype, copy=True, memory_format=memory_format(p))
     if slot.without is not None:
-        return full_with_axis_reduced(p, h[slot.without] % p.dim(), start, dtype)
+        return full_with_axes_reduced(p, {axis % p.dim() for axis in as_axes(h[slot.without])}, start, dtype)
     value = torch.full_like(p, start, dtype=dtype, memory_format=memory_format(p))
     if value.is_complex():  # real and imaginary parts are elements
         torch.view_as_real(value).fill_(start)

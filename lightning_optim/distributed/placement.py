@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -63,16 +63,17 @@ def like(values: Tensor, p: Tensor) -> Tensor:
     return DTensor.from_local(shard, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
-def full_with_axis_reduced(p: Tensor, axis: int, value: float, dtype: torch.dtype) -> Tensor:
-    """A tensor filled with `value`, shaped and sharded like `p`, except that `axis` has size 1."""
-    shape = torch.Size([*p.shape[:axis], 1, *p.shape[axis + 1 :]])
+def full_with_axes_reduced(p: Tensor, axes: Collection[int], value: float, dtype: torch.dtype) -> Tensor:
+    """A tensor filled with `value`, shaped and sharded like `p`, except that some axes have size 1."""
+    shape = torch.Size([1 if axis in axes else size for axis, size in enumerate(p.shape)])
     if not is_dtensor(p):
         return p.new_full(shape, value, dtype=dtype)
     from torch.distributed.tensor import DTensor, Replicate
 
     part = p.to_local()
-    shard = part.new_full((*part.shape[:axis], 1, *part.shape[axis + 1 :]), value, dtype=dtype)
-    along = [not x.is_replicate() and x.dim % p.dim() == axis for x in p.placements]  # type: ignore[attr-defined]
+    sizes = [1 if axis in axes else size for axis, size in enumerate(part.shape)]
+    shard = part.new_full(sizes, value, dtype=dtype)
+    along = [not x.is_replicate() and x.dim % p.dim() in axes for x in p.placements]  # type: ignore[attr-defined]
     placements = [Replicate() if split else x for split, x in zip(along, p.placements, strict=True)]
     stride = torch.empty(shape, dtype=dtype, device="meta").stride()
     return DTensor.from_local(shard, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,10 @@ class Shard:
         """The process groups over which partial sums are all-reduced, one after the other."""
         return tuple(group for _, group in self.splits)
 
-    def process_groups_along(self, axis: int) -> tuple[ProcessGroup, ...]:
-        """The process groups over which one axis of the tensor is split."""
-        return tuple(group for split, group in self.splits if split == axis % len(self.view))
+    def process_groups_along(self, axes: Collection[int]) -> tuple[ProcessGroup, ...]:
+        """The process groups over which some axes of the tensor are split."""
+        among = {axis % len(self.view) for axis in axes}
+        return tuple(group for split, group in self.splits if split in among)
 
     @property
     def without_axes(self) -> bool:

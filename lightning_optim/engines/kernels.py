@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_optim.engines.launch import Launch, launches_of
 from lightning_optim.engines.plan import REDUCTIONS, Plan
 from lightning_optim.engines.signature import Signature
+from lightning_optim.engines.statistics import Groups
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
@@ -35,7 +36,8 @@ class Kernel:
         integers: The symbols whose values are passed as integer arguments, by name of the argument.
         values: The symbols with one number per tensor, in the order of the columns of the argument `values`.
         sums: The number of results that it stores per tile; 0 for a pass that writes.
-        by: "sum" or "max" for a reduction; empty for a pass that writes.
+        by: "sum" or "max" for a reduction, "mean" for sums towards statistics; empty for a pass that writes.
+        statistics: The statistics that it reads, by name of the argument.
         formats: The formats whose functions it calls.
     """
 
@@ -47,6 +49,7 @@ class Kernel:
     values: tuple[Symbol, ...]
     sums: int = 0
     by: str = ""
+    statistics: dict[str, Symbol] = field(default_factory=dict)
     formats: tuple[Format, ...] = field(default=())
 
 
@@ -90,6 +93,15 @@ class KernelBackend(abc.ABC):
     @abc.abstractmethod
     def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
         """Print a pass that stores, for each tile, the sum or the maximum of each of the symbols `of`."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def print_means(program: Program, signature: Signature, of: Sequence[Symbol]) -> Kernel:
+        """Print a pass from which `add_up` gets the sums of the means `of`."""
+
+    @abc.abstractmethod
+    def add_up(self, plan: Plan[Launch], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
+        """The sums of means along axes: see `Backend`."""
 
     @abc.abstractmethod
     def build(self, kernel: Kernel) -> Any:
@@ -135,7 +147,9 @@ class KernelBackend(abc.ABC):
         """
         program = batch.program
         names = (*program.operands, "index") if program.normals else program.operands
-        launches = launches_of(batch, names, tuple(program.buffers), self.served, self.by_alignment, self.tile)
+        layouts = Groups.of(batch).numbers if program.axes else ()
+        buffers = tuple(program.buffers)
+        launches = launches_of(batch, names, buffers, self.served, self.by_alignment, self.tile, layouts)
         for launch in launches:
             if program not in launch.kernels:
                 launch.kernels[program] = self._kernels(program, launch.signature)
@@ -160,7 +174,7 @@ class KernelBackend(abc.ABC):
         kernel, built = launch.kernels[plan.program][of, by]
         partials = torch.empty(launch.count, len(of), dtype=torch.float64, device=plan.device)
         if launch.count:
-            self.call(kernel, built, launch, {**_given(kernel, plan, launch), "partials": partials})
+            self.call(kernel, built, launch, {**arguments_of(kernel, plan, launch), "partials": partials})
         return self.combine(kernel, partials, launch)
 
     def store(self, plan: Plan[Launch], buffers: tuple[str, ...]) -> None:
@@ -168,7 +182,7 @@ class KernelBackend(abc.ABC):
             launch.point_at_buffers(buffers)
             kernel, built = launch.kernels[plan.program][buffers]
             if launch.count:
-                self.call(kernel, built, launch, _given(kernel, plan, launch))
+                self.call(kernel, built, launch, arguments_of(kernel, plan, launch))
 
     def write(self, plan: Plan[Launch], outputs: tuple[str, ...]) -> None:
         for launch in plan.launches:
@@ -176,7 +190,7 @@ class KernelBackend(abc.ABC):
             launch.ran = False
             try:
                 if launch.count:
-                    self.call(kernel, built, launch, _given(kernel, plan, launch))
+                    self.call(kernel, built, launch, arguments_of(kernel, plan, launch))
                 launch.copy_back(outputs)
             except BaseException:
                 plan.step.written += launch.params if launch.ran else []
@@ -194,6 +208,8 @@ class KernelBackend(abc.ABC):
                     found[of, by] = self.reduction(program, signature, of, by)
             if buffers := program.arguments(level):
                 found[buffers] = self.kernel(program, signature, buffers)
+            if of := program.averaged(level):
+                found[of, "mean"] = self.reduction(program, signature, of, "mean")
         if program.moving:
             found[program.moving] = self.kernel(program, signature, program.moving)
         return found
@@ -206,12 +222,17 @@ class KernelBackend(abc.ABC):
             self._add(cache, key, self.print, program, signature, outputs)
         return cache[key]
 
-    def reduction(self, program: Program, signature: Signature, of: tuple[Symbol, ...], by: By) -> tuple[Kernel, Any]:
-        """The kernel of a pass of sums or maxima, printed and built at its first use."""
+    def reduction(
+        self, program: Program, signature: Signature, of: tuple[Symbol, ...], by: By | Literal["mean"]
+    ) -> tuple[Kernel, Any]:
+        """The kernel of a pass of sums, maxima or means along axes, printed and built at its first use."""
         cache = _kernels.setdefault(program, {})
         key = (self.name, of, by, signature)
         if key not in cache:
-            self._add(cache, key, self.print_reduction, program, signature, of, by)
+            if by == "mean":
+                self._add(cache, key, self.print_means, program, signature, of)
+            else:
+                self._add(cache, key, self.print_reduction, program, signature, of, by)
         return cache[key]
 
     def _add(self, cache: dict[Any, tuple[Kernel, Any]], key: Any, printer: Callable[..., Kernel], *args: Any) -> None:
@@ -226,14 +247,16 @@ class KernelBackend(abc.ABC):
         return [kernel for found in of_signatures.values() for kernel, _ in found.values()]
 
 
-def _given(kernel: Kernel, plan: Plan[Launch], launch: Launch) -> dict[str, Any]:
-    """The arguments of a kernel that hold numbers, by name."""
-    given: dict[str, Any] = {word: plan.numbers[symbol] for word, symbol in kernel.numbers.items()}
+def arguments_of(kernel: Kernel, plan: Plan[Launch], launch: Launch) -> dict[str, Any]:
+    """The arguments of a kernel that hold numbers and statistics, by name."""
+    found: dict[str, Any] = {word: plan.numbers[symbol] for word, symbol in kernel.numbers.items()}
     for word, symbol in kernel.integers.items():
-        given[word] = int(plan.numbers[symbol])
+        found[word] = int(plan.numbers[symbol])
     if kernel.values:
         values = torch.stack([plan.vector(symbol) for symbol in kernel.values], 1)
-        given["values"] = values if len(plan.launches) == 1 else values[launch.positions_on_device]
+        found["values"] = values if len(plan.launches) == 1 else values[launch.positions_on_device]
+    for word, symbol in kernel.statistics.items():
+        found[word] = plan.statistics.flat(symbol, launch.params[0].compute_dtype)
     if "t" in kernel.arguments:
-        given["t"] = plan.batch.t
-    return given
+        found["t"] = plan.batch.t
+    return found

@@ -26,6 +26,21 @@ from lightning_optim.storage import Quantized
 ORDER = operator.attrgetter("order")  # no call of a Python function for each tensor
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The layout of a local parameter as columns of the table.
+
+    Attributes:
+        numbers: The sizes of its axes, and the start and the strides of each kind of statistic.
+        axes: The number of axes.
+        statistics: The number of kinds of statistics.
+    """
+
+    numbers: tuple[int, ...] = ()
+    axes: int = 0
+    statistics: int = 0
+
+
 @dataclass(eq=False)
 class Launch:
     """Local parameters of one signature.
@@ -131,6 +146,7 @@ def launches_of(
     served: Sequence[torch.dtype],
     by_alignment: bool,
     tile: int,
+    layouts: Sequence[Numbers] = (),
 ) -> list[Launch]:
     """The launches that serve a batch: those of the step before, if they are still valid.
 
@@ -141,13 +157,14 @@ def launches_of(
         served: The dtypes that kernels read and write. Operands of other dtypes are copied.
         by_alignment: Whether local parameters whose addresses are not multiples of 16 get a launch of their own.
         tile: The number of elements that one instance of the kernel serves.
+        layouts: The layout of each local parameter in numbers; empty where passes need no statistics.
     """
     grads = _properties_of_gradients(batch.params, by_alignment) if "g" in names else []
-    key = (*names, *buffers, by_alignment, tile)
+    key = (*names, *buffers, by_alignment, tile, *(batch.program.axes if layouts else ()))
     launches: list[Launch]
     grads_of_cached, launches = batch.cache.get(key, (None, []))
     if grads_of_cached != grads:
-        launches = _launches(batch.params, names, buffers, served, by_alignment, tile)
+        launches = _launches(batch.params, names, buffers, served, by_alignment, tile, layouts)
         for launch in launches:
             launch.build_table()
         batch.cache[key] = grads, launches
@@ -205,6 +222,7 @@ def _launches(
     served: Sequence[torch.dtype],
     by_alignment: bool,
     tile: int,
+    layouts: Sequence[Numbers],
 ) -> list[Launch]:
     launches: dict[Signature, Launch] = {}
     indexed = names[-1] == "index"
@@ -228,13 +246,15 @@ def _launches(
             addresses.append(value.data_ptr())
         operands += [(name, param.compute_dtype) for name in buffers]
         addresses += [0] * len(buffers)
-        signature = Signature(tuple(operands), by_alignment and not any(x % 16 for x in addresses), indexed)
+        layout = layouts[position] if layouts else Numbers()
+        aligned = by_alignment and not any(x % 16 for x in addresses)
+        signature = Signature(tuple(operands), aligned, indexed, layout.axes, layout.statistics)
         if signature not in launches:
             launches[signature] = Launch(signature, tile)
         launch = launches[signature]
         launch.params.append(param)
         launch.positions.append(position)
-        launch.addresses += [*addresses, *(_global_index(param) if indexed else ())]
+        launch.addresses += [*addresses, *(_global_index(param) if indexed else ()), *layout.numbers]
         launch.copies += copies
     return list(launches.values())
 

@@ -1,9 +1,9 @@
 """A step as passes over the elements, and between them the numbers that follow from sums, and whole matrices.
 
-Reductions and functions of whole matrices cut the program into passes. Each pass but the last computes again what its
-cut needs, and returns the sums over the local elements, or writes arguments of functions into buffers. Partial sums are
-added up over tensors and ranks; functions are computed in torch, and later passes read their results like slots. The
-last pass writes parameters and slots.
+Reductions, means along axes and functions of whole matrices cut the program into passes. Each pass but the last
+computes again what its cut needs, and returns sums over the local elements, or writes arguments of functions into
+buffers. Partial sums are added up over tensors and ranks; functions are computed in torch, and later passes read their
+results like slots. The last pass writes parameters and slots.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from lightning_optim.language.symbols import Symbol
 
 def unserved(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why no engine that walks over memory can serve, in one sentence; empty where one can."""
-    if any(program.statistics for program in programs):
-        return "the update needs means along an axis of the whole tensor."
     shapes = (p.shape for p in params if (order := memory_order(p)) and exchange_of(order, p.shape) is None)
     if any(program.normals for program in programs) and (shape := next(shapes, None)):
         return f"a parameter of shape {tuple(shape)} has its axes in an order in memory in which noise is not served."
@@ -42,6 +40,7 @@ def run(step: Step, backend: Backend[Any]) -> None:
     levels = max((batch.program.levels for batch in step.batches), default=0)
     for level in range(1, levels + 1):
         _reduce(plans, level, step)
+        _average(plans, level, step)
         calls = [call for plan in plans for call in plan.calls(level)]
         step.exchanged |= any(call.param.home for call in calls)
         matrices.compute(calls)
@@ -78,3 +77,13 @@ def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
             every = torch.cat(mine)
             for (plan, symbol, _), total in zip(entries, mine, strict=True):
                 plan.numbers[symbol] = total if over == "tensor" else every.sum() if by == "sum" else every.max()
+
+
+def _average(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
+    """Compute all means along axes of one level, for all tensors: ranks exchange one message for each group of them."""
+    found = [(plan, mean) for plan in plans for mean in plan.means(level)]
+    groups = [mean.process_groups for _, mean in found]
+    step.exchanged |= any(groups)
+    totals = step.reductions.reduce_tensors([mean.total for _, mean in found], groups)
+    for (plan, mean), total in zip(found, totals, strict=True):
+        plan.statistics.values.setdefault(mean.symbol, []).append(mean.divided(total))

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lightning_optim.engines.launch import to_device
 from lightning_optim.engines.matrices import Call
+from lightning_optim.engines.statistics import Mean, Statistics
 from lightning_optim.engines.step import Batch, Step
 from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.program import look_up
-from lightning_optim.language.symbols import Symbol, is_element
+from lightning_optim.language.symbols import Symbol, is_element, is_statistic
 from lightning_optim.language.values import By
 
 L = TypeVar("L")  # a launch: the local parameters that are served together
@@ -47,6 +48,18 @@ class Backend(Protocol[L]):
         """Compute the arguments of functions of whole matrices, and write them into buffers."""
         ...
 
+    def add_up(self, plan: Plan[L], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
+        """The sums of means along axes, over the local elements.
+
+        Args:
+            plan: The plan. Its numbers below the level of these means are filled in.
+            of: The means. Their arguments have one value per element.
+
+        Returns:
+            For each mean the float64 sums of each group, stacked as `plan.statistics` stacks them.
+        """
+        ...
+
     def write(self, plan: Plan[L], outputs: tuple[str, ...]) -> None:
         """Compute and write the parameter and slots named in `outputs`. All numbers of the plan are filled in."""
         ...
@@ -65,6 +78,7 @@ class Plan(Generic[L]):
         launches: The launches that serve the batch.
         numbers: The values of the symbols that are not per element: a float, a float64 tensor of shape () for a number
             of all tensors, or one of shape (params,), in the order of `batch.params`, for a number of each tensor.
+        statistics: The values of the symbols with one number per row or column.
     """
 
     def __init__(self, batch: Batch, step: Step, elements: float, backend: Backend[L]) -> None:
@@ -72,6 +86,7 @@ class Plan(Generic[L]):
         self.device = batch.params[0].param.device
         self.launches = backend.launches(batch)
         self.numbers: dict[Symbol, Any] = batch.program.numbers(batch.h)
+        self.statistics = Statistics(batch, self.value)
 
     def value(self, x: Any) -> Any:
         """The number of a symbol, or the argument itself where it is not a symbol."""
@@ -85,10 +100,13 @@ class Plan(Generic[L]):
         return torch.full((count,), value, dtype=torch.float64, device=self.device)
 
     def fill(self, level: int | None = None) -> None:
-        """Evaluate the numbers that follow from reductions up to `level`, or from all of them."""
+        """Evaluate the numbers and statistics that follow from cuts up to `level`, or from all of them."""
         for symbol in self.program.scalars:
             if symbol not in self.numbers and (level is None or symbol.level <= level):
                 self.numbers[symbol] = self._evaluate(symbol)
+        for symbol in self.program.statistics:
+            if symbol not in self.statistics.values and (level is None or symbol.level <= level):
+                self.statistics.evaluate(symbol)
 
     def _evaluate(self, symbol: Symbol) -> Any:
         """The value of a symbol whose arguments have values."""
@@ -161,6 +179,15 @@ class Plan(Generic[L]):
         value = self.value(x)
         return self.vector(x).tolist() if isinstance(value, Tensor) else [float(value)] * len(self.batch.params)
 
+    def means(self, level: int) -> list[Mean]:
+        """The means of a level along axes, of each group of tensors, before they are divided."""
+        wanted, of = self.program.means(level), self.program.averaged(level)
+        if not wanted:
+            return []
+        self.fill(level - 1)
+        sums = dict(zip(of, self.backend.add_up(self, of), strict=True)) if of else {}
+        return [mean for symbol in wanted for mean in self.statistics.means(symbol, sums.get(symbol))]
+
     def process_groups(self, reduction: Symbol) -> list[tuple[Any, ...]]:
         """For each tensor the process groups over whose ranks a reduction runs."""
         of_elements = is_element(reduction.args[0])
@@ -181,6 +208,9 @@ class Plan(Generic[L]):
             self.step.written += self.batch.params if not self.program.moving else ()
         for slot, result in self.program.outputs.items():
             if slot in self.program.writes or result in self.program.of_matrices:
+                continue
+            if is_statistic(result):
+                self.statistics.write(slot, result)
                 continue
             if slot in self.step.shared:
                 number = self.value(result)

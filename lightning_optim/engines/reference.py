@@ -7,7 +7,8 @@ does not change old ones, so it can be called again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import matrices
 from lightning_optim.engines.matrices import Call
 from lightning_optim.engines.step import Batch, LocalParameter, Step
+from lightning_optim.language.axes import as_axes
 from lightning_optim.language.math import evaluating
 from lightning_optim.language.matrices import MatrixFunction
 from lightning_optim.language.program import Program, namespace
@@ -170,18 +172,19 @@ class _Call:
     def count(self, over: Over) -> float:
         return float(self.param.numel if over == "tensor" else self.elements)
 
-    def mean(self, x: Tensor, axis: int) -> Tensor:
-        groups = () if self.param.shard is None else self.param.shard.process_groups_along(axis)
+    def mean(self, x: Tensor, axis: int | tuple[int, ...]) -> Tensor:
+        axes, shard = as_axes(axis), self.param.shard
+        groups = () if shard is None else shard.process_groups_along(axes)
+        count = math.prod((self.param.param if shard is None else shard).shape[i] for i in axes)
         if not groups:
-            return x.mean(axis, keepdim=True)
-        assert self.param.shard is not None
+            return _sums_along(x, axes).div_(count).to(x.dtype)
         if self.position == len(self.results):
-            self.partial, self.groups = x.sum(axis, keepdim=True, dtype=torch.float64), groups
+            self.partial, self.groups = _sums_along(x, axes), groups
             self.wanted = ("axis", "sum")
             raise _NotYet
         self.position += 1
         total: Tensor = self.results[self.position - 1]
-        return (total / self.param.shard.shape[axis]).to(x.dtype)
+        return total.div(count).to(x.dtype)
 
     def whole(self, function: MatrixFunction, values: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
         if self.position == len(self.results):
@@ -217,3 +220,13 @@ def _partial(x: Any, by: By) -> Any:
     if by == "sum":  # in chunks: torch makes a float64 copy of everything that it sums
         return torch.stack([chunk.sum(dtype=torch.float64) for chunk in torch.split(x.reshape(-1), CHUNK)]).sum()
     return x.max().double() if x.numel() else torch.tensor(-torch.inf, dtype=torch.float64, device=x.device)
+
+
+def _sums_along(x: Tensor, axes: Collection[int]) -> Tensor:
+    """The sums in float64 of the local elements along some axes, each of which stays with size 1."""
+    along = sorted(axis % x.dim() for axis in axes)
+    if x.numel() <= CHUNK:
+        return x.sum(along, keepdim=True, dtype=torch.float64)
+    parts = torch.split(x, max(CHUNK * len(x) // x.numel(), 1))
+    sums = [part.sum(along, keepdim=True, dtype=torch.float64) for part in parts]
+    return torch.stack(sums).sum(0) if 0 in along else torch.cat(sums)

@@ -11,7 +11,7 @@ import torch
 from lightning_optim.storage.format import Format
 
 FIXED = 2  # columns of the address table before the addresses: the first tile and the number of elements
-# The fields of `GlobalIndex` and of its `exchange`, in the last columns of the address table.
+# The fields of `GlobalIndex` and of its `exchange`, in columns of the address table.
 INDEX = ("tensor", "first", "run", "stride", "rows", "columns", "unit")
 
 
@@ -24,11 +24,15 @@ class Signature:
             it is stored.
         aligned: Whether every address is a multiple of 16.
         indexed: Whether the table holds the global index of each local parameter, as normal numbers need it.
+        axes: The number of axes of a layout, where the table holds the layout of each local parameter.
+        statistics: The number of kinds of statistics in a layout.
     """
 
     operands: tuple[tuple[str, torch.dtype | Format], ...]
     aligned: bool = False
     indexed: bool = False
+    axes: int = 0
+    statistics: int = 0
 
     @functools.cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -43,7 +47,7 @@ class Signature:
 
     @functools.cached_property
     def offsets(self) -> dict[str, int]:
-        """The first column of each operand in the address table, and of the global index under `"index"`.
+        """The first column of each operand in the address table, of the global index and of the layout.
 
         A quantized operand has two columns: the address of its codes and that of its scales.
         """
@@ -52,12 +56,17 @@ class Signature:
             offsets[name] = offset
             offset += 2 if isinstance(stored, Format) else 1
         offsets["index"] = offset
+        offsets["layout"] = offset + (len(INDEX) if self.indexed else 0)
         return offsets
+
+    def start(self, which: int) -> int:
+        """The column of the start of a kind of statistic. The columns of its strides follow."""
+        return self.offsets["layout"] + self.axes + which * (self.axes + 1)
 
     @property
     def width(self) -> int:
         """The number of columns of the address table."""
-        return self.offsets["index"] + (len(INDEX) if self.indexed else 0)
+        return self.start(self.statistics) if self.axes else self.offsets["layout"]
 
     def partner(self, name: str) -> str | None:
         """The operand relative to whose values `name` is quantized, or None."""

@@ -1,8 +1,15 @@
-"""The two axes over which a factored second moment stores means."""
+"""Axes along which means are taken."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+
+def as_axes(axis: Any) -> frozenset[Any]:
+    """One axis, or a tuple of several, as a set."""
+    return frozenset(axis if isinstance(axis, tuple) else (axis,))
 
 
 def factored_axes(shape: torch.Size, largest: bool = False, smallest: int = 0) -> tuple[int, int] | tuple[None, None]:

@@ -17,10 +17,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from lightning_optim.language.axes import as_axes
 from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.slot import Slot
-from lightning_optim.language.symbols import Kind, State, Symbol, Tracer, is_element
+from lightning_optim.language.symbols import Kind, State, Symbol, Tracer, is_element, is_statistic
 from lightning_optim.language.values import By, Options
+
+CUTS = ("total", "mean", "whole")  # symbols that need other elements of their tensor, and so an earlier pass
 
 # An update as engines call it, on tensors or symbols; a page writes it as (Value, Value, Slots, Options) -> Value.
 Update = Callable[[Any, Any, Any, Any], Any]
@@ -149,6 +152,11 @@ class Program:
                 waiting += symbol.args if symbol.name != "whole" else ()  # an input of the pass
         return [symbol for symbol in self.symbols if symbol in found]
 
+    def statistics_of(self, values: Iterable[Any]) -> list[Symbol]:
+        """The statistics that a pass reads to compute some values."""
+        computed = (symbol for symbol in self.elements(values) if symbol.name != "whole")
+        return list(dict.fromkeys(arg for symbol in computed for arg in symbol.args if is_statistic(arg)))
+
     @functools.cached_property
     def _on_host(self) -> tuple[Symbol, ...]:
         return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.HOST)
@@ -171,7 +179,7 @@ class Program:
     @functools.cached_property
     def levels(self) -> int:
         """The number of levels of cuts: those of one level need only results of lower levels."""
-        return max((symbol.level for symbol in (*self.reductions, *self.matrices)), default=0)
+        return max((symbol.level for symbol in self.symbols if symbol.name in CUTS), default=0)
 
     def sums(self, level: int) -> list[tuple[tuple[Any, ...], Symbol]]:
         """The reductions of a level, each with its key.
@@ -194,6 +202,21 @@ class Program:
         """The per-element symbols that the reductions `by` of a level sum, or take the maximum of."""
         wanted = (symbol for symbol in self.reductions if symbol.level == level and symbol.args[2] == by)
         return tuple(symbol.args[0] for symbol in wanted if is_element(symbol.args[0]))
+
+    def means(self, level: int) -> tuple[Symbol, ...]:
+        """The means along axes of a level."""
+        return tuple(symbol for symbol in self.symbols if symbol.name == "mean" and symbol.level == level)
+
+    def averaged(self, level: int) -> tuple[Symbol, ...]:
+        """The means of a level whose arguments have one value per element, so that a pass adds them up."""
+        return tuple(symbol for symbol in self.means(level) if is_element(symbol.args[0]))
+
+    @functools.cached_property
+    def axes(self) -> tuple[frozenset[Any], ...]:
+        """The sets of axes of the statistics that passes read or add up towards."""
+        read = self.statistics_of(self.symbols)
+        added = (symbol for level in range(1, self.levels + 1) for symbol in self.averaged(level))
+        return tuple(dict.fromkeys(symbol.axes for symbol in (*read, *added)))
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:
@@ -232,6 +255,8 @@ def trace(
     s = State(lambda name: tracer.slot(name, declared.get(name), h))
     new = update(p, g, s, SimpleNamespace(**{name: tracer.host(name, value) for name, value in h.items()}))
     outputs = {"p": new, **{name: value for name, value in s.written.items() if value is not s.seen.get(name)}}
+    for name, value in outputs.items():
+        _check_shape(name, value, declared.get(name), h)
     step_counter = tracer.symbols.get(("host", "t"))
     step_counter = step_counter if step_counter is not None and step_counter.kind == Kind.SCALAR else None
     symbols = _reachable([*outputs.values(), *([] if step_counter is None else [step_counter])])
@@ -245,6 +270,14 @@ def trace(
         step_counter=step_counter,
         reductions=tuple(symbol for symbol in symbols if symbol.name == "total"),
     )
+
+
+def _check_shape(name: str, value: Any, slot: Slot | None, h: Mapping[str, Any]) -> None:
+    """Refuse a value with more numbers than its slot."""
+    if slot is None or slot.without is None or not isinstance(value, Symbol) or value.kind < Kind.STATISTIC:
+        return
+    if not as_axes(h[slot.without]) <= value.axes:
+        raise TypeError(f"the slot {name} has size 1 along {slot.without}, and the update assigns {value!r} to it.")
 
 
 def _reachable(outputs: Iterable[Any]) -> tuple[Symbol, ...]:

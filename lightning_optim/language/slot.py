@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from lightning_optim.language.axes import as_axes
 from lightning_optim.language.view import View
 
 Per = Literal["element", "tensor", "optimizer", "matrix"]
@@ -34,7 +35,8 @@ class Slot:
         copies: Start as a copy of the parameter instead of `init`.
         root_of: The slot of squares, such as a second moment, relative to whose square root the values of this slot are
             bounded. Every update writes both. 8-bit formats use it as the partner.
-        without: The name of a trait that holds an axis, along which the slot has size 1 (a row or column statistic).
+        without: The name of a trait that holds an axis, or a tuple of axes, along which the slot has size 1 (a row or
+            column statistic).
         past: Whether the slot stores a value of an earlier step unchanged, and not a running mean.
         mean_square_by: The option that is the decay ("betas.1"), for a running mean of the squared gradient of each
             element that starts at zero.
@@ -86,5 +88,5 @@ class Slot:
             return torch.Size(())
         if self.without is None:
             return logical
-        axis = traits[self.without] % len(logical)
-        return torch.Size([1 if i == axis else size for i, size in enumerate(logical)])
+        without = {axis % len(logical) for axis in as_axes(traits[self.without])}
+        return torch.Size([1 if i in without else size for i, size in enumerate(logical)])

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_optim.language.axes import as_axes
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.values import By, Over, Value
 
@@ -64,7 +65,9 @@ class Symbol(Value):
         return self.tracer.symbol("total", (self, over, by), Kind.SCALAR, self.level + 1)
 
     def mean(self, axis: Any) -> Symbol:
-        axes = frozenset(axis if isinstance(axis, tuple) else (axis,))
+        axes = as_axes(axis)
+        if self.kind < Kind.STATISTIC or axes & self.axes:
+            raise TypeError(f"{self!r} has no axis {axis} to take the mean along.")
         return self.tracer.symbol("mean", (self, axis), Kind.STATISTIC, self.level + 1, self.axes | axes)
 
     def count(self, over: Over) -> Symbol:
@@ -85,6 +88,11 @@ class Symbol(Value):
 def is_element(value: Any) -> bool:
     """Whether a value is a symbol with one number per element."""
     return isinstance(value, Symbol) and value.kind == Kind.ELEMENT
+
+
+def is_statistic(value: Any) -> bool:
+    """Whether a value is a symbol with one number per row, per column, ..."""
+    return isinstance(value, Symbol) and value.kind == Kind.STATISTIC
 
 
 class Tracer:
@@ -116,9 +124,7 @@ class Tracer:
         if slot is not None and slot.per in ("tensor", "optimizer"):
             return self.symbol("scalar", (name,), Kind.SCALAR, 0)
         if slot is not None and slot.without is not None:
-            axis = h[slot.without]
-            axes = frozenset(axis if isinstance(axis, tuple) else (axis,))
-            return self.symbol("statistic", (name,), Kind.STATISTIC, 0, axes)
+            return self.symbol("statistic", (name,), Kind.STATISTIC, 0, as_axes(h[slot.without]))
         return self.symbol("element", (name,), Kind.ELEMENT, 0)
 
     def host(self, name: str, value: Any) -> Any:

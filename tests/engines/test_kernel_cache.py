@@ -160,7 +160,7 @@ def test_loading_tells_kernels_apart_that_use_one_descriptor(store: Path, machin
         found = []
         for value in (1.5, 2.5, 3.5):
             number = ctypes.c_double()
-            compiler.load(text.format(value))(*[ctypes.addressof(number)] * 3, 0, 0, None, None, 0, None)
+            compiler.load(text.format(value))(*[ctypes.addressof(number)] * 3, 0, 0, None, None, 0, *[None] * 3)
             found.append(number.value)
         return found
 

@@ -318,18 +318,11 @@ def test_complex_parameters_are_pairs() -> None:
     assert torch.equal(*ends)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "words"),
-    [
-        ("adafactor", torch.float32, "means along an axis"),
-        ("adamw", torch.float64, "computes in float32, and a parameter is float64"),
-    ],
-)
-def test_what_it_cannot_serve_is_refused(name: str, dtype: torch.dtype, words: str) -> None:
-    params = make(((3, 4),), dtype)
-    with pytest.raises(OptionError, match=words):
-        run(build(name, params, engine="triton"), params, 1)
-    run(build(name, params), params, 1)  # `auto` finds another
+def test_what_it_cannot_serve_is_refused() -> None:
+    params = make(((3, 4),), torch.float64)
+    with pytest.raises(OptionError, match="computes in float32, and a parameter is float64"):
+        run(build("adamw", params, engine="triton"), params, 1)
+    run(build("adamw", params), params, 1)  # `auto` finds another
 
 
 def test_a_cpu_is_served_in_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:

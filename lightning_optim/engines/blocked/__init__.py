@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines import passes
-from lightning_optim.engines.blocked.blocks import Pack, packs, walk
+from lightning_optim.engines.blocked.blocks import Pack, Spread, packs, walk
 from lightning_optim.engines.blocked.printer import Code, code_of
 from lightning_optim.engines.plan import Plan
 from lightning_optim.engines.step import Batch, Step
@@ -48,7 +48,7 @@ class _Backend:
     """The backend of plans that runs printed torch calls on blocks."""
 
     def launches(self, batch: Batch) -> list[Pack]:
-        alone = bool(batch.program.scalars)
+        alone = bool(batch.program.scalars or batch.program.axes)
         if (name, alone) not in batch.cache:
             batch.cache[name, alone] = packs(batch.params, alone)
         return batch.cache[name, alone]  # type: ignore[no-any-return]
@@ -58,7 +58,7 @@ class _Backend:
         results = []
         for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
             sums = [0.0 if by == "sum" else -torch.inf] * len(of)
-            for views in walk(pack, code, write=False, counters=_counters(code, values_of)):
+            for views in walk(pack, code, False, 0, _counters(code, values_of), _spread(plan, code)):
                 values = code.run(views, [values_of[symbol] for symbol in code.numbers])
                 if by == "sum":
                     sums = [x + float(value.sum(dtype=torch.float64)) for x, value in zip(sums, values, strict=True)]
@@ -71,6 +71,23 @@ class _Backend:
         for _ in self._stored(plan, buffers):
             pass
 
+    def add_up(self, plan: Plan[Pack], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
+        groups, summed = plan.statistics.groups, tuple(dict.fromkeys(symbol.args[0] for symbol in of))
+        kinds = [groups.axes.index(symbol.axes) for symbol in of]
+        sums = [groups.zeros(which) for which in kinds]
+        code = code_of(plan.program, summed)
+        for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
+            (param,), (position,) = pack.params, pack.positions
+            group, starts = groups.place[position]
+            low = 0
+            for views in walk(pack, code, False, 0, _counters(code, values_of), _spread(plan, code)):
+                values = code.run(views, [values_of[symbol] for symbol in code.numbers])
+                for symbol, which, total in zip(of, kinds, sums, strict=True):
+                    x = values[summed.index(symbol.args[0])]
+                    group.layout.add_up(which, total[param.compute_dtype][starts[which] :], x, low)
+                low += len(views[0])
+        return [groups.split(which, total) for which, total in zip(kinds, sums, strict=True)]
+
     def write(self, plan: Plan[Pack], outputs: tuple[str, ...]) -> None:
         for pack in self._stored(plan, outputs):
             plan.step.written += pack.params
@@ -80,7 +97,7 @@ class _Backend:
         code = code_of(plan.program, tuple(map(plan.program.value, names)), names)
         for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
             numbers = [values_of[symbol] for symbol in code.numbers]
-            for views in walk(pack, code, True, plan.batch.t, _counters(code, values_of)):
+            for views in walk(pack, code, True, plan.batch.t, _counters(code, values_of), _spread(plan, code)):
                 code.run(views, numbers)
             yield pack
 
@@ -106,3 +123,15 @@ def _counters(code: Code, values_of: dict[Symbol, float]) -> dict[str, tuple[int
         low, high, t = (int(values_of[arg]) if isinstance(arg, Symbol) else int(arg) for arg in symbol.args)
         counters[word] = (high << 32 | low, t)
     return counters
+
+
+def _spread(plan: Plan[Pack], code: Code) -> Spread:
+    """A function that writes the numbers of a statistic for a block."""
+
+    def spread(word: str, position: int, out: Tensor, low: int) -> Tensor:
+        symbol, groups = code.statistics[word], plan.statistics.groups
+        group, starts = groups.place[position]
+        which = groups.axes.index(symbol.axes)
+        return group.layout.spread(which, plan.statistics.flat(symbol, out.dtype)[starts[which] :], out, low)
+
+    return spread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,10 @@ from lightning_optim.storage import Quantized
 
 CACHED = 32768  # elements per thread and block: blocks of four float32 buffers fit into a cache of 1 MiB
 PACKED = 2048  # tensors of up to so many elements share a block: copying them there costs less than separate calls
+
+
+# Writes the numbers of a statistic for a block: name of the input, position in the batch, buffer, first element.
+Spread = Callable[[str, int, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def packs(params: Sequence[LocalParameter], alone: bool) -> list[Pack]:
 
 
 def walk(
-    pack: Pack, code: Code, write: bool, t: int = 0, counters: Mapping[str, tuple[int, int]] | None = None
+    pack: Pack, code: Code, write: bool, t: int, counters: Mapping[str, tuple[int, int]], spread: Spread
 ) -> Iterator[list[Tensor]]:
     """Yield the views of one block after another. Copies are written back when the next block is requested.
 
@@ -72,6 +76,7 @@ def walk(
         write: Whether the code writes its outputs into the views.
         t: The step counter, on which stochastic rounding depends.
         counters: The seed and the step of each input that holds normal numbers, by name.
+        spread: A function that fills the inputs that hold statistics.
     """
     total = sum(param.param.numel() for param in pack.params)
     if total == 0:
@@ -79,23 +84,26 @@ def walk(
     size = min(total, CACHED * torch.get_num_threads())
     scratch = _scratch.buffers(pack.params[0].compute_dtype, code.scratch, size)
     if len(pack.params) > 1:
-        yield from _side_by_side(pack.params, code, scratch, write, counters or {})
+        yield from _side_by_side(pack.params, code, scratch, write, counters)
     else:
-        yield from _one_by_one(pack.params[0], code, scratch, size, write, t, counters or {})
+        yield from _one_by_one(pack, code, scratch, size, write, t, counters, spread)
 
 
 def _one_by_one(
-    param: LocalParameter,
+    pack: Pack,
     code: Code,
     scratch: Sequence[Tensor],
     size: int,
     write: bool,
     t: int,
     counters: Mapping[str, tuple[int, int]],
+    spread: Spread,
 ) -> Iterator[list[Tensor]]:
     """The blocks of one local parameter."""
+    (param,), (position,) = pack.params, pack.positions
     dtype, total = param.compute_dtype, param.param.numel()
-    operands = {name: param.operand(name) for name in code.inputs if name not in counters}
+    computed = counters.keys() | code.statistics.keys()
+    operands = {name: param.operand(name) for name in code.inputs if name not in computed}
     quantized = [name for name, value in operands.items() if isinstance(value, Quantized)]
     written = [name for name in quantized if name in code.written]
     flat = {name: value.reshape(-1) for name, value in operands.items() if isinstance(value, Tensor)}  # copy if strided
@@ -111,6 +119,8 @@ def _one_by_one(
             values[name] = staged[name][: high - low].copy_(block) if name in staged else block
         for name, counter in counters.items():
             values[name] = _normals(counter, [(param, low, high)], dtype)
+        for name in code.statistics:
+            values[name] = spread(name, position, torch.empty(high - low, dtype=dtype, device="cpu"), low)
         yield [*(values[name] for name in code.inputs), *(buffer[: high - low] for buffer in scratch)]
         if write:
             for name in staged:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.program import Program
-from lightning_optim.language.symbols import Symbol, is_element
+from lightning_optim.language.symbols import Symbol, is_element, is_statistic
 
 # How many of the first arguments must be tensors.
 TENSORS = {"add": 1, "mul": 1, "sub": 1, "div": 1, "lerp": 2, "gt": 1, "ge": 1, "where": 3}
@@ -34,6 +34,7 @@ class Code:
         scratch: The number of scratch buffers of the compute dtype, and of bools.
         numbers: The symbols whose values it takes, in order.
         normals: The inputs that hold normal numbers, by name.
+        statistics: The inputs that hold statistics, by name.
         text: The source code.
     """
 
@@ -43,6 +44,7 @@ class Code:
     scratch: tuple[int, int]
     numbers: tuple[Symbol, ...]
     normals: dict[str, Symbol]
+    statistics: dict[str, Symbol]
     text: str
 
 
@@ -78,9 +80,10 @@ class _Printer:
         }  # the buffer of each
         self.order = [symbol for symbol in elements if symbol.name != "normal" and symbol not in self.words]
         self.normals = {f"normal{i}": s for i, s in enumerate(s for s in elements if s.name == "normal")}
+        self.statistics = {f"statistic{i}": symbol for i, symbol in enumerate(program.statistics_of(values))}
         self.inputs = list(self.words.values())
-        self.inputs += [name for name in (*outputs, *self.normals) if name not in self.inputs]
-        self.words.update({symbol: name for name, symbol in self.normals.items()})
+        self.inputs += [name for name in (*outputs, *self.normals, *self.statistics) if name not in self.inputs]
+        self.words.update({symbol: name for name, symbol in (*self.normals.items(), *self.statistics.items())})
         self.numbers: dict[Symbol, str] = {}
         self.lines: list[str] = []
         self.free: dict[str, list[str]] = {"t": [], "b": []}
@@ -111,7 +114,8 @@ class _Printer:
         exec(text, scope)  # the code consists of our own symbols only
         counts = (len(self.scratch["t"]), len(self.scratch["b"]))
         written = tuple(dict.fromkeys(self.outputs))
-        return Code(scope["run"], tuple(self.inputs), written, counts, tuple(self.numbers), self.normals, text)
+        named = (self.normals, self.statistics)
+        return Code(scope["run"], tuple(self.inputs), written, counts, tuple(self.numbers), *named, text)
 
     def _homes(self) -> dict[Symbol, str]:
         """For each value that may be computed in the buffer of its output, that buffer."""
@@ -134,7 +138,7 @@ class _Printer:
 
     def _free_read(self, symbol: Symbol, position: int) -> None:
         """Free the scratch buffers whose last reader is this symbol."""
-        for arg in dict.fromkeys(arg for arg in symbol.args if is_element(arg)):
+        for arg in dict.fromkeys(arg for arg in symbol.args if _is_tensor(arg)):
             for kind, buffers in self.scratch.items():
                 if self.last[arg] == position and self.words[arg] in buffers:
                     self.free[kind].append(self.words[arg])
@@ -151,7 +155,7 @@ class _Printer:
         self.lines += [f"{target}.copy_({source})" for target, source in moves]
 
     def _argument(self, arg: Any) -> str:
-        if is_element(arg):
+        if _is_tensor(arg):
             return self.words[arg]
         if isinstance(arg, Symbol):
             return self.numbers.setdefault(arg, f"n{len(self.numbers)}")
@@ -165,7 +169,9 @@ class _Printer:
 
     def _print(self, name: str, symbols: Sequence[Any], args: list[str], target: str) -> None:
         """Print the torch call that computes a symbol into `target`."""
-        is_tensor = [is_element(symbol) for symbol in symbols]
+        is_tensor = [_is_tensor(symbol) for symbol in symbols]
+        if name == "where" and is_statistic(symbols[0]):
+            args[0] = f"({args[0]} != 0)"  # it lies in a buffer of numbers
         like = next(arg for arg, tensor in zip(args, is_tensor, strict=True) if tensor)
         if name in ("add", "mul") and not is_tensor[0]:
             args, is_tensor = args[::-1], is_tensor[::-1]
@@ -178,6 +184,11 @@ class _Printer:
             if not is_tensor[i]:
                 args[i] = f"{target if like in self.scratch['b'] else like}.new_tensor({args[i]})"
         self.lines.append(f"{name}({', '.join(args)}, out={target})")
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value lies in a buffer of the block."""
+    return is_element(value) or is_statistic(value)
 
 
 def _tuple(words: Any) -> str:

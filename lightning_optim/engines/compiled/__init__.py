@@ -22,10 +22,13 @@ from torch import Tensor
 from lightning_optim.engines import passes
 from lightning_optim.engines.compiled import compiler, printer
 from lightning_optim.engines.compiled.compiler import without_compiler
-from lightning_optim.engines.kernels import Kernel, KernelBackend
+from lightning_optim.engines.compiled.strips import Strips
+from lightning_optim.engines.kernels import Kernel, KernelBackend, arguments_of
 from lightning_optim.engines.launch import Launch
+from lightning_optim.engines.plan import Plan
 from lightning_optim.engines.step import Step
 from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Symbol
 
 name = "compiled"
 
@@ -60,6 +63,7 @@ class _Backend(KernelBackend):
     tile = printer.TILE
     print = staticmethod(printer.print_pass)
     print_reduction = staticmethod(printer.print_reduction)
+    print_means = staticmethod(printer.print_means)
 
     def build(self, kernel: Kernel) -> Callable[..., None]:
         """The compiled function, with the codebooks of its formats as its first argument."""
@@ -68,24 +72,35 @@ class _Backend(KernelBackend):
         pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         return functools.partial(compiler.load(source(kernel)), pointers)
 
-    def call(self, kernel: Kernel, built: Callable[..., None], launch: Launch, given: dict[str, Any]) -> None:
+    def call(
+        self,
+        kernel: Kernel,
+        built: Callable[..., None],
+        launch: Launch,
+        given: dict[str, Any],
+        strips: Sequence[int] | None = None,
+    ) -> None:
+        """As in the base class; tiles of one strip run in one thread.
+
+        Args:
+            strips: The first tile of each strip, and the end of the last one; None where each tile is one.
+        """
         numbers = (ctypes.c_double * max(len(kernel.numbers), 1))(*(given[word] for word in kernel.numbers))
-        values, partials = given.get("values"), given.get("partials")
         table, tiles, t = launch.table.data_ptr(), launch.tiles.data_ptr(), given.get("t", 0)
-        of_tensors, sums = (
-            None if values is None else values.data_ptr(),
-            None if partials is None else partials.data_ptr(),
+        of_tensors, sums, windows = (
+            given[word].data_ptr() if word in given else None for word in ("values", "partials", "windows")
         )
+        read = (ctypes.c_void_p * max(len(kernel.statistics), 1))(*(given[x].data_ptr() for x in kernel.statistics))
         threads = torch.get_num_threads()
-        launch.ran = True
-        if threads == 1 or launch.count < THREADED:
-            built(table, tiles, 0, launch.count, numbers, of_tensors, t, sums)
-            return
+        bounds = _bounds(strips or range(launch.count + 1), threads)
 
         def run_tiles(first: int, last: int) -> None:
-            built(table, tiles, first, last, numbers, of_tensors, t, sums)
+            built(table, tiles, first, last, numbers, of_tensors, t, sums, read, windows)
 
-        bounds = [launch.count * i // threads for i in range(threads + 1)]
+        launch.ran = True
+        if threads == 1 or bounds[-1] - bounds[0] < THREADED:
+            run_tiles(bounds[0], bounds[-1])
+            return
         parts: list[Future[None]] = []
         try:
             for first, last in itertools.pairwise(bounds):
@@ -94,6 +109,23 @@ class _Backend(KernelBackend):
             wait(parts)  # also if this thread is interrupted: they write to tensors that may be freed then
         for part in parts:
             part.result()
+
+    def add_up(self, plan: Plan[Launch], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
+        groups = plan.statistics.groups
+        strips = [_strips(plan, launch, of) for launch in plan.launches]
+        needed: dict[torch.dtype, int] = {}
+        for own in strips:
+            needed[own.dtype] = max(own.needed, needed.get(own.dtype, 0))
+        sums = {dtype: torch.zeros(size, dtype=torch.float64, device="cpu") for dtype, size in needed.items()}
+        for launch, own in zip(plan.launches, strips, strict=True):
+            kernel, built = launch.kernels[plan.program][of, "mean"]
+            given = {**arguments_of(kernel, plan, launch), "partials": sums[own.dtype], "windows": own.windows}
+            own.run(sums[own.dtype], functools.partial(self.call, kernel, built, launch, given))
+        parts = {own.dtype: own.parts(sums[own.dtype]) for own in strips}
+        return [
+            groups.split(which, {dtype: of_each[i] for dtype, of_each in parts.items()})
+            for i, which in enumerate(strips[0].which)
+        ]
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
         """Combine the results of one tile after another, so that the order is always the same."""
@@ -105,6 +137,20 @@ class _Backend(KernelBackend):
 
 
 BACKEND = _Backend()
+
+
+def _strips(plan: Plan[Launch], launch: Launch, of: tuple[Symbol, ...]) -> Strips:
+    """The strips of a launch for some means, which it keeps."""
+    kept = launch.kernels[plan.program]
+    if (of, "strips") not in kept:
+        kept[of, "strips"] = Strips(launch, plan.statistics.groups, of)
+    return kept[of, "strips"]  # type: ignore[no-any-return]
+
+
+def _bounds(strips: Sequence[int], threads: int) -> list[int]:
+    """The first tile of each thread, and the end of the last one."""
+    count = len(strips) - 1
+    return [strips[count * i // threads] for i in range(threads + 1)]
 
 
 def source(kernel: Kernel) -> str:

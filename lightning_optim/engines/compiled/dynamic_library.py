@@ -33,7 +33,7 @@ def function_of(library: bytes) -> Callable[..., None]:
         raise EngineError(f"a compiled kernel cannot be loaded: {error}.") from error
     function.restype = None
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = (pointer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer)
+    function.argtypes = (pointer, pointer, pointer, whole, whole, pointer, pointer, whole, *[pointer] * 3)
     return function
 
 

@@ -135,3 +135,71 @@ template <class T> static inline void take_largest(double* __restrict lanes, con
     for (int64_t i = 0; i < BLOCK; i += LANES)
         for (int64_t j = 0; j < LANES; ++j) lanes[j] = maximum(double(x[i + j]), lanes[j]);
 }
+
+// ------------------------------------------------------------------------------------------ statistics
+
+// The index of an element along the axes of a layout.
+template <int AXES> static inline void locate(int64_t* index, int64_t element, const int64_t* sizes) {
+    for (int axis = AXES - 1; axis > 0; --axis) {
+        index[axis] = element % sizes[axis];
+        element /= sizes[axis];
+    }
+    index[0] = element;
+}
+
+// The number of elements, at most `most`, up to the end of the innermost axis.
+template <int AXES> static inline int64_t run_of(const int64_t* index, const int64_t* sizes, int64_t most) {
+    const int64_t left = sizes[AXES - 1] - index[AXES - 1];
+    return left < most ? left : most;
+}
+
+// Go on by a run.
+template <int AXES> static inline void advance(int64_t* index, int64_t run, const int64_t* sizes) {
+    index[AXES - 1] += run;
+    for (int axis = AXES - 1; axis > 0 && index[axis] == sizes[axis]; --axis) {
+        index[axis] = 0;
+        ++index[axis - 1];
+    }
+}
+
+// Where in a statistic the number of an element is.
+template <int AXES> static inline int64_t place(const int64_t* index, const int64_t* strides) {
+    int64_t found = 0;
+    for (int axis = 0; axis < AXES; ++axis) found += index[axis] * strides[axis];
+    return found;
+}
+
+// The numbers of the elements of a run.
+template <class T>
+static inline void spread(T* __restrict out, const T* __restrict statistic, int64_t stride, int64_t run) {
+    if (stride == 0) {
+        const T x = *statistic;
+        for (int64_t i = 0; i < run; ++i) out[i] = x;
+    } else if (stride == 1) {
+        for (int64_t i = 0; i < run; ++i) out[i] = statistic[i];
+    } else {
+        for (int64_t i = 0; i < run; ++i) out[i] = statistic[i * stride];
+    }
+}
+
+// Add the elements of a run to their sums, always in the same order.
+template <class T>
+static inline void add_towards(double* __restrict sums, const T* __restrict x, int64_t stride, int64_t run) {
+    if (stride == 1) {
+        for (int64_t i = 0; i < run; ++i) sums[i] += double(x[i]);
+    } else if (stride != 0) {
+        for (int64_t i = 0; i < run; ++i) sums[i * stride] += double(x[i]);
+    } else if (run < LANES) {
+        for (int64_t i = 0; i < run; ++i) *sums += double(x[i]);
+    } else {
+        double lanes[LANES];
+        for (int64_t j = 0; j < LANES; ++j) lanes[j] = double(x[j]);
+        int64_t i = LANES;
+        for (; i + LANES <= run; i += LANES)
+            for (int64_t j = 0; j < LANES; ++j) lanes[j] += double(x[i + j]);
+        for (; i < run; ++i) lanes[i % LANES] += double(x[i]);
+        double total = lanes[0];
+        for (int64_t j = 1; j < LANES; ++j) total += lanes[j];
+        *sums += total;
+    }
+}

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from lightning_optim.engines.compiled import runs
 from lightning_optim.engines.kernels import Kernel
 from lightning_optim.engines.signature import Signature
 from lightning_optim.language.program import Program
-from lightning_optim.language.symbols import Kind, Symbol, is_element
+from lightning_optim.language.symbols import Kind, Symbol, is_element, is_statistic
 from lightning_optim.language.values import By
 from lightning_optim.storage.format import Constant
 from lightning_optim.storage.quantized import BLOCK
@@ -50,7 +51,8 @@ READ = {torch.bfloat16: "from_bfloat16({})"}
 WRITE = {torch.bfloat16: "to_bfloat16({})"}
 ARGUMENTS = (
     "const float* const* codebooks, const int64_t* table, const int32_t* tiles, int64_t first, int64_t last, "
-    "const double* numbers, const double* values, int64_t t, double* partials"
+    "const double* numbers, const double* values, int64_t t, double* partials, const void* const* statistics, "
+    "const int64_t* windows"
 )
 
 
@@ -64,6 +66,16 @@ def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol]
     return _Printer(program, signature, of, (), by).kernel()
 
 
+def print_means(program: Program, signature: Signature, of: Sequence[Symbol]) -> Kernel:
+    """Print a pass that adds the arguments of means along axes to sums in `partials`.
+
+    For the tile and the mean, `windows` says where in `partials` the first number of the statistic is.
+    """
+    printer = _Printer(program, signature, list(dict.fromkeys(symbol.args[0] for symbol in of)), (), "mean")
+    printer.means = of
+    return printer.kernel()
+
+
 class _Printer:
     """Prints the symbols that some values depend on, one line each."""
 
@@ -72,6 +84,7 @@ class _Printer:
     ) -> None:
         self.program, self.signature = program, signature
         self.values, self.outputs, self.by = values, outputs, by
+        self.means: Sequence[Symbol] = ()
         self.elements = program.elements(values)
         self.words: dict[Symbol, str] = {}  # the variable that holds each symbol
         self.numbers: dict[str, Symbol] = {}
@@ -82,7 +95,9 @@ class _Printer:
         self.formats = {name: form for name, form in signature.formats.items() if name in self.touched}
         self.codebooks = list(dict.fromkeys(form.codebook.name for form in self.formats.values() if form.codebook))
         self.normals = [symbol for symbol in self.elements if symbol.name == "normal"]
-        self.by_blocks = bool(by or self.normals or self.formats)
+        self.statistics = {symbol: f"statistic{i}" for i, symbol in enumerate(program.statistics_of(values))}
+        self.words.update({symbol: f"{word}_block[i]" for symbol, word in self.statistics.items()})
+        self.by_blocks = bool(by or self.normals or self.formats or self.statistics)
 
     def kernel(self) -> Kernel:
         body = self._compute()
@@ -95,6 +110,7 @@ class _Printer:
             f'extern "C" void run({ARGUMENTS}) {{',
             *(f"    const T {name} = T(numbers[{i}]);" for i, name in enumerate(self.numbers)),
             *(f"    const float* {name} = codebooks[{i}];" for i, name in enumerate(self.codebooks)),
+            *(f"    const T* {word} = (const T*)statistics[{i}];" for i, word in enumerate(self.statistics.values())),
             "    for (int64_t tile = first; tile < last; ++tile) {",
             "        const int64_t row = tiles[tile];",
             f"        const int64_t* at = table + row * {self.signature.width};",
@@ -114,8 +130,9 @@ class _Printer:
             numbers=self.numbers,
             integers={},
             values=tuple(self.per_tensor),
-            sums=0 if self.outputs else len(self.values),
+            sums=0 if self.outputs else len(self.means or self.values),
             by=self.by,
+            statistics={word: symbol for symbol, word in self.statistics.items()},
             formats=tuple(dict.fromkeys(self.formats.values())),
         )
 
@@ -133,6 +150,8 @@ class _Printer:
             if name in self.formats:
                 scales = f"start / {BLOCK} * {self.formats[name].scales_per_block}"
                 lines.append(f"{constant}float* {name}_scales = ({constant}float*)at[{offset + 1}] + {scales};")
+        if self.statistics or self.means:
+            lines.append(f"const int64_t* sizes = at + {self.signature.offsets['layout']};")
         if self.normals:
             lines.append(f"const int64_t* global_index = at + {self.signature.offsets['index']};")
         return lines
@@ -177,7 +196,7 @@ class _Printer:
 
     def _expression(self, symbol: Symbol) -> str:
         args = [self._argument(arg) for arg in symbol.args]
-        if symbol.name == "div" and not is_element(symbol.args[0]):  # torch divides a number by a tensor so
+        if symbol.name == "div" and not _is_tensor(symbol.args[0]):  # torch divides a number by a tensor so
             return f"{args[0]} * (T(1) / {args[1]})"
         if symbol.name == "pow" and args[1] in self.numbers:
             self.exponents.add(args[1])
@@ -223,8 +242,9 @@ class _Printer:
 
     def _blocks(self, body: Sequence[str]) -> list[str]:
         """A loop over blocks, which fills buffers, runs the body on them and stores their results."""
-        before: list[str] = []
-        after: list[str] = []
+        located, before = runs.spread(self.signature, self.program.axes, self.statistics)
+        added, buffers, after = runs.add_up(self.signature, self.program.axes, self.means, self.values)
+        before += buffers
         for name in self.formats:
             self._buffer(name, before, after)
         for i, symbol in enumerate(self.normals):
@@ -232,13 +252,15 @@ class _Printer:
             before.append(
                 f"normal_block(normal{i}_block, inside, start + block, global_index, {self._counter(symbol)});"
             )
-        sums = range(0 if self.outputs else len(self.values))
+        sums = range(0 if self.outputs or self.means else len(self.values))
         combine, start = ("add_up", "0.0") if self.by == "sum" else ("take_largest", "-__builtin_inf()")
         for i in sums:
             before.append(f"T sum{i}_block[{BLOCK}];")
             before.append(f"for (int64_t i = inside; i < {BLOCK}; ++i) sum{i}_block[i] = T({start});")
             after.append(f"{combine}(lanes{i}, sum{i}_block);")
         return [
+            *located,
+            *added,
             *(f"double lanes{i}[LANES];" for i in sums),
             *(f"for (int64_t j = 0; j < LANES; ++j) lanes{i}[j] = {start};" for i in sums),
             f"for (int64_t block = 0; block < count; block += {BLOCK}) {{",
@@ -276,6 +298,11 @@ class _Printer:
             f"for (int64_t j = 1; j < LANES; ++j) total{i} = {combine};",
             f"partials[tile * {count} + {i}] = total{i};",
         ]
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether torch computes with a tensor there."""
+    return is_element(value) or is_statistic(value)
 
 
 def _constant(value: Constant) -> str:

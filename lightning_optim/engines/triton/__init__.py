@@ -21,12 +21,15 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines import passes
-from lightning_optim.engines.kernels import Kernel, KernelBackend
+from lightning_optim.engines.kernels import Kernel, KernelBackend, arguments_of
 from lightning_optim.engines.launch import Launch
+from lightning_optim.engines.plan import Plan
 from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton import printer
+from lightning_optim.engines.triton.chunks import Chunk, chunks_of
 from lightning_optim.errors import EngineError, first_line
 from lightning_optim.language.program import Program
+from lightning_optim.language.symbols import Symbol
 from lightning_optim.storage.format import Format
 
 name = "triton"
@@ -82,23 +85,47 @@ class _Backend(KernelBackend):
     tile = printer.TILE
     print = staticmethod(printer.print_pass)
     print_reduction = staticmethod(printer.print_reduction)
+    print_means = staticmethod(printer.print_means)
 
     def build(self, kernel: Kernel) -> Any:
         return load(kernel.name, kernel.text, kernel.formats)
 
-    def call(self, kernel: Kernel, built: Any, launch: Launch, given: dict[str, Any]) -> None:
+    def call(self, kernel: Kernel, built: Any, launch: Launch, given: dict[str, Any], count: int | None = None) -> None:
+        """As in the base class.
+
+        Args:
+            count: The number of instances; None for one of each tile.
+        """
         codebooks = {form.codebook.name: form.codebook for form in kernel.formats if form.codebook}
         for word in codebooks.keys() & kernel.arguments.keys():
             given[word] = codebooks[word].values(launch.table.device)
         if kernel.values:
             given["values"] = given["values"].float()
         try:
-            run_kernel(built, launch.count, launch.table, launch.tiles, **given, **options(kernel))
+            run_kernel(
+                built, launch.count if count is None else count, launch.table, launch.tiles, **given, **options(kernel)
+            )
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # of Triton, of the assembler, or of a C compiler that is missing, in its first call
             raise EngineError(f"a Triton kernel cannot be compiled or run: {first_line(error)}") from error
         launch.ran = True
+
+    def add_up(self, plan: Plan[Launch], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
+        groups, summed = plan.statistics.groups, list(dict.fromkeys(symbol.args[0] for symbol in of))
+        kinds = [groups.axes.index(symbol.axes) for symbol in of]
+        sums = [groups.zeros(which) for which in kinds]
+        for launch in plan.launches:
+            kernel, built = launch.kernels[plan.program][of, "mean"]
+            chunks = _chunks(plan, launch)
+            given = arguments_of(kernel, plan, launch)
+            for chunk in chunks:
+                values = torch.empty(len(summed), chunk.high - chunk.low, dtype=torch.float32, device=plan.device)
+                tables = {"picked": chunk.picked, "places": chunk.places, "collected": values, "room": values.shape[1]}
+                self.call(kernel, built, launch, {**given, **tables}, len(chunk.picked))
+                for symbol, which, total in zip(of, kinds, sums, strict=True):
+                    chunk.add_up(which, total[torch.float32], values[summed.index(symbol.args[0])])
+        return [groups.split(which, total) for which, total in zip(kinds, sums, strict=True)]
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
         result = partials.new_empty(len(launch.params), kernel.sums)
@@ -109,6 +136,14 @@ class _Backend(KernelBackend):
 
 
 BACKEND = _Backend()
+
+
+def _chunks(plan: Plan[Launch], launch: Launch) -> list[Chunk]:
+    """The chunks of a launch, which it keeps."""
+    kept = launch.kernels[plan.program]
+    if "chunks" not in kept:
+        kept["chunks"] = chunks_of(launch, plan.statistics.groups)
+    return kept["chunks"]  # type: ignore[no-any-return]
 
 
 @functools.cache

@@ -14,8 +14,9 @@ import torch
 
 from lightning_optim.engines.kernels import Kernel
 from lightning_optim.engines.signature import INDEX, Signature
+from lightning_optim.engines.triton.spread import spread
 from lightning_optim.language.program import Program
-from lightning_optim.language.symbols import Kind, Symbol, is_element
+from lightning_optim.language.symbols import Kind, Symbol, is_element, is_statistic
 from lightning_optim.language.values import By
 from lightning_optim.storage.quantized import BLOCK
 
@@ -49,6 +50,7 @@ WRITE = {torch.float32: "{}", torch.bfloat16: "to_bfloat16({})", torch.float16: 
 RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
+    *("layout", "picked", "places", "collected", "room", "into", "rest", "carry"),
 )
 INLINE = 60  # longer expressions get a line of their own
 
@@ -64,6 +66,12 @@ def print_pass(program: Program, signature: Signature, outputs: Sequence[str]) -
 def print_reduction(program: Program, signature: Signature, of: Sequence[Symbol], by: By) -> Kernel:
     """Print a pass that stores, for each tile, the sum or the maximum of each of the symbols `of`."""
     return _Printer(program, signature, of, (), by, f"{by}s").kernel()
+
+
+def print_means(program: Program, signature: Signature, of: Sequence[Symbol]) -> Kernel:
+    """Print a pass that writes the arguments of means along axes into a buffer, for the tiles `picked`."""
+    values = list(dict.fromkeys(symbol.args[0] for symbol in of))
+    return _Printer(program, signature, values, (), "mean", "values").kernel()
 
 
 class _Printer:
@@ -95,16 +103,22 @@ class _Printer:
         self.numbers: dict[str, Symbol] = {}
         self.integers: dict[str, Symbol] = {}
         self.per_tensor: list[Symbol] = []
-        self.taken = {*names, *INDEX, *RESERVED}
+        self.statistics = {f"statistic_{i}": symbol for i, symbol in enumerate(program.statistics_of(values))}
+        self.words.update({symbol: f"of_{word}" for word, symbol in self.statistics.items()})
+        self.taken = {*names, *INDEX, *RESERVED, *self.statistics, *self.words.values()}
         self.arguments: dict[str, str] = {}
         self.lines: list[str] = []
         self.indexed = any(symbol.name == "normal" for symbol in self.elements)
 
     def kernel(self) -> Kernel:
         self.lines += [f"{name} = {self._load(name)}" for name in self.touched if name in self.loaded]
+        self.arguments.update(dict.fromkeys(self.statistics, "*fp32"))
+        self.lines += spread(self.signature, self.program.axes, self.statistics)
         self._compute()
         if self.outputs:
             self._store()
+        elif self.by == "mean":
+            self._collect()
         else:
             self._reduce()
         arguments = {
@@ -122,6 +136,7 @@ class _Printer:
             values=tuple(self.per_tensor),
             sums=0 if self.outputs else len(self.values),
             by=self.by,
+            statistics=self.statistics,
             formats=tuple(dict.fromkeys(formats[name] for name in self.touched if name in formats)),
         )
 
@@ -159,7 +174,8 @@ class _Printer:
             self.words[symbol] = word
 
     def _expression(self, symbol: Symbol, args: list[str]) -> str:
-        if symbol.name == "div" and not is_element(symbol.args[0]):  # torch divides a number by a tensor so
+        number = not (is_element(symbol.args[0]) or is_statistic(symbol.args[0]))
+        if symbol.name == "div" and number:  # torch divides a number by a tensor so
             return f"{args[0]} * tl.div_rn(1.0, {args[1]})"
         if symbol.name == "where" and not is_element(symbol.args[0]):
             args[0] = f"{args[0]} != 0.0"
@@ -233,12 +249,19 @@ class _Printer:
             masked = f"tl.where(inside, {self.words[value]}, {empty}).to(tl.float64)"
             self.lines.append(f"tl.store(partials + tile * {count} + {i}, tl.{self.by}({masked}))")
 
+    def _collect(self) -> None:
+        """Write the values of the tile into the buffer `collected`, (values, room)."""
+        self.arguments.update({"picked": "*i32", "places": "*i64", "collected": "*fp32", "room": "i64"})
+        for i, value in enumerate(self.values):
+            self.lines.append(f"tl.store(into + {i} * room + index, {self.words[value]}, mask=inside)")
+
     # ------------------------------------------------------------------ around it
 
     def _pointers(self) -> list[str]:
         suffixes = {name: ("_at", "_scales") if name in self.signature.formats else ("_at",) for name in self.touched}
         pointers = [f"{name}{suffix}" for name in self.touched for suffix in suffixes[name]]
-        return [*pointers, *(INDEX if self.indexed else ())]
+        into = ["into"] if self.by == "mean" else []
+        return [*pointers, *(INDEX if self.indexed else ()), *(["layout"] if self.statistics else []), *into]
 
     def _tile(self, arguments: dict[str, str]) -> list[str]:
         head = [f"def {self.owner}_tile(tile, row, start, count, {', '.join([*self._pointers(), *arguments])}):"]
@@ -260,7 +283,7 @@ class _Printer:
         integers = [word for word in arguments if word == "t" or word in self.integers]
         unspecialised = f"(do_not_specialize={integers})" if integers else ""
         body = [
-            "tile = tl.program_id(0)",
+            f"tile = {'tl.load(picked + tl.program_id(0))' if self.by == 'mean' else 'tl.program_id(0)'}",
             "row = tl.load(tiles + tile)",
             f"at = table + row.to(tl.int64) * {self.signature.width}",
             f"start = (tile - tl.load(at)) * {TILE}",
@@ -288,6 +311,10 @@ class _Printer:
         if self.indexed:
             offset = self.signature.offsets["index"]
             lines += [f"{word} = tl.load(at + {offset + i})" for i, word in enumerate(INDEX)]
+        if self.statistics:
+            lines.append(f"layout = at + {self.signature.offsets['layout']}")
+        if self.by == "mean":
+            lines.append("into = collected + tl.load(places + tl.program_id(0))")
         return lines
 
     def _address(self, offset: int, element: str) -> str:

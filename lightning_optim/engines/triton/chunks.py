@@ -1,0 +1,79 @@
+"""The elements that are added up towards statistics, in chunks of bounded size.
+
+A kernel writes the values of a chunk into a buffer, and torch adds them up, always in the same order. Tensors of one
+shape lie in it one after another, so that many small ones cost as few calls as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_optim.engines.launch import Launch, to_device
+from lightning_optim.engines.statistics import Group, Groups
+
+ROOM = 1 << 24  # elements of a chunk
+
+
+@dataclass
+class Chunk:
+    """Consecutive tiles of the tensors of one group.
+
+    Attributes:
+        group: The group.
+        low: The first element, counted over all tensors of the group one after another.
+        high: The end.
+        tiles: Pairs of some consecutive tiles, each as the first one and the end, and where in the buffer they begin.
+        picked: All tiles, on the device.
+        places: Where in the buffer the elements of each tile begin, on the device.
+    """
+
+    group: Group
+    low: int
+    high: int
+    tiles: list[tuple[int, int, int]] = field(default_factory=list)
+    picked: Tensor = field(init=False)
+    places: Tensor = field(init=False)
+
+    def build_tables(self, tile: int, device: torch.device) -> None:
+        """Fill the tables."""
+        picked = torch.cat([torch.arange(first, end, device="cpu") for first, end, _ in self.tiles])
+        places = torch.cat([at + tile * torch.arange(end - first, device="cpu") for first, end, at in self.tiles])
+        self.picked, self.places = to_device(picked.int(), device), to_device(places, device)
+
+    def add_up(self, which: int, sums: Tensor, values: Tensor) -> None:
+        """Add the values of the chunk to the sums of one kind of statistic.
+
+        Args:
+            which: The kind of statistic.
+            sums: Its sums for all groups, flat.
+            values: The values, (high - low,).
+        """
+        layout = self.group.layout.with_members(len(self.group.params))
+        layout.add_up(which, sums[self.group.starts[which] :], values, self.low)
+
+
+def chunks_of(launch: Launch, groups: Groups) -> list[Chunk]:
+    """The chunks of a launch, group by group."""
+    rows = {position: row for row, position in enumerate(launch.positions)}
+    begins = launch.host[:, 0].tolist()
+    found: list[Chunk] = []
+    for group in groups.groups:
+        for member, position in enumerate(group.positions):
+            if position not in rows:
+                continue
+            begin, end = begins[rows[position]], begins[rows[position] + 1]
+            first = member * group.params[member].param.numel()
+            last = first + group.params[member].param.numel()
+            for tile in range(begin, end, ROOM // launch.tile):
+                until = min(tile + ROOM // launch.tile, end)
+                low, high = first + (tile - begin) * launch.tile, min(first + (until - begin) * launch.tile, last)
+                if not found or found[-1].group is not group or found[-1].high != low or high - found[-1].low > ROOM:
+                    found.append(Chunk(group, low, low))
+                found[-1].tiles.append((tile, until, low - found[-1].low))
+                found[-1].high = high
+    for chunk in found:
+        chunk.build_tables(launch.tile, launch.table.device)
+    return found
