@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_optim.engines.launch import Launch, launches_of
 from lightning_optim.engines.plan import REDUCTIONS, Plan
 from lightning_optim.engines.signature import Signature
-from lightning_optim.engines.statistics import Groups
+from lightning_optim.engines.stacks import Stacks
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
@@ -147,7 +147,7 @@ class KernelBackend(abc.ABC):
         """
         program = batch.program
         names = (*program.operands, "index") if program.normals else program.operands
-        layouts = Groups.of(batch).numbers if program.axes else ()
+        layouts = Stacks.of(batch).numbers if program.axes else ()
         buffers = tuple(program.buffers)
         launches = launches_of(batch, names, buffers, self.served, self.by_alignment, self.tile, layouts)
         for launch in launches:

@@ -72,21 +72,21 @@ class _Backend:
             pass
 
     def add_up(self, plan: Plan[Pack], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
-        groups, summed = plan.statistics.groups, tuple(dict.fromkeys(symbol.args[0] for symbol in of))
-        kinds = [groups.axes.index(symbol.axes) for symbol in of]
-        sums = [groups.zeros(which) for which in kinds]
+        stacks, summed = plan.statistics.stacks, tuple(dict.fromkeys(symbol.args[0] for symbol in of))
+        kinds = [stacks.axes.index(symbol.axes) for symbol in of]
+        sums = [stacks.zeros(which) for which in kinds]
         code = code_of(plan.program, summed)
         for pack, values_of in zip(plan.launches, _numbers(plan, code), strict=True):
             (param,), (position,) = pack.params, pack.positions
-            group, starts = groups.place[position]
+            stack, starts = stacks.of_position[position]
             low = 0
             for views in walk(pack, code, False, 0, _counters(code, values_of), _spread(plan, code)):
                 values = code.run(views, [values_of[symbol] for symbol in code.numbers])
                 for symbol, which, total in zip(of, kinds, sums, strict=True):
                     x = values[summed.index(symbol.args[0])]
-                    group.layout.add_up(which, total[param.compute_dtype][starts[which] :], x, low)
+                    stack.strides.add_up(which, total[param.compute_dtype][starts[which] :], x, low)
                 low += len(views[0])
-        return [groups.split(which, total) for which, total in zip(kinds, sums, strict=True)]
+        return [stacks.split(which, total) for which, total in zip(kinds, sums, strict=True)]
 
     def write(self, plan: Plan[Pack], outputs: tuple[str, ...]) -> None:
         for pack in self._stored(plan, outputs):
@@ -129,9 +129,9 @@ def _spread(plan: Plan[Pack], code: Code) -> Spread:
     """A function that writes the numbers of a statistic for a block."""
 
     def spread(word: str, position: int, out: Tensor, low: int) -> Tensor:
-        symbol, groups = code.statistics[word], plan.statistics.groups
-        group, starts = groups.place[position]
-        which = groups.axes.index(symbol.axes)
-        return group.layout.spread(which, plan.statistics.flat(symbol, out.dtype)[starts[which] :], out, low)
+        symbol, stacks = code.statistics[word], plan.statistics.stacks
+        stack, starts = stacks.of_position[position]
+        which = stacks.axes.index(symbol.axes)
+        return stack.strides.spread(which, plan.statistics.flat(symbol, out.dtype)[starts[which] :], out, low)
 
     return spread

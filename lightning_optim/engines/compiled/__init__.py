@@ -111,7 +111,7 @@ class _Backend(KernelBackend):
             part.result()
 
     def add_up(self, plan: Plan[Launch], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
-        groups = plan.statistics.groups
+        stacks = plan.statistics.stacks
         strips = [_strips(plan, launch, of) for launch in plan.launches]
         needed: dict[torch.dtype, int] = {}
         for own in strips:
@@ -123,7 +123,7 @@ class _Backend(KernelBackend):
             own.run(sums[own.dtype], functools.partial(self.call, kernel, built, launch, given))
         parts = {own.dtype: own.parts(sums[own.dtype]) for own in strips}
         return [
-            groups.split(which, {dtype: of_each[i] for dtype, of_each in parts.items()})
+            stacks.split(which, {dtype: of_each[i] for dtype, of_each in parts.items()})
             for i, which in enumerate(strips[0].which)
         ]
 
@@ -143,7 +143,7 @@ def _strips(plan: Plan[Launch], launch: Launch, of: tuple[Symbol, ...]) -> Strip
     """The strips of a launch for some means, which it keeps."""
     kept = launch.kernels[plan.program]
     if (of, "strips") not in kept:
-        kept[of, "strips"] = Strips(launch, plan.statistics.groups, of)
+        kept[of, "strips"] = Strips(launch, plan.statistics.stacks, of)
     return kept[of, "strips"]  # type: ignore[no-any-return]
 
 

@@ -163,7 +163,7 @@ template <int AXES> static inline void advance(int64_t* index, int64_t run, cons
 }
 
 // Where in a statistic the number of an element is.
-template <int AXES> static inline int64_t place(const int64_t* index, const int64_t* strides) {
+template <int AXES> static inline int64_t offset(const int64_t* index, const int64_t* strides) {
     int64_t found = 0;
     for (int axis = 0; axis < AXES; ++axis) found += index[axis] * strides[axis];
     return found;

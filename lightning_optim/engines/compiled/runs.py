@@ -29,8 +29,8 @@ def spread(signature: Signature, kinds: Kinds, statistics: Mapping[Symbol, str])
     calls = []
     for symbol, word in statistics.items():
         start = signature.start(kinds.index(symbol.axes))
-        place = f"at[{start}] + place<{signature.axes}>(reading, at + {start + 1})"
-        calls.append(f"spread({word}_block + i, {word} + {place}, at[{start + signature.axes}], run);")
+        offset = f"at[{start}] + offset<{signature.axes}>(reading, at + {start + 1})"
+        calls.append(f"spread({word}_block + i, {word} + {offset}, at[{start + signature.axes}], run);")
     buffers = [f"T {word}_block[{BLOCK}];" for word in statistics.values()]
     return _located("reading", signature.axes), [*buffers, *_runs("reading", signature.axes, calls)]
 
@@ -51,9 +51,9 @@ def add_up(
     calls = []
     for i, symbol in enumerate(means):
         start = signature.start(kinds.index(symbol.axes))
-        place = f"windows[tile * {len(means)} + {i}] + place<{signature.axes}>(adding, at + {start + 1})"
+        offset = f"windows[tile * {len(means)} + {i}] + offset<{signature.axes}>(adding, at + {start + 1})"
         block = f"sum{values.index(symbol.args[0])}_block + i"
-        calls.append(f"add_towards(partials + {place}, {block}, at[{start + signature.axes}], run);")
+        calls.append(f"add_towards(partials + {offset}, {block}, at[{start + signature.axes}], run);")
     buffers = [f"T sum{i}_block[{BLOCK}];" for i in range(len(values))]
     return _located("adding", signature.axes), buffers, _runs("adding", signature.axes, calls)
 

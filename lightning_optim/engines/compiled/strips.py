@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.launch import Launch
-from lightning_optim.engines.statistics import Groups
+from lightning_optim.engines.stacks import Stacks
 from lightning_optim.language.symbols import Symbol
 
 LEAST = 64  # tiles in a strip: a window of it is small beside its elements
@@ -42,7 +42,7 @@ class Strips:
 
     Args:
         launch: The launch.
-        groups: The groups of its batch.
+        stacks: The stacks of its batch.
         of: The means.
 
     Attributes:
@@ -53,16 +53,16 @@ class Strips:
         windows: For each tile and mean, where the first number of the statistic of its tensor is, or would be.
     """
 
-    def __init__(self, launch: Launch, groups: Groups, of: Sequence[Symbol]) -> None:
-        self.groups, self.launch = groups, launch
+    def __init__(self, launch: Launch, stacks: Stacks, of: Sequence[Symbol]) -> None:
+        self.stacks, self.launch = stacks, launch
         self.dtype = launch.params[0].compute_dtype
-        self.which = [groups.axes.index(symbol.axes) for symbol in of]
-        self.sizes = [groups.sizes[self.dtype][which] for which in self.which]
+        self.which = [stacks.axes.index(symbol.axes) for symbol in of]
+        self.sizes = [stacks.sizes[self.dtype][which] for which in self.which]
         self.starts = [sum(self.sizes[:i]) for i in range(len(of))]
         self.size = sum(self.sizes)
         first = [
             [starts[which] + start for which, start in zip(self.which, self.starts, strict=True)]
-            for _, starts in (groups.place[position] for position in launch.positions)
+            for _, starts in (stacks.of_position[position] for position in launch.positions)
         ]
         rows = torch.tensor(first, dtype=torch.int64, device="cpu").view(len(first), len(of))
         self.windows = rows[launch.tiles.long()].contiguous()
@@ -89,11 +89,11 @@ class Strips:
 
     def _window(self, call: Call, row: int, first: list[int], begin: int, tile: int, last: int) -> None:
         """Make the windows of a strip."""
-        group, _ = self.groups.place[self.launch.positions[row]]
+        stack, _ = self.stacks.of_position[self.launch.positions[row]]
         elements = self.launch.params[row].param.numel()
         low, high = ((x - begin) * self.launch.tile for x in (tile, last))
         for i, which in enumerate(self.which):
-            start, end = group.layout.window(which, low, min(high, elements))
+            start, end = stack.strides.window(which, low, min(high, elements))
             at = self.size + call.size
             self.windows[tile:last, i] = at - start
             call.windows.append((first[i] + start, first[i] + end, at, at + end - start))

@@ -112,20 +112,25 @@ class _Backend(KernelBackend):
         launch.ran = True
 
     def add_up(self, plan: Plan[Launch], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
-        groups, summed = plan.statistics.groups, list(dict.fromkeys(symbol.args[0] for symbol in of))
-        kinds = [groups.axes.index(symbol.axes) for symbol in of]
-        sums = [groups.zeros(which) for which in kinds]
+        stacks, summed = plan.statistics.stacks, list(dict.fromkeys(symbol.args[0] for symbol in of))
+        kinds = [stacks.axes.index(symbol.axes) for symbol in of]
+        sums = [stacks.zeros(which) for which in kinds]
         for launch in plan.launches:
             kernel, built = launch.kernels[plan.program][of, "mean"]
             chunks = _chunks(plan, launch)
             given = arguments_of(kernel, plan, launch)
             for chunk in chunks:
                 values = torch.empty(len(summed), chunk.high - chunk.low, dtype=torch.float32, device=plan.device)
-                tables = {"picked": chunk.picked, "places": chunk.places, "collected": values, "room": values.shape[1]}
+                tables = {
+                    "picked": chunk.picked,
+                    "offsets": chunk.offsets,
+                    "collected": values,
+                    "room": values.shape[1],
+                }
                 self.call(kernel, built, launch, {**given, **tables}, len(chunk.picked))
                 for symbol, which, total in zip(of, kinds, sums, strict=True):
                     chunk.add_up(which, total[torch.float32], values[summed.index(symbol.args[0])])
-        return [groups.split(which, total) for which, total in zip(kinds, sums, strict=True)]
+        return [stacks.split(which, total) for which, total in zip(kinds, sums, strict=True)]
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
         result = partials.new_empty(len(launch.params), kernel.sums)
@@ -142,7 +147,7 @@ def _chunks(plan: Plan[Launch], launch: Launch) -> list[Chunk]:
     """The chunks of a launch, which it keeps."""
     kept = launch.kernels[plan.program]
     if "chunks" not in kept:
-        kept["chunks"] = chunks_of(launch, plan.statistics.groups)
+        kept["chunks"] = chunks_of(launch, plan.statistics.stacks)
     return kept["chunks"]  # type: ignore[no-any-return]
 
 

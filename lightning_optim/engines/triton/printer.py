@@ -50,7 +50,7 @@ WRITE = {torch.float32: "{}", torch.bfloat16: "to_bfloat16({})", torch.float16: 
 RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
-    *("layout", "picked", "places", "collected", "room", "into", "rest", "carry"),
+    *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry"),
 )
 INLINE = 60  # longer expressions get a line of their own
 
@@ -251,7 +251,7 @@ class _Printer:
 
     def _collect(self) -> None:
         """Write the values of the tile into the buffer `collected`, (values, room)."""
-        self.arguments.update({"picked": "*i32", "places": "*i64", "collected": "*fp32", "room": "i64"})
+        self.arguments.update({"picked": "*i32", "offsets": "*i64", "collected": "*fp32", "room": "i64"})
         for i, value in enumerate(self.values):
             self.lines.append(f"tl.store(into + {i} * room + index, {self.words[value]}, mask=inside)")
 
@@ -314,7 +314,7 @@ class _Printer:
         if self.statistics:
             lines.append(f"layout = at + {self.signature.offsets['layout']}")
         if self.by == "mean":
-            lines.append("into = collected + tl.load(places + tl.program_id(0))")
+            lines.append("into = collected + tl.load(offsets + tl.program_id(0))")
         return lines
 
     def _address(self, offset: int, element: str) -> str:

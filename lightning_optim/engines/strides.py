@@ -21,7 +21,7 @@ Rectangle = tuple[tuple[int, int], ...]  # the first index and the end along eac
 
 
 @dataclass(frozen=True)
-class Layout:
+class Strides:
     """The axes of a tensor in the order of memory, and the way through its statistics along them.
 
     Attributes:
@@ -79,17 +79,17 @@ class Layout:
     def _offset(self, which: int, index: Sequence[int]) -> int:
         return sum(i * stride for i, stride in zip(index, self.strides[which], strict=True))
 
-    def with_members(self, count: int) -> Layout:
+    def with_members(self, count: int) -> Strides:
         """The layout of several such tensors one after another."""
         numbers = [
             math.prod(size for size, stride in zip(self.sizes, own, strict=True) if stride) for own in self.strides
         ]
-        return Layout(
+        return Strides(
             (count, *self.sizes), tuple((number, *own) for number, own in zip(numbers, self.strides, strict=True))
         )
 
 
-def layout_of(shape: Sequence[int], order: Sequence[int] | None, axes: Sequence[frozenset[Any]]) -> Layout:
+def strides_of(shape: Sequence[int], order: Sequence[int] | None, axes: Sequence[frozenset[Any]]) -> Strides:
     """The layout of a tensor.
 
     Args:
@@ -98,8 +98,8 @@ def layout_of(shape: Sequence[int], order: Sequence[int] | None, axes: Sequence[
         axes: The reduced axes of each kind of statistic.
 
     Example:
-        >>> layout_of((64, 32, 3, 3), None, [frozenset({1, 2, 3}), frozenset({0})])
-        Layout(sizes=(1, 64, 288), strides=((0, 1, 0), (0, 0, 1)))
+        >>> strides_of((64, 32, 3, 3), None, [frozenset({1, 2, 3}), frozenset({0})])
+        Strides(sizes=(1, 64, 288), strides=((0, 1, 0), (0, 0, 1)))
     """
     order = range(len(shape)) if order is None else order
     of_each = [_strides(shape, {axis % len(shape) for axis in reduced}) for reduced in axes]
@@ -118,7 +118,7 @@ def layout_of(shape: Sequence[int], order: Sequence[int] | None, axes: Sequence[
         for own, found in zip(strides, of_each, strict=True):
             own.append(found[axis])
     missing = max(LEAST - len(sizes), 0)
-    return Layout((1,) * missing + tuple(sizes), tuple((0,) * missing + tuple(own) for own in strides))
+    return Strides((1,) * missing + tuple(sizes), tuple((0,) * missing + tuple(own) for own in strides))
 
 
 def reduced_shape(shape: Sequence[int], axes: frozenset[Any]) -> list[int]:
