@@ -161,6 +161,12 @@ class WarmupFreeSchedule(FitCallback):
                 )
             if trainer.max_epochs == -1 and trainer.max_steps == -1:
                 raise self._unknown_length()
+        for optimizer in trainer.optimizers:
+            if self.decay != "constant" and getattr(optimizer, "own_average", False):
+                raise OptionError(
+                    f"{NAME}: {type(optimizer).__name__} averages its iterates instead of a decay, which "
+                    f"decay={self.decay!r} would undo. Leave it out; a warm-up alone is served."
+                )
         if self.warmup != "none":
             self._betas = [[self._beta(o, group) for group in o.param_groups] for o in trainer.optimizers]
 
@@ -236,7 +242,12 @@ class WarmupFreeSchedule(FitCallback):
 
     def _beta(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float:
         name = type(optimizer).__name__
-        if "RAdam" in _names(optimizer) or group.get("rectify"):
+        if group.get("warmup_steps"):
+            raise OptionError(
+                f"{NAME}: {name} warms up itself, with warmup_steps={group['warmup_steps']}, and two warm-ups would "
+                "multiply. Set warmup_steps=0, or leave this callback out."
+            )
+        if {"RAdam", "ScheduleFreeRAdam"} & _names(optimizer) or group.get("rectify"):
             raise OptionError(
                 f"{NAME}: {name} rectifies its steps itself, and a second warm-up would delay it. Set warmup='none'."
             )

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_optim.core.runner import Runner
 
 MODE = "train_mode"
+LIGHTNING = ("lightning.pytorch.", "pytorch_lightning.")
+TUNERS = tuple(f"{name}tuner." for name in LIGHTNING)
 
 
 class EvaluationMode(StateLayout):
@@ -66,7 +68,8 @@ class EvaluationMode(StateLayout):
 
     def _compute(self, what: str, moved: list[tuple[int, Tensor]]) -> None:
         if moved:
-            runner: Runner = vars(self)["_runner"]
+            owner: Any = self  # an annotation in the class would be an option
+            runner: Runner = owner._runner
             runner.run(what, moved)
             runner.cached.pop(what)  # it refers to `raw`
 
@@ -101,8 +104,10 @@ class EvaluationMode(StateLayout):
             )
         if self.told:
             return
+        trainer, in_finder = _who_steps()
+        if in_finder:  # which has put the callbacks aside
+            return
         self.told = True
-        trainer = _trainer()
         if trainer is not None and not any(getattr(one, "serves_evaluation", False) for one in trainer.callbacks):
             warnings.warn(
                 f"{owner} runs in a Trainer without the callback EvaluationWeights, so what is validated and saved "
@@ -113,15 +118,19 @@ class EvaluationMode(StateLayout):
             )
 
 
-def _trainer() -> Any:
-    """The Trainer that calls this step, if there is one. A gradient scaler passes no closure that would tell."""
-    frame: FrameType | None = sys._getframe(1)
+def _who_steps() -> tuple[Any, bool]:
+    """The Trainer that calls this step, if there is one, and whether one of its finders does.
+
+    A gradient scaler hands no closure on that would tell.
+    """
+    trainer, frame = None, cast(FrameType | None, sys._getframe(1))
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith(("lightning.pytorch.", "pytorch_lightning.")):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith(TUNERS):
+            return trainer, True
+        if trainer is None and module.startswith(LIGHTNING):
             owner = frame.f_locals.get("self")
-            trainer = getattr(owner, "trainer", None) or getattr(owner, "_trainer", None)
-            if trainer is not None and hasattr(trainer, "callbacks"):
-                return trainer
+            found = getattr(owner, "trainer", None) or getattr(owner, "_trainer", None)
+            trainer = found if hasattr(found, "callbacks") else None
         frame = frame.f_back
-    return None
+    return trainer, False

@@ -16,7 +16,7 @@ from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import gradient_of, local
 from lightning_optim.storage import Quantized
 
-Kind = Literal["state", "stage", "parameter", "gradient"]
+Kind = Literal["state", "stage", "temporary", "parameter", "gradient"]
 Names = Mapping[Tensor, str]
 
 
@@ -30,8 +30,8 @@ class Entry:
         dtype: The dtype or format of the values.
         elements: Number of values.
         bytes: Bytes that they take.
-        kind: "state" of the optimizer, of a "stage" that a callback added (an average, slow weights), "parameter" or
-            "gradient".
+        kind: "state" of the optimizer, of a "stage" that a callback added (an average, slow weights), "temporary" while
+            other weights are in the model, "parameter" or "gradient".
         name: Name of the parameter; empty for a slot of the whole optimizer.
     """
 
@@ -165,7 +165,7 @@ class _Count:
             first = local(value) if isinstance(value, Tensor) else tensors[0]
             word = str(first.dtype).removeprefix("torch.") if type(first) is Tensor else type(first).__name__
             elements = first.numel() if isinstance(value, Tensor) else sum(x.numel() for x in tensors)
-        kind: Kind = "stage" if slot in self._of_stages else "state"
+        kind: Kind = "temporary" if slot == "raw" else "stage" if slot in self._of_stages else "state"
         return Entry(group, slot, word, elements, sum(map(self._bytes, tensors)), kind, name)
 
     def _bytes(self, tensor: Tensor) -> int:

@@ -19,6 +19,7 @@ WORDS: dict[Kind, str] = {
     "gradient": "gradients",
     "state": "state",
     "stage": "averages and the like",
+    "temporary": "temporary, while other weights are evaluated",
 }
 COLUMNS: tuple[str, ...] = ("when", "optimizer", "rank", "kind", "group", "layer", "parameter", "slot", "type")
 COLUMNS += ("values", "bytes", "bytes_in_32_bits")
@@ -40,7 +41,7 @@ class OptimizerMemory:
 
     @property
     def first(self) -> list[Entry]:
-        """The state on rank 0, with the slots of stages."""
+        """The state on rank 0, with the slots of stages and what is temporary."""
         return state(self.ranks[0])
 
     def every(self, kind: str | None = None) -> list[Entry]:
@@ -49,8 +50,8 @@ class OptimizerMemory:
 
 
 def state(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries that are optimizer state, with the slots of stages."""
-    return [entry for entry in entries if entry.kind in ("state", "stage")]
+    """The entries that are optimizer state, with the slots of stages and what is temporary."""
+    return [entry for entry in entries if entry.kind in ("state", "stage", "temporary")]
 
 
 def size(entries: Iterable[Entry]) -> int:

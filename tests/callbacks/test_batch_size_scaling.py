@@ -287,7 +287,7 @@ def test_loaders_that_do_not(loader: Any, name: str) -> None:
 # ---------------------------------------------------------------- which rule
 
 
-LINEAR_ONES = {"sgd", "sgdw", "pnm", "lars"}
+LINEAR_ONES = {"schedule_free_sgd", "sgd", "sgdw", "pnm", "lars"}
 UNKNOWN = {"padam", "koala_v", "koala_m", "prodigy"}
 
 

@@ -32,6 +32,7 @@ from lightning_optim.training.trial_step import DIRECTIONS, along, norm_of, take
 from tests.harness.data import batches, samples, seeded_samples
 from tests.harness.modules import Configured, Made, Make, Toy, vector
 from tests.harness.nets import plain_net, seeded_net
+from tests.harness.problems import moving
 from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.strategies import Kind, strategy_of
 from tests.harness.trainers import Run, trainer
@@ -212,7 +213,7 @@ def optimizer_named(name: str, params: list[nn.Parameter]) -> torch.optim.Optimi
     if name in TORCHS:
         made: torch.optim.Optimizer = getattr(torch.optim, name)(params, lr=0.02)
         return made
-    return OptimizerStrategy.parse(name).create(params)
+    return OptimizerStrategy.parse({"name": name, **moving(name)}).create(params)
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])
@@ -243,7 +244,7 @@ def test_the_trial_step_is_the_first_step(name: str) -> None:
 
 STILL = ("adopt",)  # whose first step only looks at the gradient
 ALONG = "sgd sgdw lars pnm radam ranger moment_estimation_sgd scalar_rmsprop koala_v koala_m "
-ALONG += "acprop adabelief padam gadamx"
+ALONG += "acprop adabelief padam gadamx schedule_free_sgd schedule_free_radam"
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])

@@ -551,6 +551,7 @@ def test_manual_optimization_needs_a_length() -> None:
         ({"name": "adopt", "betas": (0.8, 0.95)}, 0.95),
         ({"name": "mars", "betas": (0.8, 0.95)}, 0.95),
         ({"name": "prodigy", "betas": (0.8, 0.95)}, 0.95),
+        ({"name": "schedule_free_adamw", "betas": (0.8, 0.95)}, 0.95),
         *((name, None) for name in ("sgd", "adagrad")),
         *((name, None) for name in ("sgdw", "pnm", "lion", "lars", "koala_v", "koala_m", "adafactor")),
     ],

@@ -31,7 +31,8 @@ NAMES = sorted(OPTIMIZERS)
 
 def moving(name: str) -> dict[str, Any]:
     """The options under which an optimizer moves in its first step."""
-    return {"silent_sgd_phase": False} if "silent_sgd_phase" in OPTIMIZERS[name].options else {}
+    silent = name in OPTIMIZERS and "silent_sgd_phase" in OPTIMIZERS[name].options
+    return {"silent_sgd_phase": False} if silent else {}
 
 
 def train(net: nn.Module, optimizer: Any, steps: int) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim import OptionError, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from tests.harness.engines import quantizes, serving
+from tests.harness.problems import apply, build, flat, gradients, make_params
 from tests.harness.worked_numbers import GRADIENTS, START, read
+from tests.optimizers.settings import SETS
+from tests.oracles import ORACLES
 
 NAMES = [name for name, cls in OPTIMIZERS.items() if cls.evaluates()]
 LRS = [0.02, 0.05, 0.05, 0.03, 0.01]
@@ -109,3 +118,291 @@ def test_worked_numbers(name: str, options: dict[str, Any], lrs: list[float] | N
                 optimizer.eval() if which == "x" else optimizer.train()
                 np.testing.assert_allclose(params[text[0]].detach(), read(text)[text[0]], rtol=6e-12, atol=1e-15)
         optimizer.train()
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("auto", marks=pytest.mark.engines)])
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in NAMES for options in ({}, *SETS[name])])
+def test_both_forms_of_the_recursion_agree_on_y_and_x(name: str, options: dict[str, Any], engine: str) -> None:
+    """50 steps with x, y and z in memory, on tensors of every kind; the package keeps z and the parameter."""
+    rng = np.random.default_rng(3)
+    shapes = ((), (5,), (6, 2), (2, 6), (4, 4), (3, 2, 2), (2, 3, 2, 2))
+    start = [rng.normal(size=shape) for shape in shapes]
+    steps = [[np.asarray(rng.normal(size=shape)) for shape in shapes] for _ in range(50)]
+    params = [nn.Parameter(torch.tensor(value)) for value in start]
+    optimizer = OPTIMIZERS[name](params, engine=engine, **options)
+    for grads in steps:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = torch.tensor(grad)
+        optimizer.step()
+    for p, y in zip(params, ORACLES[name](start, steps, **options)[-1], strict=True):
+        np.testing.assert_allclose(p.detach(), y, rtol=0, atol=1e-10)
+    optimizer.eval()
+    for p, x in zip(params, ORACLES[name](start, steps, averages=True, **options)[-1], strict=True):
+        np.testing.assert_allclose(p.detach(), x, rtol=0, atol=1e-10)
+
+
+# ---------------------------------------------------------------- modes
+
+
+def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 0) -> None:
+    for step, grads in enumerate(gradients(skip + steps, [tuple(p.shape) for p in params], params[0].dtype)):
+        if step >= skip:
+            apply(optimizer, params, grads, step)
+
+
+@pytest.mark.parametrize(("name", "engine"), serving(NAMES))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_what_is_evaluated_leaves_no_trace(name: str, engine: str, dtype: torch.dtype, bits: int) -> None:
+    """Bit for bit, whatever is stored in which type; both modes may be asked for twice."""
+    if bits == 8 and not quantizes(name):
+        pytest.skip("it has nothing to keep in 8 bits")
+    shapes = ((70, 61), (5,), (), (0,))
+    params, others = make_params(shapes, dtype), make_params(shapes, dtype)
+    one, other = (build(name, those, engine=engine, state_bits=bits, lr=0.1) for those in (params, others))
+    for step in range(7):
+        run(one, params, 1, skip=step)
+        run(other, others, 1, skip=step)
+        for _ in range(2):
+            one.eval()
+            one.eval()
+            assert not one.is_training
+            one.train()
+            one.train()
+        assert torch.equal(flat(params), flat(others))
+        assert one.state[params[0]].keys() == other.state[others[0]].keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_in_evaluation_mode_is_refused(name: str) -> None:
+    params = make_params()
+    optimizer = build(name, params)
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match=r"is in evaluation mode: .* Call train\(\) of the optimizer before"):
+        run(optimizer, params, 1)
+    assert not any(float(state["step"]) for state in optimizer.state.values())
+    optimizer.train()
+    run(optimizer, params, 1)
+
+
+def test_other_optimizers_have_no_modes() -> None:
+    params = make_params()
+    optimizer = build("adamw", params)
+    run(optimizer, params, 1)
+    before = flat(params)
+    optimizer.eval()
+    assert optimizer.is_training
+    assert torch.equal(flat(params), before)
+    assert "train_mode" not in optimizer.param_groups[0]
+    run(optimizer, params, 1, skip=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("saved_in", ["train", "eval"])
+@pytest.mark.parametrize("loaded_in", ["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_of_either_mode_goes_on_bit_for_bit(
+    name: str, saved_in: str, loaded_in: str, dtype: torch.dtype
+) -> None:
+    params = make_params(dtype=dtype)
+    optimizer = build(name, params, weight_decay=0.1)
+    run(optimizer, params, 6)
+    getattr(optimizer, saved_in)()
+    file = io.BytesIO()
+    torch.save({"params": params, "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    assert {group["train_mode"] for group in saved["optimizer"]["param_groups"]} == {saved_in == "train"}
+    optimizer.train()
+    run(optimizer, params, 3, skip=6)
+
+    others = make_params(dtype=dtype)
+    twin = build(name, others)
+    run(twin, others, 2)
+    getattr(twin, loaded_in)()
+    with torch.no_grad():
+        for p, value in zip(others, saved["params"], strict=True):
+            p.copy_(value)
+    twin.load_state_dict(saved["optimizer"])
+    assert twin.is_training == (saved_in == "train")
+    twin.train()
+    run(twin, others, 3, skip=6)
+    assert torch.equal(flat(params), flat(others))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_are_in_the_same_mode(name: str, duplicate: Any) -> None:
+    params = make_params()
+    optimizer = build(name, params)
+    run(optimizer, params, 6)
+    optimizer.eval()
+    others, twin = duplicate((params, optimizer))
+    assert not twin.is_training
+    for one, those in ((optimizer, params), (twin, others)):
+        one.train()
+        run(one, those, 2, skip=6)
+    assert torch.equal(flat(params), flat(others))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_in_evaluation_mode_without_the_points_of_training_goes_on_from_the_average(name: str) -> None:
+    """As official files are, or one whose weights were changed by hand: y = beta x + (1 - beta) z."""
+    params = make_params()
+    optimizer = build(name, params, lr=0.1)
+    run(optimizer, params, 6)
+    trained = flat(params)
+    optimizer.eval()
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state.pop("raw", None)
+    others = [nn.Parameter(p.detach().clone()) for p in params]
+    twin = build(name, others, lr=0.1)
+    twin.load_state_dict(saved)
+    twin.train()
+    torch.testing.assert_close(flat(others), trained, rtol=0, atol=1e-12)
+
+
+def test_a_parameter_without_a_gradient_is_its_own_average() -> None:
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    optimizer = ScheduleFreeSGD([first, second])
+    first.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.eval()
+    assert torch.equal(second, torch.ones(2))
+    assert list(optimizer.state) == [first]
+
+
+def test_a_group_that_joins_in_evaluation_mode_has_it() -> None:
+    optimizer = ScheduleFreeSGD([nn.Parameter(torch.ones(3))])
+    optimizer.eval()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert [group["train_mode"] for group in optimizer.param_groups] == [False, False]
+
+
+def test_a_failed_change_of_mode_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = make_params()
+    optimizer = build("schedule_free_adamw", params)
+    run(optimizer, params, 3)
+    before = flat(params)
+
+    def fail(*args: Any) -> None:
+        params[0].data.fill_(7.0)  # a part is written
+        raise MemoryError
+
+    monkeypatch.setattr(optimizer._runner, "run", fail)
+    with pytest.raises(MemoryError):
+        optimizer.eval()
+    assert optimizer.is_training
+    assert torch.equal(flat(params), before)
+    assert not any("raw" in state for state in optimizer.state.values())
+
+
+class Writing(ScheduleFreeSGD, name="writing"):
+    """A page whose `evaluate` writes a slot."""
+
+    @staticmethod
+    def evaluate(p: Any, s: Any, h: Any) -> Any:
+        s.z = p
+        return p
+
+
+OPTIMIZERS.pop("writing")
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_evaluate_may_write_no_slot(engine: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = Writing([p], engine=engine)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    before = p.detach().clone()
+    with pytest.raises(TypeError, match=r"Writing\.evaluate writes z, and may only read slots"):
+        optimizer.eval()
+    assert torch.equal(p, before)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda p: ScheduleFreeAdamW(p, betas=(0.0, 0.9)),
+            r"betas=\(0.0, 0.9\) is out of range; allowed is \(\(0, 1\)",
+        ),
+        (lambda p: ScheduleFreeSGD(p, momentum=0.0), r"momentum=0.0 is out of range; allowed is \(0, 1\)"),
+        (lambda p: ScheduleFreeSGD(p, state_bits=8), "state_bits=8 has nothing to keep in 8 bits"),
+        (lambda p: ScheduleFreeRAdam(p, betas=(0.9, 0.5)), "forgets so fast that no step would ever be rectified"),
+        (lambda p: ScheduleFreeAdamW(p, warmup_steps=-1), "warmup_steps=-1 is out of range"),
+        (lambda p: ScheduleFreeAdamW(p, capturable=True), "capturable=True cannot be served"),
+    ],
+)
+def test_bad_options(make: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        make([nn.Parameter(torch.ones(3))])
+
+
+# ---------------------------------------------------------------- the program of its authors
+
+AUTHORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "schedule_free_adamw": ("AdamWScheduleFree", {"weight_decay": 0.1, "warmup_steps": 5, "r": 1.0}),
+    "schedule_free_sgd": ("SGDScheduleFree", {"lr": 0.5, "weight_decay": 0.1, "warmup_steps": 5}),
+    "schedule_free_radam": ("RAdamScheduleFree", {"weight_decay": 0.1, "silent_sgd_phase": False}),
+}
+
+
+def official(name: str, options: dict[str, Any], params: Sequence[Tensor]) -> Any:
+    module = pytest.importorskip("schedulefree")
+    theirs = getattr(module, AUTHORS[name][0])(params, foreach=False, **options)
+    theirs.train()
+    return theirs
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("moving", [False, True])
+def test_agrees_with_the_program_of_its_authors(name: str, moving: bool) -> None:
+    options: dict[str, Any] = {} if moving else AUTHORS[name][1]
+    params, others = make_params(), make_params()
+    ours, theirs = OPTIMIZERS[name](params, **options), official(name, options, others)
+    for step, grads in enumerate(gradients(50)):
+        if moving:
+            ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = LRS[step % 5]
+        for those, optimizer in ((params, ours), (others, theirs)):
+            for p, grad in zip(those, grads, strict=True):
+                p.grad = grad.clone()
+            optimizer.step()
+            optimizer.eval()
+        torch.testing.assert_close(flat(params), flat(others), rtol=0, atol=5e-12)
+        ours.train()
+        theirs.train()
+        torch.testing.assert_close(flat(params), flat(others), rtol=0, atol=5e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_files_of_its_authors_load(name: str, training: bool) -> None:
+    """Their counter and sums stand in the group; without the package, a file of the same form."""
+    options = AUTHORS[name][1]
+    others = make_params()
+    theirs = official(name, options, others)
+    for grads in gradients(7):
+        for p, grad in zip(others, grads, strict=True):
+            p.grad = grad.clone()
+        theirs.step()
+    if not training:
+        theirs.eval()
+    params = [nn.Parameter(p.detach().clone()) for p in others]
+    ours = OPTIMIZERS[name](params)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert ours.is_training == training
+    assert not {"k", "weight_sum", "lr_max", "scheduled_lr"} & ours.param_groups[0].keys()
+    ours.train()
+    theirs.train()
+    for grads in gradients(5, seed=9):
+        for p, q, grad in zip(params, others, grads, strict=True):
+            p.grad, q.grad = grad.clone(), grad.clone()
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(flat(params), flat(others), rtol=0, atol=1e-12)
