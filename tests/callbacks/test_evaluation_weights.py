@@ -467,7 +467,9 @@ def test_memory_lists_the_weights_of_training_as_temporary() -> None:
 class Points(Callback):
     """The whole points y after the last step, and the averages x that are left in the model."""
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.y = whole(self.model(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
