@@ -49,6 +49,13 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
                 f"create_optimizer makes an optimizer alone, and {key}={shown(strategy.config[key])} needs a Trainer. "
                 f"Use ConfiguredOptimizer, or leave it out and {instead}."
             )
+    lengths = strategy.optimizer_class.lengths
+    options_of_groups = [strategy.options, *(group.options for group in strategy.groups)]
+    if any(given.get(name) == "total" for given in options_of_groups for name in lengths):
+        raise OptionError(
+            f"create_optimizer makes an optimizer alone, and 'total' as {' or '.join(lengths)} is the length of a run, "
+            "which a Trainer knows. Use ConfiguredOptimizer, or give a number of steps."
+        )
     if not isinstance(model_or_params, nn.Module):
         for key in ("no_decay", "full_precision", "groups"):
             if strategy.config.get(key):

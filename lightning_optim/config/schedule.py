@@ -164,6 +164,28 @@ def scheduler_for(optimizer: torch.optim.Optimizer, schedule: Schedule, trainer:
     return Scheduler(optimizer, current)
 
 
+def tell_length(optimizer: Any, trainer: Any) -> None:
+    """Tell an optimizer the number of steps of the run, on which its own schedules depend, before its first step.
+
+    Not sooner: as `scheduler_for` says, the Trainer knows it once the loop has gone on where it was.
+
+    Raises:
+        OptionError: if the Trainer has no end.
+    """
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        names = " and ".join(optimizer.lengths)
+        raise OptionError(
+            f"{type(optimizer).__name__}: {names} can be 'total' where training has an end, and the trainer has neither "
+            "max_epochs nor max_steps. Set max_steps, or give a number of steps."
+        )
+
+    def tell(*_: Any) -> None:
+        optimizer.total_steps = length_if_known(trainer)
+        handle.remove()
+
+    handle = optimizer.register_step_pre_hook(tell)
+
+
 def _warn_if_too_short(schedule: Schedule, steps: float, trainer: Any) -> None:
     """Warn if training ends during the warm-up."""
     if steps > schedule.warmup_steps or vars(trainer).get("fast_dev_run"):

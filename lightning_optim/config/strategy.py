@@ -15,7 +15,7 @@ from lightning_optim.config import frozen
 from lightning_optim.config import schedule as schedules
 from lightning_optim.config.groups import Split, make_groups
 from lightning_optim.config.recipes import find
-from lightning_optim.config.schedule import scheduler_for
+from lightning_optim.config.schedule import scheduler_for, tell_length
 from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.frozen import Waiting
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
@@ -240,6 +240,8 @@ class OptimizerStrategy:
                     f"trains without. Add lightning_optim.callbacks.{title} to the Trainer, or return the callbacks of "
                     "the strategy from configure_callbacks, as ConfiguredOptimizer does."
                 )
+        if any(group[name] == "total" for group in optimizer.param_groups for name in optimizer.lengths):
+            tell_length(optimizer, module.trainer)
         if self.schedule is None:
             return optimizer
         scheduler = scheduler_for(optimizer, self.schedule, module.trainer)
