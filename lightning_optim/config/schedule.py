@@ -175,8 +175,8 @@ def tell_length(optimizer: Any, trainer: Any) -> None:
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         names = " and ".join(optimizer.lengths)
         raise OptionError(
-            f"{type(optimizer).__name__}: {names} can be 'total' where training has an end, and the trainer has neither "
-            "max_epochs nor max_steps. Set max_steps, or give a number of steps."
+            f"{type(optimizer).__name__}: {names} can be 'total' where training has an end, and the trainer has "
+            "neither max_epochs nor max_steps. Set max_steps, or give a number of steps."
         )
 
     def tell(*_: Any) -> None:

@@ -12,13 +12,18 @@ from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import is_dtensor
 
 # What other libraries call a slot: its name here, and the factor of its values.
-RENAMED = {"neg_pre_grad": ("prev_grad", -1.0), "pre_grad": ("prev_grad", 1.0)}  # Adan of its authors and of timm
+RENAMED = {
+    **{"neg_pre_grad": ("prev_grad", -1.0), "pre_grad": ("prev_grad", 1.0)},  # Adan of its authors and of timm
+    "exp_avg_fast": ("exp_avg", 1.0),  # AdEMAMix of its authors
+}
 # Adafactor of fairseq and transformers: the slot here, and the axis along which it has size 1 here.
 FACTORS = {"exp_avg_sq_row": ("row_var", -1), "exp_avg_sq_col": ("col_var", -2)}
 # bitsandbytes: the slots that its first state can be, in the order of preference.
 FIRST = ("exp_avg", "square_avg", "momentum_buffer")
 # Schedule-Free of its authors: numbers of a group, beside its counter k and the rate of now.
 NUMBERS = ("weight_sum", "lr_max")
+# Prodigy of its authors: numbers of every group that are one here, and numbers that are none here.
+OF_PRODIGY, NOT_OF_PRODIGY = ("d", "d_max", "d_numerator"), ("k", "d_denom", "d_hat", "fsdp_in_use", "slice_p")
 PACKED = "__bnb_optimizer_quant_state__"
 
 
@@ -36,7 +41,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     state = {key: _slots(layout, slots) for key, slots in state_dict["state"].items()}
     groups = []
     for group in state_dict["param_groups"]:
-        group = _of_schedule_free(layout, group, state)
+        group = _of_prodigy(layout, _of_schedule_free(layout, group, state), state, is_first=not groups)
         held = [index for index in group["params"] if isinstance(state.get(index), dict) and state[index]]
         without = [index for index in held if "step" not in state[index]]
         if "step" in group and "step" not in layout.options and len(without) == len(held):
@@ -52,6 +57,27 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     if same and all(new is old for new, old in zip(groups, state_dict["param_groups"], strict=True)):
         return state_dict
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _of_prodigy(layout: StateLayout, group: Any, state: dict[Any, Any], is_first: bool) -> Any:
+    """A group of prodigyopt, whose d is in each group, with slots in the shape of the parameter; else the same object.
+
+    A parameter that was zero when it began has a single 0 as p0 there. Also ADOPT's name for decoupled weight decay.
+    """
+    if "decouple" in group and "decoupled" in layout.options:
+        group = {"decoupled" if key == "decouple" else key: value for key, value in group.items()}
+    if not {*OF_PRODIGY, "k"} <= group.keys() or "p0" not in layout.slots:
+        return group
+    for index in (index for index in group["params"] if state.get(index)):
+        slots, like = {**state[index]}, state[index].get("exp_avg_sq")
+        for name in ("p0", "s", "exp_avg"):  # without exp_avg where the first beta is 0
+            value = slots.get(name, torch.zeros(()))
+            if isinstance(like, Tensor) and isinstance(value, Tensor) and value.numel() in (1, like.numel()):
+                slots[name] = (value if value.numel() > 1 else value.reshape(-1).expand(like.numel())).view_as(like)
+        state[index] = slots
+    left = NOT_OF_PRODIGY if is_first else (*NOT_OF_PRODIGY, *OF_PRODIGY)
+    numbers = {name: torch.tensor(float(group[name]), dtype=torch.float64, device="cpu") for name in OF_PRODIGY}
+    return {key: numbers.get(key, value) for key, value in group.items() if key not in left}
 
 
 def _slots(layout: StateLayout, slots: Any) -> Any:

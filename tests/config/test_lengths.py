@@ -67,12 +67,14 @@ def test_a_length_that_nobody_knows_is_refused() -> None:
     optimizer = AdEMAMix([parameter], t_beta3="total")
     assert "AdEMAMix" in repr(optimizer)
     parameter.grad = torch.ones(2)
-    with pytest.raises(OptionError, match=r"AdEMAMix: t_beta3='total' is the number of steps of the whole run.*not known"):
+    with pytest.raises(
+        OptionError, match=r"AdEMAMix: t_beta3='total' is the number of steps of the whole run.*not known"
+    ):
         optimizer.step()
     assert torch.equal(parameter.detach(), torch.ones(2))
     with pytest.raises(OptionError, match=r"'total' as t_alpha or t_beta3 is the length of a run.*ConfiguredOptimizer"):
         create_optimizer(TOTAL, plain_net())
-    with pytest.raises(OptionError, match="neither max_epochs nor max_steps. Set max_steps"):
+    with pytest.raises(OptionError, match=r"neither max_epochs nor max_steps. Set max_steps"):
         fit(TOTAL, max_epochs=-1)
     assert length_in(fit(TOTAL, max_epochs=-1, max_steps=3)) == 3
 
