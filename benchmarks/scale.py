@@ -25,6 +25,9 @@ def transformer(layers: int = 32, width: int = 4096, hidden: int = 11008, tokens
     return [(tokens, width), *layer * layers, (width,), (tokens, width)]
 
 
+COUNTED = ("lamb", "adafactor", "koala_v", "prodigy")
+
+
 def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
     """The all-reduces of a step under FSDP2, each with its bytes, for tensors that are divided along their first axis.
 
@@ -45,8 +48,10 @@ def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
             "norms of matrices' updates": NUMBER * len(matrices),
         }
     if name == "koala_v":
-        return {"loss and its square": 2 * NUMBER, "norms of gradients, weights, gradients with decay": 3 * one_each}
-    raise ValueError(f"{name!r} is not one of lamb, adafactor, koala_v.")
+        return {"loss and its square": 2 * NUMBER, "norms of gradients, weights and their sum": 3 * one_each}
+    if name == "prodigy":
+        return {"both sums of the estimate of d": 2 * one_each}
+    raise ValueError(f"{name!r} is not one of {', '.join(COUNTED)}.")
 
 
 def exchanged(shapes: Sequence[Shape], ranks: int, size: int) -> list[tuple[int, int]]:
@@ -99,7 +104,7 @@ def tables() -> Iterator[str]:
     yield ""
     yield "| optimizer | all-reduce of a step under FSDP2 | bytes |"
     yield "| --- | --- | --- |"
-    for name in ("lamb", "adafactor", "koala_v"):
+    for name in COUNTED:
         for what, size in messages(name, shapes).items():
             yield f"| `{name}` | {what} | {size:,} |"
     yield ""
@@ -108,7 +113,7 @@ def tables() -> Iterator[str]:
     for ranks in RANKS:
         # bfloat16 weights are gathered for the forward and the backward pass, float32 gradients are reduced.
         own = (ranks - 1) / ranks * parameters * (2 + 2 + 4)
-        for name in ("lamb", "adafactor", "koala_v"):
+        for name in COUNTED:
             sizes = messages(name, shapes).values()
             sent = sum(per_rank(size, ranks) for size in sizes)
             time = len(sizes) * hops(ranks) * LATENCY * 1e3

@@ -21,7 +21,7 @@ from lightning_optim.distributed.placement import is_sharded, shard_of
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
 from lightning_optim.language.definition import Definition
-from lightning_optim.language.program import Program
+from lightning_optim.language.program import Program, namespace
 from lightning_optim.language.slot import Slot
 
 
@@ -192,6 +192,21 @@ def _no_tensors(owner: str, needs: str) -> RuntimeError:
         f"{owner} needs a {needs}, and FSDP1 with use_orig_params=False shows flat parameters, in which tensors are "
         "not known. Set FSDPStrategy(use_orig_params=True), or use ModelParallelStrategy (FSDP2)."
     )
+
+
+def refuse_flat(layout: StateLayout, group: int | None, params: Iterable[Tensor]) -> None:
+    """Refuse flat parameters of FSDP1 for an update that treats tensors by their number of axes: all would be vectors.
+
+    Raises:
+        RuntimeError: for such a parameter.
+    """
+    flat = next((p for p in params if is_flattened(p) and shard_of(p).is_flat_parameter), None)
+    if flat is None or group is None:
+        return
+    h, length, most = namespace(layout.options_of(layout.param_groups[group])), flat.numel(), layout.most_dims()
+    vector, matrix = (layout.traits(h, torch.Size(shape), flat.dtype, most) for shape in ((length,), (length, 1)))
+    if vector != matrix:
+        raise _no_tensors(type(layout).__name__, "tensor's number of axes")
 
 
 def refuse_unsummable(owner: str, program: Program, params: Iterable[Tensor]) -> None:

@@ -13,6 +13,7 @@ from lightning_optim.core.attempt import Created
 from lightning_optim.core.batches import Batches, Parameters
 from lightning_optim.core.guards import (
     refuse_disagreement,
+    refuse_flat,
     refuse_matrices,
     refuse_unknown_length,
     refuse_unsummable,
@@ -193,6 +194,7 @@ class Runner:
         """Refuse sums that a strategy makes impossible, and set global indices where normal numbers are needed."""
         sources = [param.source for param in batch.params]
         refuse_unsummable(type(self.layout).__name__, batch.program, sources)
+        refuse_flat(self.layout, batch.group, sources)
         refuse_matrices(self.layout, batch.program, sources)
         if batch.program.normals and batch.params[0].global_index is None:
             stage = next(stage for stage in self.layout.stages if stage.needs_normals)

@@ -39,7 +39,7 @@ def sent(name: str, options: dict[str, Any], layers: int, sharded: bool) -> tupl
     return step(), shapes
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"lamb": {"max_grad_norm": 1.0}, "adafactor": {}, "koala_v": {}}
+OPTIONS: dict[str, dict[str, Any]] = {"lamb": {"max_grad_norm": 1.0}, "adafactor": {}, "koala_v": {}, "prodigy": {}}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

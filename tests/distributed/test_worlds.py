@@ -50,6 +50,7 @@ REFUSED = {
             "lars",
             "lars, with decay",
             "adamw, cautious",
+            "mars",
         ),
         "use_orig_params=False shows flat parameters",
     ),
