@@ -88,6 +88,19 @@ def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
     assert differences(*ends) == []
 
 
+@pytest.mark.parametrize("name", ["adamw", "adan", "lion", "lamb"])
+def test_cautious_steps_equal_the_reference(name: str) -> None:
+    """Shares of a mask are whole numbers over a count, in whatever order they are summed; LAMB's norms are not."""
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(SHAPES, torch.float32, turned=True)
+        options: dict[str, Any] = {"weight_decay": 0.1, "cautious": True, "cautious_decay": True}
+        optimizer = build(name, params, engine=engine_name, **options)
+        run(optimizer, params, 3)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 def test_codes_equal_the_reference(name: str, state_format: str) -> None:
