@@ -81,7 +81,9 @@ def _bytes_per_parameter(cls: type[Optimizer], state_bits: int, **options: Any) 
     """Bytes of state per parameter. Optimizers that cannot quantize a slot have those of 32 bits."""
     can_be_quantized = any(storage.can_be_quantized(slot) for slot in cls.slots.values())
     optimizer = _sample(cls, **{**options, "state_bits": state_bits if can_be_quantized else 32})
-    elements = [e for e in predicted_memory(optimizer) if e.slot != "step" and cls.slots[e.slot].per == "element"]
+    elements = [
+        e for e in predicted_memory(optimizer) if e.slot != "step" and cls.slots[e.slot].per in ("element", "matrix")
+    ]
     return sum(entry.bytes for entry in elements) / 4096**2
 
 

@@ -163,12 +163,12 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     values_of = taken if logical_shape(p).numel() else {}  # without elements, slots keep their first values
     for name, value in values_of.items():  # in the same order on every rank
         here = torch.device("cpu") if slots[name].per in ("tensor", "optimizer") else p.device
-        dtype = layout.slot_dtype(slots[name], p, i)
+        dtype = layout.slot_dtype(layout.slot(name, i, p), p, i)
         values = as_tensor(value).to(dtype=dtype, device=here, copy=True)
         if isinstance(state.get(name), storage.Quantized):
             quantized[name] = local(values)
         else:
-            state[name] = laid_out_like(values, p)
+            state[name] = values if layout.slot(name, i, p).per == "matrix" else laid_out_like(values, p)
     for name, slot in state.items():  # a slot is written whenever its partner is
         if isinstance(slot, storage.Quantized) and name not in quantized and slot.format.partner in quantized:
             quantized[name] = torch.zeros_like(quantized[slot.format.partner])

@@ -144,7 +144,7 @@ def _run_batch(units: Sequence[Unit]) -> None:
     arguments = tuple(x.view(len(units), *units[0].shape) for x in stacked)
     shape = arguments[0].shape
     held = [unit.slots for unit in units]
-    slots = {name: torch.stack([of_unit[name] for of_unit in held]) for name in call.function.slots}
+    slots = {name: torch.stack([of_unit[name] for of_unit in held]).to(dtype) for name in call.function.slots}
     results, new = call.function(arguments, call.numbers, slots)
     if results.shape != shape:
         raise TypeError(

@@ -197,6 +197,8 @@ class _Call:
 
     def normal(self, seed_low: float, seed_high: float, t: float) -> Tensor:
         param = self.param
+        if not self.batch.program.normals:  # nothing that this step writes depends on them
+            return torch.zeros_like(param.param, dtype=param.compute_dtype)
         assert param.global_index is not None
         every = (param.global_index, 0, param.param.numel())
         flat = normals(int(seed_high) << 32 | int(seed_low), int(t), [every], param.param.device, param.compute_dtype)

@@ -6,6 +6,14 @@ A page imports from this package and from `lightning_optim.core.optimizer`, and 
 from lightning_optim.errors import OptionError
 from lightning_optim.language.axes import factored_axes
 from lightning_optim.language.definition import COUPLED
+from lightning_optim.language.eigenbases import (
+    MOST_AXES,
+    adam_in_eigenbases,
+    axes_with_bases,
+    first_bases,
+    is_multiple,
+    served_axes,
+)
 from lightning_optim.language.math import (
     clip,
     count,
@@ -35,6 +43,7 @@ from lightning_optim.language.view import View, matrix_view
 
 __all__ = [
     "COUPLED",
+    "MOST_AXES",
     "Condition",
     "Operand",
     "OptionError",
@@ -44,6 +53,8 @@ __all__ = [
     "Slots",
     "Value",
     "View",
+    "adam_in_eigenbases",
+    "axes_with_bases",
     "cautious",
     "clip",
     "count",
@@ -51,10 +62,12 @@ __all__ = [
     "ema",
     "exp",
     "factored_axes",
+    "first_bases",
     "given",
     "has_trust_ratio",
     "hypot",
     "in_turn",
+    "is_multiple",
     "is_odd",
     "lerp",
     "log",
@@ -67,6 +80,7 @@ __all__ = [
     "penalized",
     "rms",
     "rounded",
+    "served_axes",
     "sign",
     "sqrt",
     "squarable",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning_optim.language.notation import Unicode
-from lightning_optim.language.symbols import Symbol
+from lightning_optim.language.symbols import Symbol, is_element
 
 # Precedences of expressions. An expression gets parentheses where a higher precedence is required.
 CHOICE, SUM, PRODUCT, POWER, ATOM = range(5)
@@ -203,11 +203,13 @@ class Writer:
             return self.notation.power(self.notation.norm(self.write(x.args[0]), over == "all"), "2"), POWER
         return self.notation.call(by, self.write(x), everywhere=over == "all"), ATOM
 
-    def _whole(self, *args: Any) -> Text:
-        return self.notation.call(args[0].function.__name__, *map(self.write, args[1:])), ATOM
-
     def _mean(self, x: Any, axis: Any) -> Text:
         return self.notation.call("mean", self.write(x), str(axis)), ATOM
+
+    def _whole(self, function: Any, *args: Any) -> Text:
+        """A function of whole matrices by its name in one word, of its matrices."""
+        name = repr(function).title().replace("_", "")
+        return self.notation.call(name, *(self.write(x) for x in args if is_element(x))), ATOM
 
     def _abs(self, x: Any) -> Text:
         return self.notation.absolute(self.write(x)), ATOM

@@ -141,11 +141,11 @@ class Derivation:
 
     def _outputs(self, function: Callable[..., Any], *given: str) -> dict[str, Any]:
         """Call a function of the page; returns the values that it assigns to slots, and the new parameter as "p"."""
-        matrices = [name for name, slot in self.slots.items() if slot.per == "matrix"]
-        kinds = {**dict.fromkeys(matrices, ("matrix", Kind.MATRIX)), "": ("element", Kind.ELEMENT)}
+        view = self.cls.matrices(self.plain, EXAMPLE)
+        matrices = [name for name, slot in self.slots.items() if slot.of(view).per == "matrix"]
 
         def read(name: str) -> Symbol:
-            word, kind = kinds.get(name, kinds[""])
+            word, kind = ("matrix", Kind.MATRIX) if name in matrices else ("element", Kind.ELEMENT)
             return self.tracer.symbol(word, (name,), kind, 0)
 
         s = State(read)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_optim.language.math import evaluation
 from lightning_optim.language.symbols import Kind, Symbol, is_element
-from lightning_optim.language.values import Operand, Slots, Value
+from lightning_optim.language.values import Operand, Setting, Slots, Value
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
@@ -81,7 +81,11 @@ def rounded(choose: Callable[..., torch.dtype]) -> Callable[[F], F]:
 
 
 def whole(
-    function: Callable[..., Any], *values: Operand, s: Slots | None = None, slots: Sequence[str] = (), **given: Any
+    function: Callable[..., Any],
+    *values: Operand,
+    s: Slots | None = None,
+    slots: Sequence[str] | Setting = (),
+    **given: Any,
 ) -> Value:
     """A function of the whole matrices that the tensors are (`Definition.matrices`), however they are sharded.
 
@@ -94,17 +98,18 @@ def whole(
     """
     numbers = {name: x for name, x in given.items() if isinstance(x, float | Value)}
     settings = tuple((name, x) for name, x in given.items() if name not in numbers)
-    called = MatrixFunction(function, settings, tuple(numbers), tuple(slots))
-    before: Any = [getattr(s, name) for name in slots]
+    names: Any = tuple(slots)
+    called = MatrixFunction(function, settings, tuple(numbers), names)
+    before: Any = [getattr(s, name) for name in names]
     symbols = [x for x in (*values, *before, *numbers.values()) if isinstance(x, Symbol)]
     if not symbols:
         return cast(Value, evaluation().whole(called, cast(Any, values), cast(Any, tuple(numbers.values()))))
     if not values or not all(map(is_element, values)):
         raise TypeError(f"a function of whole matrices takes values of each element, and got {[*values]}.")
     if not all(x.name == "matrix" for x in before):
-        raise TypeError(f"the slots of matrices {[*slots]} must each be read and written by one function.")
+        raise TypeError(f"the slots of matrices {[*names]} must each be read and written by one function.")
     level = max(symbol.level for symbol in symbols) + 1
     result = symbols[0].tracer.symbol("whole", (called, *values, *numbers.values()), Kind.ELEMENT, level)
-    for name in slots:
+    for name in names:
         setattr(s, name, result.tracer.symbol("after", (result, name), Kind.MATRIX, level))
     return result

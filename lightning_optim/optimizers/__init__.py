@@ -32,6 +32,7 @@ from lightning_optim.optimizers.schedule_free_radam import ScheduleFreeRAdam
 from lightning_optim.optimizers.schedule_free_sgd import ScheduleFreeSGD
 from lightning_optim.optimizers.sgd import SGD
 from lightning_optim.optimizers.sgdw import SGDW
+from lightning_optim.optimizers.soap import SOAP
 
 __all__ = [
     "ADOPT",
@@ -41,6 +42,7 @@ __all__ = [
     "PNM",
     "SGD",
     "SGDW",
+    "SOAP",
     "ACProp",
     "AdEMAMix",
     "AdaBelief",

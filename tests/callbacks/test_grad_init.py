@@ -242,7 +242,7 @@ def test_the_trial_step_is_the_first_step(name: str) -> None:
     assert all(torch.equal(p, q) and p.grad is None for p, q in zip(params.values(), layers().values(), strict=True))
 
 
-STILL = ("adopt",)  # whose first step only looks at the gradient
+STILL = ("adopt", "soap")  # whose first step only looks at the gradient
 ALONG = "sgd sgdw lars pnm radam ranger moment_estimation_sgd scalar_rmsprop koala_v koala_m "
 ALONG += "acprop adabelief padam gadamx schedule_free_sgd schedule_free_radam"
 

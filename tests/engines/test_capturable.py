@@ -31,7 +31,17 @@ interpreted = pytest.mark.skipif(
 )
 
 AVERAGING = [name for name in NAMES if OPTIMIZERS[name].own_average]
-REFUSED = ("adafactor", "koala_m", "koala_v", "moment_estimation_sgd", "nadam", "prodigy", "scalar_rmsprop", *AVERAGING)
+REFUSED = (
+    "adafactor",
+    "koala_m",
+    "koala_v",
+    "moment_estimation_sgd",
+    "nadam",
+    "prodigy",
+    "scalar_rmsprop",
+    "soap",
+    *AVERAGING,
+)
 SHAPES = ((64, 70), (7,), (0,))
 
 

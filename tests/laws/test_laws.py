@@ -285,11 +285,11 @@ def test_16_bits_round_what_is_written_and_do_nothing_else(name: str, build: Bui
     """Bit for bit a run with state in float32, whose roundable slots are rounded by hand each time they are written."""
     params, others = make_params(dtype=torch.float32), make_params(dtype=torch.float32)
     optimizer, other = build(name, params, state_bits=16), build(name, others, state_bits=32)
-    roundable = {key for key, slot in optimizer.slots.items() if slot.per == "element" and not slot.exact}
 
     def round_by_hand() -> None:
         for q in others:
-            for key in roundable & other.state[q].keys():
+            slots = {key: other.slot(key, 0, q) for key in other.slots.keys() & other.state[q].keys()}
+            for key in (key for key, slot in slots.items() if slot.per == "element" and not slot.exact):
                 other.state[q][key].copy_(other.state[q][key].bfloat16())
 
     def closure(step: int, grads: list[Tensor]) -> float:

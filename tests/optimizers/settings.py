@@ -193,6 +193,15 @@ SETS: dict[str, tuple[dict[str, Any], ...]] = {
         {"r": 1.5, "weight_lr_power": 1.0},
         {"weight_lr_power": 0.0},
     ),
+    "soap": (
+        {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "frequency": 1, "maximize": True},
+        {"shampoo_beta": 0.8, "frequency": 2},
+        {"view": "axes", "frequency": 3},
+        {"merge_dims": True, "max_precond_dim": 6, "frequency": 2},
+        {"max_precond_dim": 3},
+        {"precondition_1d": True, "frequency": 2},
+        {"correct_bias": False},
+    ),
     "lion": ({"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1, "maximize": True},),
     "prodigy": (
         {"lr": 0.5, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},

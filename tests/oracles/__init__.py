@@ -40,6 +40,7 @@ from .scalar_rmsprop import scalar_rmsprop
 from .schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from .sgd import sgd
 from .sgdw import sgdw
+from .soap import soap
 
 __all__ = ["ORACLES", "Oracle"]
 
@@ -97,5 +98,6 @@ ORACLES: dict[str, Oracle] = {
         schedule_free_sgd,
         sgd,
         sgdw,
+        soap,
     )
 } | {"koala_m": koala_m, "koala_v": koala_v}
