@@ -16,6 +16,7 @@ from lightning_optim.config.layout import table, terminal_width, wrapped
 from lightning_optim.config.recipes import RECIPES, find
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.state_layout import WHOLE
 from lightning_optim.errors import OptionError
 from lightning_optim.language.docstrings import arguments, sections
 from lightning_optim.language.formula import formula
@@ -170,7 +171,7 @@ def _page(name: str, given: Mapping[str, Any], width: int) -> str:
     for option in cls.options.values():
         default, start = options.get(option.name, option.default), cls.recommended.get(option.name, "")
         rows.append([option.name, describe(option.type), str(default), str(start), helps.get(option.name, "")])
-    entry = line(recipe.base, **{key: value for key, value in options.items() if key not in ("engine", "capturable")})
+    entry = line(recipe.base, **{key: value for key, value in options.items() if key not in WHOLE})
     sizes = ", ".join(f"{size:.3g} at {bits} bits" for bits, size in entry.bytes.items())
     texts = [
         name if name == recipe.base else f"{name} (on {recipe.base})",

@@ -38,7 +38,7 @@ def constructor(cls: Any, base_doc: str | None) -> Callable[..., None]:
 
     __init__.__signature__ = form  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{cls.__qualname__}.__init__"
-    __init__.__doc__ = constructor_doc(cls.__doc__, base_doc)
+    __init__.__doc__ = constructor_doc(cls.__doc__, base_doc, cls.options)
     __init__.of_page = True  # type: ignore[attr-defined]
     return __init__
 

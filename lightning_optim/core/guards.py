@@ -136,6 +136,7 @@ def refuse_disagreement(layout: StateLayout, engine: str) -> None:
     facts: dict[str, Any] = {
         "the class": type(layout).__name__,
         "the engine": engine,
+        **({"owners": layout.defaults.get("owners")} if "owners" in layout.options else {}),
         **{f"the version of {name}": version(name) for name in ("torch", "lightning-optim")},
         "the number of groups": len(layout.param_groups),
     }

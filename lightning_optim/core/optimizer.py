@@ -61,6 +61,9 @@ class Optimizer(EvaluationMode):
         capturable: Make a step safe to capture in a CUDA graph: step counters live on the GPU, `lr` may be a tensor
             there, and what depends on them is computed there. A step outside a graph is slower then. State must
             exist before the capture, so run a few steps first.
+        owners: Only where an update needs whole matrices: whether each matrix is computed by one of DDP's ranks, which
+            sends the result to the others, or by all of them. "auto" decides by cost; on CPUs all compute. FSDP1 and
+            FSDP2 always have owners.
 
     Raises:
         OptionError: for an option that is unknown, of a wrong type or out of range, for an empty parameter list, and
@@ -74,6 +77,8 @@ class Optimizer(EvaluationMode):
             return  # Lightning derives a class from each optimizer that it wraps, which is not a page
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Definition)
+        if cls.matrices is Definition.matrices:
+            del cls.options["owners"]
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
         if not has_own_constructor(cls):
             cls.__init__ = constructor(cls, Optimizer.__doc__)  # type: ignore[method-assign]
@@ -90,12 +95,13 @@ class Optimizer(EvaluationMode):
         refuse_nothing_to_quantize(owner, options, self.slots)
         engine = engines.check_name(options.pop("engine"))
         capturable = options.pop("capturable")
+        owners = options.pop("owners", "auto")
         self._prepare()
         if capturable:
             refuse_uncapturable(self)
         defaults = {name: options[name] for name in self.options if name not in WHOLE}
         torch.optim.Optimizer.__init__(self, groups, defaults)
-        self.defaults.update(engine=engine, capturable=capturable)
+        self.defaults.update(engine=engine, capturable=capturable, owners=owners)
         refuse_overlap(owner, [p for _, p in self.every_parameter()])
 
     def _prepare(self) -> None:

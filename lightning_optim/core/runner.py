@@ -150,8 +150,7 @@ class Runner:
         def view(i: int, p: Tensor) -> View | None:
             return layout.matrices(seen[i], logical_shape(p))
 
-        choices = [options.get("owners", "auto") for options in options]
-        self.owners.follow([(p, view(i, p), choices[i]) for i, p in layout.initialized()])
+        self.owners.follow([(p, view(i, p)) for i, p in layout.initialized()], layout.defaults.get("owners", "auto"))
         self.cached[what] = Batches(params, idle, layout.state, traits, view, self.owners, layout.all_slots(), flags)
         return self.cached[what]
 

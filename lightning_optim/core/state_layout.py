@@ -29,7 +29,7 @@ from lightning_optim.language.view import View
 from lightning_optim.stages.stage import Stage
 
 # Options of the whole optimizer, which a parameter group cannot change.
-WHOLE = ("engine", "capturable")
+WHOLE = ("engine", "capturable", "owners")
 # Options for how state is stored, not for how to train: loading a checkpoint does not change them.
 STORAGE_OPTIONS = ("state_bits", "state_format")
 NUMBERS = (float, float | None)

@@ -104,22 +104,23 @@ class Owners:
         """The home of a parameter; None where each process that holds it computes its matrices by itself."""
         return self.homes.get(p)
 
-    def follow(self, params: Sequence[tuple[Tensor, View | None, Choice]]) -> None:
+    def follow(self, params: Sequence[tuple[Tensor, View | None]], choice: Choice = "auto") -> None:
         """Find homes for matrices that have none yet. Under FSDP1 this takes a message, so all ranks must call it.
 
         Args:
-            params: All parameters of the optimizer, each with its view and with whether replicas share the work.
+            params: All parameters of the optimizer, each with its view.
+            choice: Whether replicas share the work.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
-        new = [(i, p, view) for i, (p, view, _) in enumerate(params) if view and self._views.get(p) != view]
+        new = [(i, p, view) for i, (p, view) in enumerate(params) if view and self._views.get(p) != view]
         if not new:
             return
-        replicas = _replicas(params)
+        replicas = _replicas(params, choice)
         groups: dict[ProcessGroup, list[tuple[int, Tensor, View]]] = {}
         for i, p, view in new:
             self._views[p], self.homes[p] = view, None
-            group = _group_of(p) if is_sharded(p) else replicas if params[i][2] else None
+            group = _group_of(p) if is_sharded(p) else replicas
             if group is not None:
                 groups.setdefault(group, []).append((i, p, view))
         for group, members in groups.items():
@@ -178,24 +179,23 @@ def _indices(shard: Shard) -> Indices:
     return Indices(*shard.runs(), torch.Size(shard.sizes).numel())
 
 
-def _replicas(params: Sequence[tuple[Tensor, View | None, Choice]]) -> ProcessGroup | None:
+def _replicas(params: Sequence[tuple[Tensor, View | None]], choice: Choice) -> ProcessGroup | None:
     """The ranks of a DDP module that share the work on plain parameters; None where each does all of it.
 
     By default they do where the model says that it is faster, and only where they certainly hold the same: the
     optimizer has all parameters of the module, and its gradients are averaged in DDP's own way.
     """
-    plain = [(p, view, choice) for p, view, choice in params if view and not is_sharded(p) and choice]
-    module = data_parallel([p for p, _, _ in plain]) if plain else None
+    plain = [(p, view) for p, view in params if view and not is_sharded(p)]
+    module = data_parallel([p for p, _ in plain]) if plain and choice else None
     if module is None:
         return None
     group: ProcessGroup = module.process_group
-    if any(choice is True for _, _, choice in plain):
+    if choice is True:
         return group
-    held = {id(p) for p, _, _ in params}
+    held = {id(p) for p, _ in params}
     alike = all(id(p) in held for p in module.parameters() if p.requires_grad) and not vars(module).get("_comm_hooks")
-    views = [view for _, view, _ in plain if view]
-    work = sum(cost(rows, view.columns) for view in views for rows in view.rows)
-    size = sum(p.numel() * p.element_size() for p, _, _ in plain)
+    work = sum(cost(rows, view.columns) for _, view in plain for rows in view.rows)
+    size = sum(p.numel() * p.element_size() for p, _ in plain)
     pays = plain[0][0].device.type == "cuda" and sharing_pays(work, size, dist.get_world_size(group))
     return group if alike and pays else None
 

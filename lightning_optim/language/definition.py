@@ -47,6 +47,7 @@ class Definition(Declared):
     state_format: Literal["log", "dynamic"] = shared(default="log", kw_only=True)
     engine: str = shared(default="auto", kw_only=True)
     capturable: bool = shared(default=False, kw_only=True)
+    owners: Literal["auto"] | bool = shared(default="auto", kw_only=True)
 
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Collection
 
 
 def sections(doc: str | None) -> dict[str, str]:
@@ -32,14 +33,16 @@ def arguments(doc: str | None) -> dict[str, str]:
     return {name: re.sub(r"\s+", " ", what) for name, what in entries}
 
 
-def constructor_doc(own: str | None, base: str | None) -> str:
+def constructor_doc(own: str | None, base: str | None, options: Collection[str]) -> str:
     """The docstring of a constructor: options and errors of a page first, then those of all optimizers.
 
     Args:
         own: The docstring of the page.
         base: The docstring of the base class.
+        options: The options of the page: one of the base class may be missing there.
     """
-    found, shared = sections(own), arguments(base)
+    found, of_base = sections(own), arguments(base)
+    shared = {name: text for name, text in of_base.items() if name in options or name == "params"}
     entries = {**shared, **arguments(own)}
     order = [*(name for name in entries if name not in shared or name == "params"), *shared]
     lines = [_entry(name, entries[name]) for name in dict.fromkeys(order)]

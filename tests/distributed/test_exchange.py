@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.communication import counted
 from benchmarks.scale import exchanged
+from lightning_optim import AdamW, OptionError
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed import exchange, ranks
 from lightning_optim.distributed.owners import Indices, Owners, assign, cost
@@ -46,7 +47,6 @@ class Spread(Optimizer):
     """A page with two cuts of one level and one behind both; vectors have a rule of their own."""
 
     lr: float = 0.1
-    owners: bool = False
 
     exp_avg = Slot("m")
 
@@ -84,7 +84,6 @@ class Once(Optimizer):
 
     lr: float = 0.1
     kind: str = "squared"
-    owners: Literal["auto"] | bool = "auto"
 
     @staticmethod
     def matrices(h: Options, shape: torch.Size) -> View | None:
@@ -302,13 +301,13 @@ def test_owners_have_much_the_same_to_do() -> None:
 def owners_that_stay() -> tuple[Any, Any]:
     dist.init_process_group("gloo")
     model: Any = spread(Odd(torch.float64), "fsdp2")
-    params: list[tuple[Tensor, View | None, bool]] = [(p, matrix_view(p.shape), True) for p in model.parameters()]
+    params = [(p, matrix_view(p.shape)) for p in model.parameters()]
     owners = Owners()
     owners.follow(params[2:])
-    before = {p: owners.home(p) for p, _, _ in params[2:]}
+    before = {p: owners.home(p) for p, _ in params[2:]}
     owners.follow(params)
     assert all(owners.home(p) is home for p, home in before.items())
-    found = [owners.home(p) for p, _, _ in params]
+    found = [owners.home(p) for p, _ in params]
     return [home and home.owners for home in found], [home and len(home.held) for home in found]
 
 
@@ -344,6 +343,34 @@ def test_all_ranks_know_of_a_function_that_failed(world: World, options: dict[st
     assert [unchanged for _, unchanged in found] == [True, True]
     assert found[0][0] == "by the test"
     assert "a function of whole matrices has failed on rank 0" in found[1][0]
+
+
+def test_only_optimizers_with_matrices_have_owners() -> None:
+    params = [nn.Parameter(torch.zeros(2, 2))]
+    with pytest.raises(OptionError, match="AdamW has no option 'owners'"):
+        AdamW(params, owners=True)
+    with pytest.raises(OptionError, match="owners is one for all groups"):
+        Once([{"params": params, "owners": True}])
+    assert Once(params).defaults["owners"] == "auto"
+    assert "owners" not in Once(params).param_groups[0], "a file does not say how to run"
+
+
+def unlike() -> str:
+    dist.init_process_group("gloo")
+    model = DistributedDataParallel(net(1))
+    model(torch.ones(2, 8)).square().mean().backward()
+    try:
+        Once(model.parameters(), owners=False if dist.get_rank() == 0 else "auto").step()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_must_choose_alike() -> None:
+    said = " ".join(run_ranks(unlike))  # of the rank that came second
+    assert (
+        "owners is False on rank 0 and auto on rank 1" in said or "owners is auto on rank 1 and False on rank 0" in said
+    )
 
 
 def refused(world: World) -> str:

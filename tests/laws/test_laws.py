@@ -255,7 +255,7 @@ def reacts(trajectory: Callable[..., Tensor], option: Option, contexts: list[dic
 def test_every_option_changes_the_iterates(name: str, trajectory: Trajectory) -> None:
     options = OPTIMIZERS[name].options
     storage_and_caution = {"state_bits", "state_format", "cautious", "cautious_decay"}  # which have tests of their own
-    skipped = {"engine", "capturable", *storage_and_caution, *OPTIMIZERS[name].refuses}
+    skipped = {"engine", "capturable", "owners", *storage_and_caution, *OPTIMIZERS[name].refuses}
     own = [option for option in options.values() if option.name not in skipped]
     contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
     pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]
