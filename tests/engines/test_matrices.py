@@ -12,7 +12,20 @@ from torch import Tensor
 from lightning_optim import OptionError, engines
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.engines import matrices
-from lightning_optim.language import Options, Slot, Slots, Value, View, ema, matrix_view, norm, rounded, total, whole
+from lightning_optim.language import (
+    Options,
+    Slot,
+    Slots,
+    Value,
+    View,
+    ema,
+    matrix_view,
+    mean,
+    norm,
+    rounded,
+    total,
+    whole,
+)
 from tests.harness.engines import differences
 
 SHAPES = ((6, 4), (3, 4), (4, 6), (6, 4), (2, 3, 2, 2), (5,), (), (0, 4), (4, 0), (70, 61))
@@ -65,8 +78,10 @@ class Mixing(Optimizer):
             return p - h.lr * m / (1.0 + norm(g, over="all"))
         first = whole(mixed, m, share=1.0 / (1.0 + norm(p)), keep=True)
         scale = total(abs(first), by="max") + norm(g, over="all")
-        second = whole(products, first / (1.0 + scale), m / (1.0 + scale))
+        rows = mean(g * g, -1)  # a statistic inside an argument, and one of a result
+        second = whole(products, first / (1.0 + scale), m / (1.0 + scale + rows))
         s.previous = second
+        second = second / (1.0 + mean(second * second, -1))
         return p * (1.0 - h.lr * h.weight_decay) - h.lr * (second + whole(mixed, g, share=h.lr, keep=False))
 
 
