@@ -41,9 +41,8 @@ def messages(name: str, shapes: Sequence[Shape]) -> dict[str, int]:
     if name == "adafactor":
         vectors = len(shapes) - len(matrices)
         return {
-            "norms of weights": one_each,
+            "norms of weights and of vectors' updates": one_each + NUMBER * vectors,
             "means over rows": NUMBER * sum(math.prod(shape[1:]) for shape in matrices),
-            "norms of vectors' updates": NUMBER * vectors,
             "means of those means": NUMBER * len(matrices),
             "norms of matrices' updates": NUMBER * len(matrices),
         }

@@ -41,7 +41,7 @@ class Chunk:
         """Fill the tables."""
         picked = torch.cat([torch.arange(first, end, device="cpu") for first, end, _ in self.tiles])
         offsets = torch.cat([at + tile * torch.arange(end - first, device="cpu") for first, end, at in self.tiles])
-        self.picked, self.of_positions = to_device(picked.int(), device), to_device(offsets, device)
+        self.picked, self.offsets = to_device(picked.int(), device), to_device(offsets, device)
 
     def add_up(self, which: int, sums: Tensor, values: Tensor) -> None:
         """Add the values of the chunk to the sums of one kind of statistic.
