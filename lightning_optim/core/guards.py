@@ -20,7 +20,6 @@ from lightning_optim.distributed.fsdp1 import is_flat_parameter, is_flattened
 from lightning_optim.distributed.placement import is_sharded, shard_of
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
-from lightning_optim.language.definition import Definition
 from lightning_optim.language.program import Program, namespace
 from lightning_optim.language.slot import Slot
 
@@ -70,7 +69,7 @@ def refuse_uncapturable(layout: StateLayout) -> None:
     why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
     if layout.predicts():
         why = "it moves twice in a step"
-    if type(layout).matrices is not Definition.matrices:
+    if layout.has_matrices():
         why = "it computes functions of whole matrices, which the host takes together"
     if why:
         raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
@@ -170,7 +169,7 @@ def refuse_matrices(layout: StateLayout, program: Program, params: Sequence[Tens
             along two dimensions of a device mesh.
     """
     owner = type(layout).__name__
-    if type(layout).matrices is not Definition.matrices and any(map(is_flat_parameter, params)):
+    if layout.has_matrices() and any(map(is_flat_parameter, params)):
         raise _no_tensors(owner, "whole matrix")
     if not program.matrices:
         return

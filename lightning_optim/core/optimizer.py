@@ -55,15 +55,13 @@ class Optimizer(EvaluationMode):
             parameters), also for bfloat16 and float16 parameters. 16 stores bfloat16. 8 stores 8-bit codes for tensors
             of at least 4096 elements. Slots that must stay exact are stored in 32 bits in any case.
         state_format: The 8-bit format. "log" quantizes the logarithm of second moments with stochastic rounding, and
-            first moments relative to the square root of the second moment. "dynamic" is the dynamic tree
-            quantization of bitsandbytes.
+            first moments relative to their square root. "dynamic" is the dynamic tree code of bitsandbytes.
         engine: What runs the update. "auto" chooses the fastest engine that can; "reference" is plain torch.
         capturable: Make a step safe to capture in a CUDA graph: step counters live on the GPU, `lr` may be a tensor
             there, and what depends on them is computed there. A step outside a graph is slower then. State must
             exist before the capture, so run a few steps first.
-        owners: Only where an update needs whole matrices: whether each matrix is computed by one of DDP's ranks, which
-            sends the result to the others, or by all of them. "auto" decides by cost; on CPUs all compute. FSDP1 and
-            FSDP2 always have owners.
+        owners: Where an update needs whole matrices, whether one of DDP's ranks computes each of them and sends it to
+            the others, or all ranks do. "auto" decides by cost, and all do on CPUs. FSDP always has owners.
 
     Raises:
         OptionError: for an option that is unknown, of a wrong type or out of range, for an empty parameter list, and
@@ -76,9 +74,7 @@ class Optimizer(EvaluationMode):
         if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
             return  # Lightning derives a class from each optimizer that it wraps, which is not a page
         cls.name = name or cls.__name__.lower()
-        cls.options = read_options(cls, Definition)
-        if cls.matrices is Definition.matrices:
-            del cls.options["owners"]
+        cls.options = read_options(cls, Definition, () if cls.has_matrices() else ("owners",))
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
         if not has_own_constructor(cls):
             cls.__init__ = constructor(cls, Optimizer.__doc__)  # type: ignore[method-assign]
@@ -93,15 +89,13 @@ class Optimizer(EvaluationMode):
         options = check_options(options, self.options, owner)
         self.check_all(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
-        engine = engines.check_name(options.pop("engine"))
-        capturable = options.pop("capturable")
-        owners = options.pop("owners", "auto")
+        whole = {name: options.pop(name) for name in WHOLE if name in options}
+        engines.check_name(whole["engine"])
         self._prepare()
-        if capturable:
+        if whole["capturable"]:
             refuse_uncapturable(self)
-        defaults = {name: options[name] for name in self.options if name not in WHOLE}
-        torch.optim.Optimizer.__init__(self, groups, defaults)
-        self.defaults.update(engine=engine, capturable=capturable, owners=owners)
+        torch.optim.Optimizer.__init__(self, groups, {name: options[name] for name in self.options if name in options})
+        self.defaults.update(whole)
         refuse_overlap(owner, [p for _, p in self.every_parameter()])
 
     def _prepare(self) -> None:

@@ -158,6 +158,11 @@ class Definition(Declared):
         raise NotImplementedError
 
     @classmethod
+    def has_matrices(cls) -> bool:
+        """Whether the update uses functions of whole matrices."""
+        return cls.matrices is not Definition.matrices
+
+    @classmethod
     def predicts(cls) -> bool:
         """Whether the optimizer moves the parameter before the gradient is computed."""
         return cls.predict is not Definition.predict

@@ -16,7 +16,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -123,8 +123,14 @@ class Declared:
     """Tells type checkers that annotated class attributes of subclasses are the arguments of their constructors."""
 
 
-def read_options(cls: type, base: type) -> dict[str, Option]:
-    """The options of a page by name: those of its parents, its own, then those of all optimizers (`base`)."""
+def read_options(cls: type, base: type, without: Collection[str] = ()) -> dict[str, Option]:
+    """The options of a page by name: those of its parents, its own, then those of all optimizers (`base`).
+
+    Args:
+        cls: The page.
+        base: The class that declares the options of all optimizers.
+        without: Options that the page does not have.
+    """
     ranges: dict[str, Range] = dict(RANGES)
     declared: dict[str, bool] = {}
     for parent in reversed([c for c in cls.__mro__ if issubclass(c, base)]):
@@ -132,7 +138,9 @@ def read_options(cls: type, base: type) -> dict[str, Option]:
         for name in inspect.get_annotations(parent):
             declared[name] = parent is base
     hints = typing.get_type_hints(cls)
-    names = [n for n in declared if n != "params" and typing.get_origin(hints[n]) is not typing.ClassVar]
+    names = [
+        n for n in declared if n not in ("params", *without) and typing.get_origin(hints[n]) is not typing.ClassVar
+    ]
     options = [Option(n, hints[n], getattr(cls, n), ranges.get(n), shared=declared[n]) for n in names]
     return {option.name: option for option in sorted(options, key=lambda option: option.shared)}
 
