@@ -39,7 +39,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
         state_dict: A state_dict of the right form.
     """
     state = {key: _slots(layout, slots) for key, slots in state_dict["state"].items()}
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in state_dict["param_groups"]:
         group = _of_prodigy(layout, _of_schedule_free(layout, group, state), state, is_first=not groups)
         held = [index for index in group["params"] if isinstance(state.get(index), dict) and state[index]]
