@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,26 +161,30 @@ def _run_batch(units: Sequence[Unit]) -> None:
 def _own_precision(device: torch.device) -> Iterator[None]:
     """Compute products in the dtype of the matrices, whatever the user allows a model to do, and no gradients.
 
-    A function that wants fewer bits says so by `rounded_to`.
+    A function that wants fewer bits says so by `rounded`.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn):
-            stack.enter_context(_full_products(getattr(backend, "matmul", backend)))
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_products():
         yield
 
 
 @contextlib.contextmanager
-def _full_products(backend: object) -> Iterator[None]:
+def _full_products() -> Iterator[None]:
     """Switch off TF32 and bfloat16 inside float32 products (`torch.set_float32_matmul_precision`)."""
-    name, full = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(backend, name, full)
-    if before == full:
-        yield
+    known = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    backends: list[Any] = [backend for backend in known if hasattr(backend, "fp32_precision")]
+    if not backends:  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
         return
-    setattr(backend, name, full)
+    precisions = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        setattr(backend, name, before)
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision
