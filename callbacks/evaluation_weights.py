@@ -144,6 +144,11 @@ class EvaluationWeights(SwappedStatistics):
             super().swap_in(trainer, pl_module)
 
     @override
+    def swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seal = {}  # the optimizer finds out itself, and goes on from what was written
+        super().swap_out(trainer, pl_module)
+
+    @override
     def _swap(self, trainer: Trainer) -> None:
         """Change the mode of the optimizers. No rank needs another for it."""
         reshard(trainer.strategy.model)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.distributed.placement import local
 
 if TYPE_CHECKING:
     from lightning_optim.core.runner import Runner
@@ -50,17 +51,42 @@ class EvaluationMode(StateLayout):
                 self._put_back(moved)
                 raise
         self._set_mode(False)
+        self.evaluated = {p: local(p)._version for _, p in moved}
 
     def train(self) -> None:
-        """Let the parameters hold the weights at which gradients are taken again. In training mode nothing happens."""
+        """Let the parameters hold the weights at which gradients are taken again. In training mode nothing happens.
+
+        What something has written since `eval()`, or the weights of a file without `raw`, are taken as an average from
+        which training goes on.
+        """
         if self.is_training:
             return
-        moved = self._moved()
+        moved, seen = self._moved(), self.evaluated
         with torch.inference_mode(False), torch.no_grad():
             known = [(i, p) for i, p in moved if "raw" in self.state[p]]
+            written = {p for i, p in known if seen.get(p) != local(p)._version and self._is_written(i, p)}
+            for p in written:
+                del self.state[p]["raw"]
             self._compute("resume", [(i, p) for i, p in moved if "raw" not in self.state[p]])
-            self._put_back(known)
+            self._put_back([(i, p) for i, p in known if p not in written])
         self._set_mode(True)
+        self.evaluated = {}
+        if written:
+            warnings.warn(
+                f"Something has written {len(written)} parameters of {type(self).__name__} while they were the average, "
+                "or the weights that were loaded are not those of its state. Training goes on from these as an average.",
+                stacklevel=2,
+            )
+
+    def _is_written(self, i: int, p: Tensor) -> bool:
+        """Whether a parameter is something else than what `evaluate` gives, beyond a rounding of another engine."""
+        now = local(p).clone()
+        p.copy_(self.state[p]["raw"])
+        self._compute("evaluate", [(i, p)])
+        average = local(p).clone()
+        local(p).copy_(now)
+        eps = torch.finfo(p.dtype).eps
+        return float((now - average).norm()) > 8 * eps * float(average.norm())
 
     def _moved(self) -> list[tuple[int, Tensor]]:
         """The parameters that have taken a step. Of the others both weights are the same."""
@@ -87,6 +113,7 @@ class EvaluationMode(StateLayout):
             groups = state_dict["param_groups"]
             training = bool(groups[0].get(MODE, True)) if groups else True
             self._set_mode(training)
+            self.evaluated = {}
             for _, p in self.every_parameter() if training else ():
                 self.state.get(p, {}).pop("raw", None)
 

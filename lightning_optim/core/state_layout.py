@@ -47,6 +47,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         stages: The stages that callbacks have attached.
         compared: Whether the first step has compared it with the optimizers of other ranks.
         told: Whether the first step has looked for what is missing in a Trainer.
+        evaluated: The version of each parameter when it came to hold the weights to evaluate; empty in training.
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
         positions: The same by parameter, also of those that wait.
         waiting: The parameters that were frozen when it was made, and join when they are trained.
@@ -66,6 +67,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self.total_steps: float = getattr(self, "total_steps", math.inf)
         self.compared: bool = getattr(self, "compared", False)
         self.told: bool = getattr(self, "told", False)
+        self.evaluated: dict[Tensor, int] = {}
         self._programs: dict[str, Programs] = {}
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}
         self._most_dims: int | None = None

@@ -148,6 +148,40 @@ def test_every_strategy_evaluates_saves_and_resumes_the_average(kind: str, tmp_p
 # ---------------------------------------------------------------- resume
 
 
+@pytest.mark.parametrize(
+    ("kind", "other"), [("fsdp2 full", "single"), ("single", "fsdp2 sharded"), ("fsdp1 full", "fsdp2 full")]
+)
+def test_a_run_goes_on_under_another_strategy(kind: Any, other: Any, tmp_path: Path) -> None:
+    ranks = {"single": 1}
+    run_ranks(journey, kind, adamw, EvaluationWeights, tmp_path / "saved", world_size=ranks.get(kind, 2))
+    alone = journey("single", adamw, EvaluationWeights, tmp_path / "alone")
+    saved = tmp_path / "saved" / "step=4.ckpt"
+    size = ranks.get(other, 2)
+    for rest in run_ranks(journey, other, adamw, EvaluationWeights, tmp_path / "rest", False, saved, world_size=size):
+        for key, skip in (("train", 4), ("val", 2)):
+            assert rest[key] == pytest.approx(alone[key][skip:], rel=1e-4), key
+
+
+def unaware() -> Callback:
+    """In place of the callback, so that a checkpoint has the points of training."""
+    warnings.simplefilter("ignore")
+    return Callback()
+
+
+def test_fsdp2_goes_on_from_a_checkpoint_of_training_mode(tmp_path: Path) -> None:
+    """It asks every file for `raw`, which this one lacks."""
+    with warnings.catch_warnings():
+        before = journey("single", adamw, unaware, tmp_path / "saved")
+    saved = tmp_path / "saved" / "step=4.ckpt"
+    for rest in run_ranks(resumed_by, saved, tmp_path / "rest"):
+        assert rest["train"] == pytest.approx(before["train"][4:], rel=1e-4)
+
+
+def resumed_by(saved: Path, folder: Path) -> dict[str, Any]:
+    warnings.simplefilter("ignore")
+    return journey("fsdp2 full", adamw, EvaluationWeights, folder, False, saved)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize("when", [{"every_n_train_steps": 4}, {"every_n_epochs": 1}])
 @pytest.mark.parametrize("make", [adamw, sgd, radam, eight])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,17 @@ def test_a_stock_cli_takes_a_class(name: str, tmp_path: Path) -> None:
 def test_a_stock_cli_makes_koala_work_with_its_callback(tmp_path: Path) -> None:
     arguments = ["--optimizer=lightning_optim.KoalaV", "--trainer.callbacks=lightning_optim.callbacks.LossInput"]
     assert cli(tmp_path, *arguments).trainer.global_step == 4
+
+
+@pytest.mark.parametrize("by", ["lightning_optim.callbacks.EvaluationWeights", ""])
+def test_a_stock_cli_evaluates_the_average_with_its_callback(by: str, tmp_path: Path) -> None:
+    arguments = ["--optimizer=lightning_optim.ScheduleFreeAdamW", *([f"--trainer.callbacks={by}"] if by else [])]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done: Any = cli(tmp_path, *arguments)
+    said = [str(one.message) for one in caught if "without the callback EvaluationWeights" in str(one.message)]
+    assert len(said) == (0 if by else 1)
+    assert done.trainer.optimizers[0].is_training == (not by)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ CASES: list[Case] = [
     ("adafactor", {"lr": 0.01, "mode": "paper", "beta1": 0.9, "factor_axes": "two_largest"}),
     ("adafactor", {"lr": 0.01, "factored": False}),
     ("pnm", {"lr": 0.1}),
+    ("schedule_free_adamw", {"lr": 0.01, "warmup_steps": 3, "weight_decay": 0.1}),
     ("lion", {"lr": 0.01, "weight_decay": 0.1, "cautious": True, "cautious_decay": True}),
 ]
 

@@ -263,6 +263,32 @@ def test_a_file_in_evaluation_mode_without_the_points_of_training_goes_on_from_t
     torch.testing.assert_close(flat(others), trained, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("through_a_file", [True, False])
+def test_weights_that_were_changed_by_hand_go_on_from_what_they_are(name: str, through_a_file: bool) -> None:
+    """y = beta x + (1 - beta) z of the new x; a tensor that nobody has written comes back bit for bit."""
+    params = make_params()
+    optimizer = build(name, params, lr=0.1)
+    run(optimizer, params, 6)
+    trained = [p.detach().clone() for p in params]
+    optimizer.eval()
+    if through_a_file:
+        saved = optimizer.state_dict()
+        params = [nn.Parameter(p.detach().clone()) for p in params]
+        optimizer = build(name, params, lr=0.1)
+        optimizer.load_state_dict(saved)
+    with torch.no_grad():
+        params[2].mul_(2.0)
+        params[3].copy_(params[3].clone())  # the same values
+    x = params[2].detach().clone()
+    with pytest.warns(UserWarning, match=f"written 1 parameters of {type(optimizer).__name__} while they were"):
+        optimizer.train()
+    torch.testing.assert_close(params[2].detach(), 0.9 * x + 0.1 * optimizer.state[params[2]]["z"], rtol=0, atol=1e-12)
+    for i in (0, 1, 3, 4, 5):
+        assert torch.equal(params[i].detach(), trained[i])
+    assert not any("raw" in state for state in optimizer.state.values())
+
+
 def test_a_parameter_without_a_gradient_is_its_own_average() -> None:
     first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     optimizer = ScheduleFreeSGD([first, second])
