@@ -73,19 +73,23 @@ class EvaluationMode(StateLayout):
         self.evaluated = {}
         if written:
             warnings.warn(
-                f"Something has written {len(written)} parameters of {type(self).__name__} while they were the average, "
-                "or the weights that were loaded are not those of its state. Training goes on from these as an average.",
+                f"Something has written {len(written)} parameters of {type(self).__name__} while they were its "
+                "average, or the weights that were loaded are not those of its state. Training goes on from what they "
+                "are, as an average.",
                 stacklevel=2,
             )
 
     def _is_written(self, i: int, p: Tensor) -> bool:
-        """Whether a parameter is something else than what `evaluate` gives, beyond a rounding of another engine."""
+        """Whether a parameter is something else than what `evaluate` gives, beyond a rounding.
+
+        Another engine may have computed it, and Lightning loads weights in float32 before it makes them float64.
+        """
         now = local(p).clone()
         p.copy_(self.state[p]["raw"])
         self._compute("evaluate", [(i, p)])
         average = local(p).clone()
         local(p).copy_(now)
-        eps = torch.finfo(p.dtype).eps
+        eps = max(torch.finfo(p.dtype).eps, torch.finfo(torch.float32).eps)
         return float((now - average).norm()) > 8 * eps * float(average.norm())
 
     def _moved(self) -> list[tuple[int, Tensor]]:
