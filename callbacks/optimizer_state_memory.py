@@ -16,6 +16,8 @@ from typing_extensions import override
 
 from lightning_optim import errors
 from lightning_optim.callbacks.fit_callback import FitCallback
+from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.core.routing import routes
 from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.distributed.ranks import gathered
@@ -202,7 +204,8 @@ def _measure(
         if i == 0:
             entries += frozen_memory(trainer.optimizers, names)
         groups = [str(group.get("name", j)) for j, group in enumerate(optimizer.param_groups)]
-        memories.append(OptimizerMemory(type(optimizer).__name__, groups, gathered(entries)))
+        of_rules = routes(optimizer) if isinstance(optimizer, Optimizer) else []
+        memories.append(OptimizerMemory(type(optimizer).__name__, groups, gathered(entries), of_rules))
     return memories
 
 

@@ -16,6 +16,7 @@ from lightning_optim.config.layout import table, terminal_width, wrapped
 from lightning_optim.config.recipes import RECIPES, find
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.core.routing import by_role
 from lightning_optim.core.state_layout import WHOLE
 from lightning_optim.errors import OptionError
 from lightning_optim.language.docstrings import arguments, sections
@@ -72,9 +73,10 @@ def state_bits() -> tuple[int, ...]:
 def _sample(cls: type[Optimizer], **options: Any) -> Optimizer:
     """The optimizer of one large matrix without memory."""
     make: Any = cls
-    optimizer: Optimizer = make(
-        [torch.nn.Parameter(torch.empty(4096, 4096, dtype=torch.float32, device="meta"))], **options
-    )
+    with by_role():
+        optimizer: Optimizer = make(
+            [torch.nn.Parameter(torch.empty(4096, 4096, dtype=torch.float32, device="meta"))], **options
+        )
     return optimizer
 
 

@@ -108,6 +108,11 @@ def _changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
         if key in ("no_decay+", "full_precision+", "groups+"):
             key = key.removesuffix("+")
             value = [*merged.get(key, getattr(strategy, key)), *(value if isinstance(value, list) else [value])]
+        if key == "adamw+":
+            key, value = "adamw", {"params": [*strategy.adamw, *(value if isinstance(value, list) else [value])]}
+        if key == "adamw" and isinstance(value, Mapping):
+            old = before.get(key) or {}
+            value = {**(old if isinstance(old, Mapping) else {"params": old}), **value}
         word, old = WORDS.get(key, ""), before.get(key)
         if word and isinstance(value, Mapping) and word not in value and old is not None:
             value = {**({word: old} if isinstance(old, str) else old), **value}

@@ -57,7 +57,8 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
             "which a Trainer knows. Use ConfiguredOptimizer, or give a number of steps."
         )
     if not isinstance(model_or_params, nn.Module):
-        for key in ("no_decay", "full_precision", "groups"):
+        params = isinstance(strategy.config.get("adamw"), list) or "params" in strategy.config.get("adamw", {})
+        for key in ("no_decay", "full_precision", "groups", *(["adamw"] if params else [])):
             if strategy.config.get(key):
                 raise OptionError(
                     f"create_optimizer got parameters, and {key}={shown(strategy.config[key])} is by their names and "

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_optim.distributed.names import owned_parameters, plain_name
+from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.errors import OptionError, nearest, shown
 
-ROLES = ("weight", "bias", "norm", "embedding")
+ROLES = ("weight", "bias", "norm", "embedding", "head")
 
 
 class Split(NamedTuple):
@@ -68,9 +70,30 @@ def named_roles(module: nn.Module, frozen: bool = False) -> dict[str, tuple[nn.P
     return dict(sorted(roles.items(), key=lambda item: not item[1][0].requires_grad))
 
 
+def heads(module: nn.Module) -> set[str]:
+    """The names of the weights of the head: the last module, in the order of registration, with a weight of two axes.
+
+    Where that is tied to an embedding there is none, for it is an embedding; recurrent layers are no heads.
+
+    Example:
+        >>> heads(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.LayerNorm(2)))
+        {'1.weight'}
+    """
+    last: nn.Module | None = None
+    found: dict[str, nn.Parameter] = {}
+    for name, owner, attribute, p in owned_parameters(module):
+        weighs = role(owner, attribute) == "weight" and not isinstance(owner, nn.RNNBase)
+        if weighs and (is_lazy(p) or len(logical_shape(p)) > 1):
+            found = {**(found if owner is last else {}), name: p}
+            last = owner
+    kinds = {p: (name, kind) for name, (p, kind) in named_roles(module, frozen=True).items()}
+    return {kinds[p][0] for p in found.values() if kinds[p][1] == "weight"}
+
+
 def matches(name: str, kind: str, words: Iterable[str]) -> bool:
     """Whether a parameter matches one of the words: a role, or a name pattern such as `head.*`."""
-    return any(kind == word if word in ROLES else matches_name(name, word) for word in words)
+    kinds = (kind, "weight") if kind == "head" else (kind,)
+    return any(word in kinds if word in ROLES else matches_name(name, word) for word in words)
 
 
 def matches_name(name: str, pattern: str) -> bool:
@@ -131,11 +154,13 @@ def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[S
             "(requires_grad=False) when the optimizer is made."
         )
     _check_patterns(module, split)
-    _check_overrides(roles, overrides)
+    head = heads(module)
+    kinds = {name: "head" if name in head else kind for name, (_, kind) in roles.items()}
+    _check_overrides(kinds, overrides)
     groups: dict[tuple[int, ...], _Group] = {}
     for name, (param, kind) in roles.items():
-        found = [part for part in split if matches(name, kind, part.words)]
-        found += [part for part in overrides if matches(name, kind, part.words)][:1]
+        found = [part for part in split if matches(name, kinds[name], part.words)]
+        found += [part for part in overrides if matches(name, kinds[name], part.words)][:1]
         group = groups.setdefault(tuple(map(id, found)), _Group(tuple(found)))
         group.params.append(param)
         group.kinds.add(kind)
@@ -164,19 +189,19 @@ def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
     for words, _, label, _ in split:
         for word in words:
             if word not in ROLES and not any(matches_name(name, word) for name in names):
-                some = ", ".join(names[:4])
+                some, roles = ", ".join(names[:4]), ROLES[1:] if label == "adamw" else ROLES[1:-1]
                 raise OptionError(
-                    f"{label}: no parameter matches {shown(word)}. Roles are {', '.join(ROLES[1:])}; names are like "
+                    f"{label}: no parameter matches {shown(word)}. Roles are {', '.join(roles)}; names are like "
                     f"{some}.{nearest(word, ROLES)}"
                 )
 
 
-def _check_overrides(roles: Mapping[str, tuple[nn.Parameter, str]], overrides: Sequence[Split]) -> None:
+def _check_overrides(roles: Mapping[str, str], overrides: Sequence[Split]) -> None:
     """Refuse a pattern of the user that no parameter matches, or that earlier groups leave nothing to."""
-    left = {name: kind for name, (_, kind) in roles.items()}
+    left = dict(roles)
     for words, _, label, _ in overrides:
         for word in words:
-            if not any(matches(name, kind, [word]) for name, (_, kind) in roles.items()):
+            if not any(matches(name, kind, [word]) for name, kind in roles.items()):
                 some = ", ".join(list(roles)[:4])
                 raise OptionError(f"groups: no parameter matches {shown(word)}; names are like {some}.")
         mine = [name for name, kind in left.items() if matches(name, kind, words)]

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from lightning_optim import engines
-from lightning_optim.config import frozen
+from lightning_optim.config import frozen, routing
 from lightning_optim.config import schedule as schedules
 from lightning_optim.config.groups import Split, make_groups
 from lightning_optim.config.recipes import find
 from lightning_optim.config.schedule import scheduler_for, tell_length
+from lightning_optim.core import routing as routes
 from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.frozen import Waiting
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
@@ -45,6 +46,9 @@ class OptimizerStrategy:
             or a mapping with `name`, `warmup_steps` and `final` (the last factor on the learning rate).
         communication: None, or what DDP sends: "bf16", "fp16", "powersgd" or "post_local_sgd", or a mapping with
             `kind` and options of the callback `Communication`, which is added to the Trainer.
+        adamw: For muon: roles ("bias", "norm", "embedding", "head") and name patterns of parameters that AdamW serves,
+            which are these four by default; or a mapping with its settings `betas`, `eps` and `scale` (of `lr`), and
+            such a list as `params`.
         options: Options of the optimizer.
 
     Raises:
@@ -69,6 +73,7 @@ class OptimizerStrategy:
         groups: Sequence[Mapping[str, Any]] = (),
         schedule: str | Mapping[str, Any] | None = None,
         communication: str | Mapping[str, Any] | None = None,
+        adamw: Sequence[str] | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.recipe = find(name)
@@ -79,8 +84,10 @@ class OptimizerStrategy:
         for word in options:
             if word in ELSEWHERE and word not in known:
                 raise OptionError(f"{owner} has no option {word!r}: {ELSEWHERE[word]}.")
-        self.given = check_options(options, known, owner, also=list(_defaults()))
-        self.options = {**self.recipe.options, **self.given}
+        also = [key for key in _defaults() if key != "adamw" or self.optimizer_class.matrix_options]
+        self.given = check_options(options, known, owner, also)
+        self.adamw, settings = routing.read(owner, self.optimizer_class, adamw, self.given)
+        self.options = {**self.recipe.options, **self.given, **settings}
         check_own_constructor(self.optimizer_class, self.options, owner)
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
         self.optimizer_class.check_all({**complete})
@@ -98,6 +105,7 @@ class OptimizerStrategy:
         self.communication = None if communication is None else read_communication(communication)
         extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
         extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
+        extras |= {"adamw": adamw}
         changed = {key: value for key, value in extras.items() if value != _defaults()[key]}
         self.config: dict[str, Any] = {"name": self.name, **plain_spec({**self.given, **changed})}
 
@@ -171,7 +179,14 @@ class OptimizerStrategy:
         precise = {"state_bits": 32} if self._value("state_bits") != 32 else {}
         # Also split if nothing differs, so that the groups of a checkpoint are the same for all options.
         split = [Split(self.no_decay, plain, "no_decay"), Split(self.full_precision, precise, "full_precision")]
+        if self.optimizer_class.matrix_options:
+            split += routing.splits(module, self.adamw)
         if any(is_flat_parameter(p) for p in module.parameters()):
+            if self.optimizer_class.matrix_options:
+                raise OptionError(
+                    f"{self.name}: FSDP1 with use_orig_params=False flattens tensors, so there are no matrices. Set "
+                    "FSDPStrategy(use_orig_params=True)."
+                )
             differs = [any(self._value(key) != value for key, value in part.options.items()) for part in split]
             labels = [part.label for part, other in zip(split, differs, strict=True) if part.words and other]
             if not labels:
@@ -181,7 +196,10 @@ class OptimizerStrategy:
                 f"from weights, for {' and '.join(labels)}. Set FSDPStrategy(use_orig_params=True), or "
                 f"{' and '.join(f'{label}=[]' for label in labels)}, which treats all alike."
             )
-        return make_groups(module, split, self.groups)
+        groups = make_groups(module, split, self.groups)
+        if self.optimizer_class.matrix_options:
+            routing.check(self.name, self.optimizer_class, module, groups, self.options)
+        return groups
 
     def create(self, model_or_params: nn.Module | Iterable[Any]) -> Optimizer:
         """The optimizer for a module, with parameter groups by role, or for given parameters or groups."""
@@ -191,7 +209,10 @@ class OptimizerStrategy:
         trained = _trained(groups)
         if any(is_sharded(p) for p in model_or_params.parameters()):  # FSDP matches no empty group of a file
             trained = [group for group in trained if group["params"]]
-        optimizer = self.optimizer_class(trained, **self.options)
+        with routes.by_role():
+            optimizer = self.optimizer_class(trained, **self.options)
+        if self.optimizer_class.matrix_options:
+            optimizer.reasons = routing.reasons(model_or_params, self.adamw, self.groups)
         optimizer.positions = {p: i for i, p in enumerate(model_or_params.parameters())}
         optimizer.model_order = [optimizer.positions[p] for _, p in optimizer.every_parameter()]
         for group in groups:
@@ -231,6 +252,8 @@ class OptimizerStrategy:
                 f"{type(optimizer).__name__} keeps no state for frozen parameters: {frozen.some_of(left_out)}. They "
                 "join it when they get requires_grad_(True)."
             )
+        if report := routes.report(optimizer):
+            rank_zero_info("\n".join([f"{type(optimizer).__name__}:", *report]))
         present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         for companion in self.callbacks():
             if not any(isinstance(callback, type(companion)) for callback in present):
@@ -268,6 +291,9 @@ class OptimizerStrategy:
         options = check_options(rest, self.optimizer_class.options, owner)
         if whole := [name for name in WHOLE if name in options]:
             raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
+        for one, other in (("heads", "blocks"), ("blocks", "heads")):
+            if one in options and other in self.optimizer_class.matrix_options:
+                options.setdefault(other, None)  # what the type of a module says
         self.optimizer_class.check_all({**complete, **options})
         return Split(tuple(words), options, label, of_user=True)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from lightning_optim import engines
-from lightning_optim.core import frozen, load, torch_files
+from lightning_optim.core import frozen, load, routing, torch_files
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
@@ -97,6 +97,7 @@ class Optimizer(EvaluationMode):
         torch.optim.Optimizer.__init__(self, groups, {name: options[name] for name in self.options if name in options})
         self.defaults.update(whole)
         refuse_overlap(owner, [p for _, p in self.every_parameter()])
+        routing.check_shapes(self)
 
     def _prepare(self) -> None:
         """Create what is never saved: caches, and the inputs of the next step."""
@@ -142,14 +143,8 @@ class Optimizer(EvaluationMode):
             self.param_groups[-1][MODE] = self.is_training
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "stages": self.stages,
-            "model_order": self.model_order,
-            "waiting": self.waiting,
-            "positions": self.positions,
-            "total_steps": self.total_steps,
-        }
+        kept = ("stages", "model_order", "waiting", "reasons", "positions", "total_steps")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -160,7 +155,7 @@ class Optimizer(EvaluationMode):
         lines = super().__repr__().splitlines()
         params = [p for _, p in self.initialized()]
         engine = engines.describe(self.defaults["engine"], self.first_programs(), params, self._runner.refused)
-        runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages)]
+        runs = [f"engine: {engine}", *(f"stage: {stage!r}" for stage in self.stages), *routing.report(self)]
         return "\n".join([*lines[:-1], *(f"    {line}" for line in runs), lines[-1]])
 
     # ------------------------------------------------------------------ stages and inputs

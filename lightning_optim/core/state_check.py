@@ -49,8 +49,8 @@ def check_form(owner: str, state_dict: Any) -> None:
         raise OptionError(f"{owner} cannot load this: the state of a parameter must be a dict of slots.")
 
 
-def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
-    """Refuse a state_dict that does not fit.
+def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False) -> None:
+    """Refuse a state_dict that does not fit. With `partial` some parameters may have a slot that others lack.
 
     Raises:
         OptionError: for options that this class refuses, for state of a wrong shape or type, for values that a slot
@@ -96,7 +96,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any]) -> None:
             _check_value(owner, name, slot, saved[name], shape, f"a parameter of shape {tuple(p.shape)}", p.dtype)
         unfit = unfit or _first_unfit(layout, i, p, saved, slots, loaded[i])
         has = {name for name in needed if name in saved}
-        if saved_of.setdefault(needed, has) != has:
+        if saved_of.setdefault(needed, has) != has and not partial:
             name = min(saved_of[needed] ^ has)
             raise OptionError(
                 f"{owner} cannot load state that has {name} for some parameters and not for one of shape "

@@ -124,7 +124,8 @@ def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str
     for group, own in zip(layout.param_groups, before, strict=True):
         for key in (*TORCH_FLAGS, CLASS_KEY, DEVICE_KEY):
             group.pop(key, None)
-        kept = {k: v for k, v in own.items() if (k not in group and k not in shared) or k in STORAGE_OPTIONS}
+        stay = (*STORAGE_OPTIONS, *layout.matrix_options)
+        kept = {k: v for k, v in own.items() if (k not in group and k not in shared) or k in stay}
         group.update(kept)
         names = [name for name in layout.options if name in group]
         group.update(check_options({name: group[name] for name in names}, layout.options, owner))
@@ -156,7 +157,12 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     foreign = {name: saved[name] for name in saved if name in unknown - left}
     if len(foreign) < len(saved):
         layout.start_state(p, i)
-        state["step"].fill_(float(saved.get("step", 0)))
+        count = float(saved.get("step", 0))
+        if count and any(name not in saved and name in slots and slots[name].mean_square_by for name in state):
+            loaded.fresh |= state.keys()  # a mean that begins now under an old counter would be taken for a whole one
+            loaded.left |= left | (saved.keys() & slots.keys())
+            return
+        state["step"].fill_(count)
     counter = {"step"} & saved.keys() & state.keys()
     taken = {name: saved[name] for name in saved if name in slots and _can_be_quantized_beside(saved, state.get(name))}
     quantized: dict[str, Tensor] = {}

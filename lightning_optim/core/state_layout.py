@@ -50,6 +50,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         evaluated: The version of each parameter when it came to hold the weights to evaluate; empty in training.
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
         positions: The same by parameter, also of those that wait.
+        reasons: By parameter its name and why it is no matrix, where the module is known (`core.routing`).
         waiting: The parameters that were frozen when it was made, and join when they are trained.
         total_steps: The number of steps of the run; infinite where it is not known, or not yet.
     """
@@ -65,6 +66,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self.positions: dict[Tensor, int] = getattr(self, "positions", {})
         self.waiting: list[Any] = getattr(self, "waiting", [])
         self.total_steps: float = getattr(self, "total_steps", math.inf)
+        self.reasons: dict[Tensor, tuple[str, str]] = getattr(self, "reasons", {})
         self.compared: bool = getattr(self, "compared", False)
         self.told: bool = getattr(self, "told", False)
         self.evaluated: dict[Tensor, int] = {}

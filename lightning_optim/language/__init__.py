@@ -35,7 +35,8 @@ from lightning_optim.language.math import (
     where,
 )
 from lightning_optim.language.matrices import rounded, whole
-from lightning_optim.language.recursions import ema, given, has_trust_ratio, in_turn, trust_ratio
+from lightning_optim.language.orthogonalize import orthogonalize
+from lightning_optim.language.recursions import adam_step, ema, given, has_trust_ratio, in_turn, trust_ratio
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.steps import cautious, decays, penalized, stepped
 from lightning_optim.language.values import Condition, Operand, Options, Setting, Slots, Value
@@ -54,6 +55,7 @@ __all__ = [
     "Value",
     "View",
     "adam_in_eigenbases",
+    "adam_step",
     "axes_with_bases",
     "cautious",
     "clip",
@@ -77,6 +79,7 @@ __all__ = [
     "minimum",
     "norm",
     "normal",
+    "orthogonalize",
     "penalized",
     "rms",
     "rounded",

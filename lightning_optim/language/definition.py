@@ -35,6 +35,8 @@ class Definition(Declared):
         inputs: The inputs that the update reads besides options: "loss", "loss_second_moment".
         own_average: Whether the update averages its iterates and so replaces schedules that fall.
         lengths: Options that may be "total", the number of steps of the run.
+        matrix_options: Names of the options that say which matrices a parameter is. A page that has them serves
+            parameters by several rules, and has a trait "rule". Loading a checkpoint does not change them.
         real_only: Why complex parameters are refused; empty where they are supported.
         refuses: Options of all pages that have no meaning on this one, each with the reason: "its step is ...".
     """
@@ -58,6 +60,7 @@ class Definition(Declared):
     letters: ClassVar[dict[str, str]] = {}
     inputs: ClassVar[tuple[str, ...]] = ()
     own_average: ClassVar[bool] = False
+    matrix_options: ClassVar[tuple[str, ...]] = ()
     real_only: ClassVar[str] = ""
     lengths: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[dict[str, str]] = {}

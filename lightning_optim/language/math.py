@@ -119,6 +119,11 @@ def evaluation() -> Evaluation:
     return _evaluation.get()
 
 
+def is_evaluating() -> bool:
+    """Whether an engine is calling an update."""
+    return _evaluation.get(None) is not None
+
+
 def apply(name: str, *args: Any) -> Value:
     """Apply the elementary function `name`, or record it where an argument is a symbol."""
     for arg in args:

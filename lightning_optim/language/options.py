@@ -59,6 +59,9 @@ ELSEWHERE = {
     "clip_threshold": "use d",
     "decay_rate": "use beta2_decay",
     "learning_rate": "use lr",
+    "ns_steps": "use steps",
+    "ns_coefficients": "use coefficients",
+    "adjust_lr_fn": "use adjust",
     "wd": "use weight_decay",
 }
 
@@ -196,6 +199,8 @@ def describe(hint: Any) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
+    if origin is tuple and args[-1] is ...:
+        return f"a list of {describe(args[0]).split()[-1]}s"
     if origin is tuple:
         types_of_items = {describe(arg) for arg in args}
         words = types_of_items.pop().removeprefix("a ") + "s" if len(types_of_items) == 1 else "values"
@@ -248,7 +253,11 @@ def _converted(value: Any, hint: Any) -> Any:
     if origin is tuple:
         if isinstance(value, torch.Tensor) and value.dim() == 1:
             value = value.tolist()
-        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(args):
+        if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+            raise TypeError
+        if args[-1] is ...:
+            args = args[:1] * len(value)
+        if len(value) != len(args):
             raise TypeError
         return tuple(_converted(item, arg) for item, arg in zip(value, args, strict=True))
     if hint is float:

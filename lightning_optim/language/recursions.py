@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_optim.language.math import lerp, where
+from lightning_optim.language.math import lerp, sqrt, where
 from lightning_optim.language.values import Condition, Operand, Options, Setting, Value
 
 
 def ema(average: Operand, x: Operand, beta: Operand) -> Value:
     """One step of an exponential moving average: beta * average + (1 - beta) * x."""
     return lerp(average, x, 1 - beta)
+
+
+def adam_step(lr: Operand, m: Value, v: Value, h: Options, eps: Operand) -> Value:
+    """The step of Adam from its moments, whose bias corrections are `h.c1` and `h.c2`."""
+    return lr / h.c1 * m / (sqrt(v) / sqrt(h.c2) + eps)
 
 
 def in_turn(pos: Value, neg: Value, g: Value, odd: Condition, beta: Operand) -> tuple[Value, Value, Value, Value]:

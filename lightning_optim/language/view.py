@@ -52,13 +52,16 @@ class View:
         return torch.cat(list(matrices)).view(shape)
 
 
-def matrix_view(shape: torch.Size, blocks: int | Sequence[int] = 1, experts: bool = False) -> View | None:
+def matrix_view(
+    shape: torch.Size, blocks: int | Sequence[int] = 1, experts: bool = False, word: str = "blocks"
+) -> View | None:
     """The view (outputs, all the rest) of a tensor, or None where it has fewer than two axes.
 
     Args:
         shape: The logical shape of the tensor.
         blocks: A number of equal blocks into which the rows fall, each a matrix of its own, or the rows of each block.
         experts: The first axis counts matrices: (experts, outputs, inputs).
+        word: What the user calls the blocks, for messages.
 
     Raises:
         OptionError: where the rows do not fall into these blocks, and for experts of fewer than three axes.
@@ -75,5 +78,5 @@ def matrix_view(shape: torch.Size, blocks: int | Sequence[int] = 1, experts: boo
     rows, columns = shape[outer - 1], shape[outer:].numel()
     sizes = [rows // max(blocks, 1)] * blocks if isinstance(blocks, int) else list(blocks)
     if sum(sizes) != rows or min(sizes, default=0) < min(rows, 1):
-        raise OptionError(f"blocks={blocks!r} does not divide the {rows} rows of a tensor of shape {[*shape]}.")
+        raise OptionError(f"{word}={blocks!r} does not divide the {rows} rows of a tensor of shape {[*shape]}.")
     return View(tuple(sizes) * (shape[0] if experts else 1), columns)

@@ -20,6 +20,7 @@ from lightning_optim.optimizers.lars import LARS
 from lightning_optim.optimizers.lion import Lion
 from lightning_optim.optimizers.mars import MARS
 from lightning_optim.optimizers.moment_estimation_sgd import MomentEstimationSGD
+from lightning_optim.optimizers.muon import Muon
 from lightning_optim.optimizers.nadam import NAdam
 from lightning_optim.optimizers.padam import Padam
 from lightning_optim.optimizers.pnm import PNM
@@ -59,6 +60,7 @@ __all__ = [
     "KoalaV",
     "Lion",
     "MomentEstimationSGD",
+    "Muon",
     "NAdam",
     "Padam",
     "Prodigy",

@@ -7,7 +7,18 @@ the bias correction, which is applied afterwards; optax takes the maximum of the
 from typing import Any, ClassVar
 
 from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.language import Operand, Options, Slot, Slots, Value, ema, maximum, penalized, sqrt, stepped
+from lightning_optim.language import (
+    Operand,
+    Options,
+    Slot,
+    Slots,
+    Value,
+    adam_step,
+    ema,
+    maximum,
+    penalized,
+    stepped,
+)
 
 
 class Adam(Optimizer):
@@ -75,4 +86,4 @@ class Adam(Optimizer):
         s.exp_avg_sq = v = ema(s.exp_avg_sq, g * g, b2)
         if h.amsgrad:
             s.max_exp_avg_sq = v = maximum(s.max_exp_avg_sq, v)
-        return stepped(p, h.lr / h.c1 * m / (sqrt(v) / sqrt(h.c2) + h.eps), raw, h, h.decoupled_weight_decay)
+        return stepped(p, adam_step(h.lr, m, v, h, h.eps), raw, h, h.decoupled_weight_decay)

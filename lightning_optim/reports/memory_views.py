@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lightning_optim.core.routing import Route, by_rule
 from lightning_optim.reports.memory import Entry, Kind, human, summed
 
 TOP = 10  # number of layers to list
@@ -33,11 +34,13 @@ class OptimizerMemory:
         title: The name of the optimizer's class.
         groups: Names of its parameter groups.
         ranks: The entries of each rank.
+        routes: The rule of each parameter, for an optimizer that has several.
     """
 
     title: str
     groups: Sequence[str]
     ranks: Sequence[Sequence[Entry]]
+    routes: Sequence[Route] = ()
 
     @property
     def first(self) -> list[Entry]:
@@ -87,7 +90,7 @@ def largest_layers(entries: Iterable[Entry]) -> list[tuple[str, Entry]]:
 
 def tables(memory: OptimizerMemory) -> list[Table]:
     """The state by group and slot; the bytes by kind; and the largest layers."""
-    return [_slots(memory), _kinds(memory), _layers(memory)]
+    return [_slots(memory), _kinds(memory), _layers(memory), *([_routes(memory)] if memory.routes else [])]
 
 
 def _slots(memory: OptimizerMemory) -> Table:
@@ -134,6 +137,22 @@ def _layers(memory: OptimizerMemory) -> Table:
         table.add_column(column, justify="right")
     for layer, entry in largest_layers(memory.first):
         table.add_row(layer, human(entry.bytes), human(entry.bytes_32))
+    return table
+
+
+def _routes(memory: OptimizerMemory) -> Table:
+    """Each rule with its share, and every tensor of two axes or more that is no matrix."""
+    table = Table(title=f"Routing of {memory.title}")
+    for column in ("rule", "parameter", "why"):
+        table.add_column(column, overflow="fold")
+    table.add_column("elements", justify="right")
+    for rule, routes in by_rule(memory.routes).items():
+        table.add_section()
+        tensors = f"{len(routes)} tensor{'' if len(routes) == 1 else 's'}"
+        table.add_row(rule, tensors, "", f"{sum(route.elements for route in routes):,}")
+        for route in routes:
+            if route.is_special:
+                table.add_row("", f"{route.name} {[*route.shape]}", route.reason, f"{route.elements:,}")
     return table
 
 

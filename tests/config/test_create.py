@@ -29,6 +29,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "full_precision": (["weight"], ""),
     "groups": ([{"params": "2.*", "lr": 0.5}], ""),
     "schedule": ("cosine", "schedule='cosine' needs a Trainer. Use ConfiguredOptimizer, or .*torch.optim.lr_scheduler"),
+    "adamw": (["bias"], "it serves all parameters alike. Only muon has AdamW beside it"),
     "communication": ("bf16", "communication='bf16' needs a Trainer. .*lightning_optim.callbacks.Communication"),
 }
 

@@ -36,6 +36,7 @@ REFUSED = (
     "koala_m",
     "koala_v",
     "moment_estimation_sgd",
+    "muon",
     "nadam",
     "prodigy",
     "scalar_rmsprop",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.language import Options, Slot, Slots, Value
 from lightning_optim.language.formula import formula
 from tests.optimizers.settings import SETS
+from tests.oracles.muon import factor, orthogonalized
 
 SHAPE, STEPS = (5, 3), 7
 LETTER = r"(?:∇f|(?:[A-Za-z]{2,}(?:_[a-z0-9]+)*|[A-Za-z\u0391-\u03c9])[\u0302-\u0304]?[₀-₉∞]*[ʷᵛ⁺⁻′]*)(?:ₜ₋₁|ₜ(?!₋))?"
@@ -40,6 +41,7 @@ WORDS = {
     "rms",
     "root",
     "V",
+    "NewtonSchulz",
 }
 # Functions that keep slots of matrices are only named in a formula.
 NAMED = {name for name, cls in OPTIMIZERS.items() if any(slot.per == "matrix" for slot in cls.slots.values())}
@@ -72,6 +74,11 @@ FUNCTIONS: dict[str, Any] = {
     "rms": lambda x: np.sqrt(np.mean(x * x)),
     "mean": lambda x, axis: np.mean(x, axis, keepdims=True),
 }
+
+
+def newton_schulz(adjust: str, **settings: Any) -> Callable[[Any], Any]:
+    """Muon's function of a whole matrix, which the formula only names."""
+    return lambda x: factor(adjust, *x.shape) * orthogonalized(x, **settings)
 
 
 def to_python(text: str) -> str:
@@ -133,6 +140,8 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
     values = {key: optimizer.param_groups[0][key] for key in cls.options if key in optimizer.param_groups[0]}
     V = known_letters(cls, legend, values)
     theta = cls.letters.get("p", "θ")
+    settings = {key: values[key] for key in ("adjust", "coefficients", "steps", "eps") if key in values}
+    functions = {**FUNCTIONS, "NewtonSchulz": newton_schulz(**settings)} if "adjust" in settings else FUNCTIONS
     for slot in cls.slots.values():
         letter = unicodedata.normalize("NFD", slot.letter)
         start = starts.get(letter, legend.get(letter + "₀", "0"))
@@ -146,7 +155,7 @@ def test_the_formula_read_back_is_what_runs(name: str, options: dict[str, Any]) 
         g = generator.normal(size=SHAPE)
         V.update({"t": float(t), "gₜ": g, "∇fₜ": g})
         for letter, expression in lines:
-            V[letter] = eval(expression, {}, {**FUNCTIONS, "V": V})
+            V[letter] = eval(expression, {}, {**functions, "V": V})
         for letter in [key for key in V if key.endswith("ₜ")]:
             V[letter + "₋₁"] = V[letter]
 

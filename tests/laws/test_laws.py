@@ -221,7 +221,7 @@ def alternatives(option: Option) -> Iterator[Any]:
     for kind in kinds:
         args = typing.get_args(kind)
         if kind is bool:
-            yield not option.default
+            yield from (value for value in (True, False) if value is not option.default)
         elif typing.get_origin(kind) is typing.Literal:
             yield from (arg for arg in args if arg != option.default)
         elif kind is float:
@@ -256,6 +256,7 @@ def test_every_option_changes_the_iterates(name: str, trajectory: Trajectory) ->
     options = OPTIMIZERS[name].options
     storage_and_caution = {"state_bits", "state_format", "cautious", "cautious_decay"}  # which have tests of their own
     skipped = {"engine", "capturable", "owners", *storage_and_caution, *OPTIMIZERS[name].refuses}
+    skipped |= {*OPTIMIZERS[name].matrix_options} - {"matrix"}  # which fit no shape here
     own = [option for option in options.values() if option.name not in skipped]
     contexts = [{}, *({other.name: value} for other in own for value in alternatives(other))]
     pairs = [{**a, **b} for a, b in itertools.combinations(contexts[1:], 2) if a.keys() != b.keys()]
@@ -487,7 +488,9 @@ NEEDS = {
     "mars": ("norm of each tensor",),
     "moment_estimation_sgd": ("norm of all tensors",),
     "prodigy": ("norm of all tensors",),
+    "muon": ("whole matrix",),
     "scalar_rmsprop": ("norm of all tensors",),
+    "soap": ("whole matrix",),
 }
 
 

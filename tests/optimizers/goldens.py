@@ -1548,6 +1548,37 @@ GOLDENS: tuple[Golden, ...] = (
         ),
     ),
     Golden(
+        name="muon",
+        optimizer="muon",
+        options={"lr": 0.02, "adjust": "original", "coefficients": "classic"},
+        params=MATRIX,
+        gradients=MATRIX_GRADIENTS,
+        expected=(
+            (((1.009365802, -1.994845161, 0.4853245204), (0.2382329063, 3.002112256, -1.501957419)),),
+            (((1.010850295, -2.005220032, 0.4828596356), (0.2286775665, 2.992539161, -1.487809954)),),
+            (((1.010159974, -2.02256834, 0.4825590986), (0.2099206294, 2.985649499, -1.48611526)),),
+        ),
+    ),
+    Golden(
+        name="muon_match_rms",
+        optimizer="muon",
+        options={
+            "lr": 0.02,
+            "coefficients": "classic",
+            "nesterov": False,
+            "momentum": 0.9,
+            "weight_decay": 0.3,
+            "steps": 3,
+        },
+        params=MATRIX,
+        gradients=MATRIX_GRADIENTS,
+        expected=(
+            (((0.9977559884, -1.987551466, 0.4923469444), (0.2446177414, 2.984862696, -1.492843133)),),
+            (((0.9907641773, -1.976869559, 0.4831423216), (0.238351412, 2.969091454, -1.485523191)),),
+            (((0.985898563, -1.971323367, 0.4791916291), (0.2305581575, 2.952166199, -1.476265182)),),
+        ),
+    ),
+    Golden(
         name="lion",
         optimizer="lion",
         options={"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01},

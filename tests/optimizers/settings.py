@@ -227,4 +227,13 @@ SETS: dict[str, tuple[dict[str, Any], ...]] = {
         {"optimize_1d": True, "weight_decay": 0.2},
         {"gamma": 0.0, "lr_1d": 0.01, "base_lr": 0.01},
     ),
+    "muon": (
+        {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.3, "betas": (0.8, 0.9), "adamw_eps": 1e-3, "maximize": True},
+        {"nesterov": False, "adjust": "original", "coefficients": "classic", "adamw_scale": 0.1},
+        {"adjust": "spectral", "coefficients": "quintic", "steps": 3},
+        {"adjust": "none", "steps": 10, "momentum": 0.0},
+        {"eps": 3.0, "blocks": 1},
+        {"matrix": False},
+        {"heads": 1},
+    ),
 }

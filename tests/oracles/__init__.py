@@ -30,6 +30,7 @@ from .layerwise import lamb, lars
 from .lion import lion
 from .mars import mars
 from .moment_estimation_sgd import moment_estimation_sgd
+from .muon import muon
 from .nadam import nadam
 from .padam import padam
 from .pnm import adapnm, pnm
@@ -87,6 +88,7 @@ ORACLES: dict[str, Oracle] = {
         mars,
         moment_estimation_sgd,
         nadam,
+        muon,
         padam,
         pnm,
         prodigy,

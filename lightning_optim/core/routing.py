@@ -1,0 +1,150 @@
+"""Which rule each parameter follows, in an optimizer that has one for matrices and one for everything else, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.distributed.placement import logical_shape
+from lightning_optim.errors import OptionError
+
+_by_role: ContextVar[bool] = ContextVar("by_role", default=False)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The rule that one parameter follows.
+
+    Attributes:
+        name: The name of the parameter; without a module its index, or the name that the user has given.
+        shape: Its logical shape.
+        rule: The rule: "muon" or "adamw".
+        reason: Why it follows this rule.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rule: str
+    reason: str
+
+    @property
+    def is_special(self) -> bool:
+        """Whether a report names it: a tensor of two axes or more that is no matrix, or is one by a rule of its own."""
+        return len(self.shape) > 1 and self.reason not in ("weight", "by its shape")
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return torch.Size(self.shape).numel()
+
+
+@contextlib.contextmanager
+def by_role() -> Iterator[None]:
+    """Make optimizers whose parameters are sorted by their role in a module, not by shape."""
+    token = _by_role.set(True)
+    try:
+        yield
+    finally:
+        _by_role.reset(token)
+
+
+def routes(optimizer: StateLayout) -> list[Route]:
+    """The rule of each parameter, in the order of the parameter groups; empty for an optimizer with one rule."""
+    if not optimizer.matrix_options:
+        return []
+    names = {
+        p: name for group in optimizer.param_groups for name, p in zip(_names(group), group["params"], strict=True)
+    }
+    found = []
+    for i, p in optimizer.initialized():
+        group, shape = optimizer.param_groups[i], logical_shape(p)
+        rule, view = optimizer.traits_of(i, p)["rule"], optimizer.view_of(i, p)
+        default = f"{i}.{next(k for k, q in enumerate(group['params']) if q is p)}"
+        name, reason = optimizer.reasons.get(p, (names[p] or default, ""))
+        if view is None:
+            told = reason or ("matrix=False" if group["matrix"] is False else "")
+            reason = told or (f"{len(shape)} axes" if len(shape) != 1 else "1 axis")
+            reason = reason if told or len(shape) < 2 else _too_small(shape)
+        else:
+            told = "matrix=True" if group["matrix"] else "weight" if p in optimizer.reasons else "by its shape"
+            sizes = dict.fromkeys(f"{rows} x {view.columns}" for rows in view.rows)
+            reason = told + (f", {len(view.rows)} matrices of {' and '.join(sizes)}" if len(view.rows) > 1 else "")
+        found.append(Route(name, tuple(shape), rule, reason))
+    return found
+
+
+def _names(group: dict[str, object]) -> Iterable[str]:
+    names, params = group.get("param_names"), group["params"]
+    assert isinstance(params, list)
+    return names if isinstance(names, list) else [""] * len(params)
+
+
+def _too_small(shape: torch.Size) -> str:
+    """Why a tensor of two axes or more is no matrix: a side of one element, or none."""
+    rows, columns = shape[0], shape[1:].numel()
+    side, size = ("row", rows) if rows <= columns else ("column", columns)
+    return f"{size} {side}{'' if size == 1 else 's'}"
+
+
+def report(optimizer: StateLayout) -> list[str]:
+    """The routing report in lines: each rule with its share, and every tensor of two axes or more that is no matrix."""
+    every = routes(optimizer)
+    total = sum(route.elements for route in every)
+    lines = []
+    for rule, mine in by_rule(every).items():
+        elements = sum(route.elements for route in mine)
+        share = f"{100 * elements / total:.1f} %" if total else "none"
+        tensors = f"{len(mine)} tensor{'' if len(mine) == 1 else 's'}"
+        lines.append(f"{rule}: {tensors}, {elements:,} elements ({share})")
+        lines += [f"    {route.name} {[*route.shape]}: {route.reason}" for route in mine if route.is_special]
+    return lines
+
+
+def by_rule(every: Sequence[Route]) -> dict[str, list[Route]]:
+    """The routes by rule, that of matrices first, also where it has none."""
+    rules = dict.fromkeys(("muon", *(route.rule for route in every))) if every else {}
+    return {rule: [route for route in every if route.rule == rule] for rule in rules}
+
+
+def check_shapes(optimizer: StateLayout) -> None:
+    """Refuse blocks that do not fit. Say once that shapes decide where roles are unknown, and where no matrix is.
+
+    Raises:
+        OptionError: with the name of the parameter, or its index.
+    """
+    if not optimizer.matrix_options or _by_role.get():
+        return
+    for i, p in optimizer.initialized():
+        _check_view(optimizer, i, p)
+    unknown = [(i, p) for i, p in optimizer.initialized() if optimizer.param_groups[i]["matrix"] is None]
+    rules = {optimizer.traits_of(i, p)["rule"] for i, p in unknown}
+    owner = type(optimizer).__name__
+    if "muon" in rules:
+        warnings.warn(
+            f"{owner} got parameters without their module, so shapes decide: embeddings and heads are taken for "
+            f"matrices. Use create_optimizer({optimizer.name!r}, module), or say matrix=True or False in each group.",
+            stacklevel=5,
+        )
+    elif rules and not any(route.rule == "muon" for route in routes(optimizer)):
+        warnings.warn(
+            f"{owner} got parameters without their module, and no matrix among them: all of them follow AdamW. Use "
+            f"create_optimizer({optimizer.name!r}, module), or AdamW.",
+            stacklevel=5,
+        )
+
+
+def _check_view(optimizer: StateLayout, i: int, p: Tensor) -> None:
+    try:
+        optimizer.view_of(i, p)
+    except OptionError as error:
+        group = optimizer.param_groups[i]
+        k = next(k for k, q in enumerate(group["params"]) if q is p)
+        name = group["param_names"][k] if "param_names" in group else f"parameter {k} of group {i}"
+        raise OptionError(f"{type(optimizer).__name__}: {name}: {error}") from None
