@@ -64,7 +64,7 @@ class Muon(Optimizer):
 
     Raises:
         OptionError: for blocks that do not divide the rows of a matrix, for matrix=True on a tensor of fewer than two
-            axes, and if no parameter is a matrix.
+            axes, for cautious=True, and if no parameter is a matrix.
 
     Note:
         In runs of some hundred steps begin with 3 times AdamW's learning rate, for a step of Muon has an RMS of
@@ -93,6 +93,7 @@ class Muon(Optimizer):
     }
     letters: ClassVar[dict[str, str]] = {"rate": "η", "adamw_scale": "σ", "adamw_eps": "ε"}
     real_only = "the iteration is for real matrices."
+    refuses: ClassVar[dict[str, str]] = {"cautious": "its step is orthogonal, and not without some elements"}
     matrix_options = ("matrix", "blocks", "heads", "experts")
 
     lr: float = 1e-3

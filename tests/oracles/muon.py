@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .driver import Array, Gradients, History, Params, Slots, run_per_tensor
+from .driver import Array, Gradients, History, Params, Slots, moved, run_per_tensor
 
 QUINTIC = (
     "4.0848 -6.8946 2.9270",
@@ -139,9 +139,9 @@ def muon(
             s["m"] = betas[0] * s["m"] + (1 - betas[0]) * g
             s["v"] = betas[1] * s["v"] + (1 - betas[1]) * g * g
             m, v = s["m"] / (1 - betas[0] ** t), s["v"] / (1 - betas[1] ** t)
-            return (1 - eta * weight_decay) * theta - eta * m / (np.sqrt(v) + adamw_eps)
+            return moved(theta, eta * m / (np.sqrt(v) + adamw_eps), g, eta * weight_decay)
         s["m"] = momentum * s["m"] + (1 - momentum) * g
         u = momentum * s["m"] + (1 - momentum) * g if nesterov else s["m"]
-        return (1 - eta * weight_decay) * theta - eta * per_matrix(u, of_matrix, heads or blocks, experts)
+        return moved(theta, eta * per_matrix(u, of_matrix, heads or blocks, experts), g, eta * weight_decay)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v"))
