@@ -54,7 +54,8 @@ WORDS = {
     "count(all)": "the number of elements of all tensors",
 }
 SHARED = tuple(
-    f"lightning_optim.language.{name}" for name in ("recursions", "rectification", "kalman", "schedule_free")
+    f"lightning_optim.language.{name}"
+    for name in ("recursions", "rectification", "kalman", "schedule_free", "distance")
 )
 EXAMPLE = torch.Size([64, 32])  # formulas are printed for a matrix
 

@@ -11,26 +11,17 @@ from typing import Any, ClassVar
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.language import (
     Operand,
-    OptionError,
     Options,
     Slot,
     Slots,
     Value,
     ema,
-    given,
-    maximum,
-    minimum,
     penalized,
     sqrt,
     stepped,
     total,
-    where,
 )
-
-# What the estimate of d is made with, so that it is one for all groups.
-OF_THE_ESTIMATE = ("betas", "beta3", "d0", "d_coef", "growth_rate")
-# A d beyond this is the infinity or NaN of a lost step, from which d would not come back.
-LARGEST_D = 1e30
+from lightning_optim.language.distance import LETTERS, Distance, distance, refuse_groups, sum_decay, sum_weight
 
 
 class Prodigy(Optimizer):
@@ -42,9 +33,9 @@ class Prodigy(Optimizer):
         sₜ = √β₂·sₜ₋₁ + dₜ₋₁²·η·gₜ / d₀
         N̄ₜ = √β₂·Nₜ₋₁ + sumₐₗₗ(dₜ₋₁²·η·gₜ·(θ₀ − θₜ₋₁) / d₀)
         d̂ₜ = κ·N̄ₜ / sumₐₗₗ(|sₜ|)
-        D̄ₜ = max(Dₜ₋₁, d̂ₜ)
-        dₜ = D̄ₜ if 10³⁰ − |d̂ₜ| > 0 else dₜ₋₁
-        Dₜ = D̄ₜ if 10³⁰ − |d̂ₜ| > 0 else Dₜ₋₁
+        d̄ₜ = max(Dₜ₋₁, d̂ₜ)
+        dₜ = d̄ₜ if 10³⁰ − |d̂ₜ| > 0 else dₜ₋₁
+        Dₜ = d̄ₜ if 10³⁰ − |d̂ₜ| > 0 else Dₜ₋₁
         Nₜ = N̄ₜ if 10³⁰ − |d̂ₜ| > 0 else Nₜ₋₁
         θₜ = θₜ₋₁·(1 − dₜ₋₁·η·λ) − dₜ₋₁·η·mₜ / (√vₜ + dₜ·ε)
         with η = lr, β₁, β₂ = betas, ε = eps, λ = weight_decay, d₀ = d0, κ = d_coef;
@@ -93,14 +84,8 @@ class Prodigy(Optimizer):
     paper = "Mishchenko & Defazio 2023, arXiv:2306.06101"
     advice = "Keep lr at 1 and AdamW's schedule and weight decay; change d_coef if steps are too long or too short."
     batch_scaling = None  # the step size follows the gradients of the larger batch by itself
-    recommended: ClassVar[dict[str, Any]] = {}
-    letters: ClassVar[dict[str, str]] = {
-        **{"lr": "η", "beta3": "β₃", "d0": "d₀", "d_coef": "κ", "growth_rate": "ρ"},
-        **{"progress": "N̄", "hat": "d̂", "highest": "D̄", "before": "d̄"},
-    }
-    ranges: ClassVar[dict[str, Any]] = {
-        **{"beta3": "[0, 1)", "d0": "> 0", "d_coef": "> 0", "growth_rate": "[1, inf]"},
-    }
+    letters: ClassVar[dict[str, str]] = {"lr": "η", "beta3": "β₃", **LETTERS}
+    ranges: ClassVar[dict[str, Any]] = {"beta3": "[0, 1)", "d0": "> 0", "d_coef": "> 0", "growth_rate": "[1, inf]"}
 
     lr: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -124,18 +109,7 @@ class Prodigy(Optimizer):
 
     @classmethod
     def check_groups(cls, groups: list[dict[str, Any]]) -> None:
-        for name in OF_THE_ESTIMATE:
-            if any(group[name] != groups[0][name] for group in groups):
-                raise OptionError(
-                    f"{cls.__name__}: {name} is {groups[0][name]} in its first parameter group and another in a later "
-                    "one. It estimates one d for all groups: give them the same."
-                )
-        rates = dict.fromkeys(group["lr"] for group in groups)
-        if not rates.keys() <= {max(rates), 0.0}:
-            raise OptionError(
-                f"{cls.__name__}: its parameter groups have the learning rates {', '.join(map(str, rates))}. It finds "
-                "one step size for all of them: give every group the same lr, or 0 to let it stand still."
-            )
+        refuse_groups(cls.__name__, groups, ("betas", "beta3", "d0", "d_coef", "growth_rate"))
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:
@@ -145,18 +119,13 @@ class Prodigy(Optimizer):
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
         b1, b2 = h.betas
-        b3 = h.beta3 if given(h.beta3) else sqrt(b2)
+        b3 = sum_decay(h)
         d, rate = s.d, s.d * h.lr * h.correction
         raw, g = g, penalized(p, g, h, h.decoupled)
         s.exp_avg = m = ema(s.exp_avg, d * g, b1)
         s.exp_avg_sq = v = ema(s.exp_avg_sq, d * d * g * g, b2)
-        share = where(h.lr > 0, d, 0.0) if h.safeguard_warmup else rate
-        s.s = b3 * s.s + d / h.d0 * share * g
+        s.s = b3 * s.s + d / h.d0 * sum_weight(d, rate, h) * g
         progress = b3 * s.d_numerator + total(d / h.d0 * rate * g * (s.p0 - p), over="all")
-        hat = h.d_coef * progress / total(abs(s.s), over="all")
-        known = LARGEST_D - abs(hat) > 0  # not where all gradients were zero, nor where one is not finite
-        highest = maximum(s.d_max, hat)
-        before = where(d > h.d0, d, maximum(d, hat))  # the first growth is not limited
-        s.d = d = where(known, minimum(highest, before * h.growth_rate) if given(h.growth_rate) else highest, d)
-        s.d_max, s.d_numerator = where(known, highest, s.d_max), where(known, progress, s.d_numerator)
-        return stepped(p, rate * m / (sqrt(v) + d * h.eps), raw, h, h.decoupled, share=rate * h.weight_decay)
+        found = distance(Distance(d, s.d_max, s.d_numerator), progress, total(abs(s.s), over="all"), h)
+        s.d, s.d_max, s.d_numerator = found
+        return stepped(p, rate * m / (sqrt(v) + found.d * h.eps), raw, h, h.decoupled, share=rate * h.weight_decay)
