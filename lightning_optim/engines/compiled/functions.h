@@ -32,8 +32,10 @@ static inline double squarable(double x) {
     return (absolute(x) > 0x1p500) & (absolute(x) < __builtin_inf()) ? 0.0 : x;
 }
 
-template <class T> static inline T maximum(T a, T b) { return (a != a) | (a > b) ? a : b; }
-template <class T> static inline T minimum(T a, T b) { return (a != a) | (a < b) ? a : b; }
+// Two choices, each of which a compiler turns into one instruction: of one of two conditions it makes branches where two
+// bounds follow each other.
+template <class T> static inline T maximum(T a, T b) { const T larger = a > b ? a : b; return a == a ? larger : a; }
+template <class T> static inline T minimum(T a, T b) { const T smaller = a < b ? a : b; return a == a ? smaller : a; }
 
 // From the nearer of the two ends and with one rounding, as in torch.
 template <class T> static inline T lerp(T a, T b, T weight) {
