@@ -17,8 +17,9 @@ from lightning_optim.engines.launch import Launch
 from lightning_optim.engines.stacks import Stacks
 from lightning_optim.language.symbols import Symbol
 
-LEAST = 64  # tiles in a strip: a window of it is small beside its elements
+LEAST = 256  # tiles in a strip: a window of it is small beside its elements
 MOST = 64  # strips in a tensor, and so threads that serve it
+LINE = 8  # numbers in a line of the cache: vectors that cross lines are stored at half the speed
 ROOM = 1 << 22  # numbers in the windows of one call
 
 
@@ -58,8 +59,10 @@ class Strips:
         self.dtype = launch.params[0].compute_dtype
         self.which = [stacks.axes.index(symbol.axes) for symbol in of]
         self.sizes = [stacks.sizes[self.dtype][which] for which in self.which]
-        self.starts = [sum(self.sizes[:i]) for i in range(len(of))]
-        self.size = sum(self.sizes)
+        self.starts, self.size = [], 0
+        for size in self.sizes:
+            self.starts.append(self.size)
+            self.size += -(-size // LINE) * LINE
         first = [
             [starts[which] + start for which, start in zip(self.which, self.starts, strict=True)]
             for _, starts in (stacks.of_position[position] for position in launch.positions)
@@ -94,10 +97,10 @@ class Strips:
         low, high = ((x - begin) * self.launch.tile for x in (tile, last))
         for i, which in enumerate(self.which):
             start, end = stack.strides.window(which, low, min(high, elements))
-            at = self.size + call.size
+            at = self.size + call.size + (first[i] + start) % LINE
             self.windows[tile:last, i] = at - start
             call.windows.append((first[i] + start, first[i] + end, at, at + end - start))
-            call.size += end - start
+            call.size += ((end - start) // LINE + 2) * LINE
 
     def run(self, sums: Tensor, kernel: Callable[[Sequence[int]], None]) -> None:
         """Add all elements to the sums.
