@@ -126,8 +126,9 @@ def bytes_that_must_move(optimizer: torch.optim.Optimizer, state: int) -> int:
 def _accesses(program: Program) -> list[str]:
     """What a step reads and writes of a tensor, a name once for each time."""
     found = [*program.reads, *program.writes]
-    for level in {symbol.level for symbol in program.reductions}:
-        found += _inputs([symbol for symbol in program.reductions if symbol.level == level])
+    for level in range(1, program.levels + 1):  # the sums of a level have a pass, and so have its means along axes
+        sums = [symbol for symbol in program.reductions if symbol.level == level]
+        found += [*_inputs(sums), *_inputs(program.averaged(level))]
     return found
 
 

@@ -15,6 +15,7 @@ from lightning_optim.config.catalog import line
 
 BASE_BYTES = 28  # AdamW: parameter, gradient and two slots read, all but the gradient written
 FIXED = {("adan", 32): 2.0, ("lamb", 32): 2.5, ("adamw", 8): 3.0}
+FIXED_IN_CASE = {("adafactor", 32, "b"): 1.5}  # of small tensors its means cost more than their bytes
 CLOSE = ("adamw", "radam", "adabelief", "acprop")
 OVER_BOUND = 1.3
 
@@ -28,6 +29,8 @@ def goal(optimizer: str, bits: int, bound: float, case: str) -> float | None:
     """What a ratio should not exceed; None where nothing is asked."""
     if (optimizer, bits) in FIXED:
         return FIXED[optimizer, bits]
+    if (optimizer, bits, case) in FIXED_IN_CASE:
+        return FIXED_IN_CASE[optimizer, bits, case]
     if bits != 32 or not _elementwise(optimizer):
         return None
     if optimizer in CLOSE:

@@ -65,7 +65,7 @@ def refuse_uncapturable(layout: StateLayout) -> None:
             and for stages, which count on the host.
     """
     owner = type(layout).__name__
-    host = [name for name, slot in layout.slots.items() if slot.per != "element" or slot.without]
+    host = [name for name, slot in layout.slots.items() if slot.per != "element"]
     why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
     if layout.predicts():
         why = "it moves twice in a step"

@@ -98,7 +98,8 @@ def test_a_pair_is_compared_within_itself() -> None:
         ("lion", 32, 20 / 28, "b", 1.3 * 20 / 28),
         ("adamw", 8, 0.6, "b", 3.0),
         ("lion", 8, 0.5, "b", None),
-        ("adafactor", 32, 0.6, "b", None),  # its means are not elementwise
+        ("adafactor", 32, 24 / 28, "b", 1.5),
+        ("adafactor", 32, 24 / 28, "a", None),
     ],
 )
 def test_goals(optimizer: str, bits: int, bound: float, case: str, limit: float | None) -> None:

@@ -32,7 +32,6 @@ interpreted = pytest.mark.skipif(
 
 AVERAGING = [name for name in NAMES if OPTIMIZERS[name].own_average]
 REFUSED = (
-    "adafactor",
     "koala_m",
     "koala_v",
     "moment_estimation_sgd",

@@ -23,8 +23,8 @@ from lightning_optim.language.math import exp
 from lightning_optim.language.program import trace
 from lightning_optim.stages import Average, Lookahead
 from lightning_optim.storage import Quantized
-from tests.harness.engines import QUANTIZED, SERVED, SHAPES, differences, make, run
-from tests.harness.problems import build, make_params
+from tests.harness.engines import QUANTIZED, SHAPES, differences, make, run
+from tests.harness.problems import NAMES, build, make_params
 
 needs_compiler = pytest.mark.skipif(bool(compiler.without_compiler()), reason="no C++ compiler")
 # Their exponentials and powers are our own: a few units in the last place from torch's.
@@ -52,7 +52,7 @@ def assert_near(tolerance: float, one: Any, params: Sequence[Tensor], other: Any
 
 @needs_compiler
 @pytest.mark.usefixtures("exact_roots")
-@pytest.mark.parametrize("name", [name for name in SERVED if name not in CLOSE])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in CLOSE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
     """Bit for bit, for tensors of all sizes, one of them not contiguous."""
@@ -60,7 +60,7 @@ def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", NAMES)
 def test_is_near_the_reference_in_float64(name: str) -> None:
     assert_near(1e-14, *ends(name, SHAPES, torch.float64))
 

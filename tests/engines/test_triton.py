@@ -25,7 +25,7 @@ from lightning_optim.engines.step import LocalParameter
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.storage import Quantized
-from tests.harness.engines import QUANTIZED, SERVED, SHAPES, SMALL, differences, make, run
+from tests.harness.engines import QUANTIZED, SHAPES, SMALL, differences, make, run
 from tests.harness.problems import NAMES, apply, build, flat, gradients
 
 pytest.importorskip("triton")
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.usefixtures("torch_functions"),
 ]
 
-every_optimizer = pytest.mark.parametrize("name", SERVED)
+every_optimizer = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture
@@ -419,7 +419,7 @@ def test_kernels_compile_for_sm_90() -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_all_kernels_compile_for_sm_90() -> None:
-    check_reports(compile_reports(SERVED))
+    check_reports(compile_reports(NAMES))
 
 
 @pytest.mark.timeout(600)
@@ -433,7 +433,7 @@ def test_kernels_with_stages_compile_for_sm_90(word: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stages", ["averages", "noise"])
 def test_all_kernels_with_stages_compile_for_sm_90(stages: str) -> None:
-    check_reports(compile_reports([f"{name}+{stages}" for name in SERVED]))
+    check_reports(compile_reports([f"{name}+{stages}" for name in NAMES]))
 
 
 def local(optimizer: Optimizer, p: Tensor) -> LocalParameter:
