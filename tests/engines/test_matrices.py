@@ -26,6 +26,7 @@ from lightning_optim.language import (
     total,
     whole,
 )
+from lightning_optim.storage import Quantized
 from tests.harness.engines import differences
 
 SHAPES = ((6, 4), (3, 4), (4, 6), (6, 4), (2, 3, 2, 2), (5,), (), (0, 4), (4, 0), (70, 61))
@@ -156,6 +157,19 @@ def test_all_engines_find_the_same_bits(engine: str, dtype: torch.dtype) -> None
     else:
         assert not differences(one, params, other, others)
     assert all(p.isfinite().all() for p in params)
+
+
+@every_engine
+def test_all_engines_find_the_same_bits_of_state_in_8_bits(engine: str) -> None:
+    """The pass that computes arguments decodes the momentum, and the last one codes it again."""
+    params, others = (parameters(shapes=((70, 61), (6, 4))) for _ in range(2))
+    one, other = (
+        Plain(of_one, kind="product", state_bits=8, engine=e) for of_one, e in ((params, engine), (others, "reference"))
+    )
+    train(one, params)
+    train(other, others)
+    assert isinstance(one.state[params[0]]["exp_avg"], Quantized)
+    assert not differences(one, params, other, others)
 
 
 @every_engine
