@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_optim import AdamW
+from lightning_optim import AdamW, ScheduleFreeAdamW
 from lightning_optim.callbacks import (
+    EvaluationWeights,
     GradientNoise,
     IterateAveraging,
     LookaheadSync,
@@ -66,3 +67,19 @@ def test_a_rank_without_an_element_counts_along(make: Any, averaging: bool) -> N
         assert rank["steps"] == [[12]] * 3
         assert rank["losses"] == pytest.approx(whole[0]["losses"], abs=1e-6)
     assert [rank["reported"] for rank in divided] == [1, 0]
+
+
+def average(kind: Kind) -> list[float]:
+    module = OneBias(lambda params: ScheduleFreeAdamW(params, lr=0.02), with_norm=True)
+    trainer(EvaluationWeights(), strategy=strategy_of(kind), max_epochs=3).fit(
+        module, batches(), batches(batch_size=16)
+    )
+    return module.seen["val"]
+
+
+def test_a_rank_without_an_element_evaluates_the_average_along() -> None:
+    """Recomputed statistics are means over all ranks, so all must ask for them together."""
+    whole, divided = (run_ranks(average, kind) for kind in ("ddp", "fsdp1 full"))
+    assert len(set(whole[0])) == 6
+    for losses in (*whole, *divided):
+        assert losses == pytest.approx(whole[0], abs=1e-6)

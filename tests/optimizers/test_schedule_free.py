@@ -150,6 +150,19 @@ def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 
             apply(optimizer, params, grads, step)
 
 
+@pytest.mark.usefixtures("exact_roots", "torch_functions")
+def test_triton_evaluates_as_the_reference_does() -> None:
+    pytest.importorskip("triton")
+    found = []
+    for engine in ("reference", "triton"):
+        params = make_params(((70, 61), (5,)), torch.float32)
+        optimizer = build("schedule_free_adamw", params, engine=engine)
+        run(optimizer, params, 4)
+        optimizer.eval()
+        found.append(flat(params))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "engine"), serving(NAMES))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [32, 8])
