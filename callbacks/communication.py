@@ -108,6 +108,13 @@ class Communication(FitCallback):
         if self.kind == "powersgd":
             return PowerSGD(**self.options, params=[p for p in pl_module.parameters() if p.requires_grad])
         if self.kind == "post_local_sgd":
+            for optimizer in trainer.optimizers:
+                if getattr(optimizer, "own_average", False):
+                    raise OptionError(
+                        f"Communication 'post_local_sgd' averages the parameters of ranks alone, and in "
+                        f"{type(optimizer).__name__} the average that is evaluated follows from them and from z. Use "
+                        "'bf16', 'fp16' or 'powersgd'."
+                    )
             per_node = trainer.world_size // trainer.num_nodes if trainer.num_nodes > 1 else 1
             options = {**self.options, "local_ranks": self.options["local_ranks"] or per_node}
             hook = PostLocalSGD(**options, optimizers=trainer.optimizers)

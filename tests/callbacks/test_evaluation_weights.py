@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lightning_optim import OptimizerStrategy, OptionError, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from lightning_optim.callbacks import (
+    Communication,
     EvaluationWeights,
     IterateAveraging,
     LookaheadSync,
@@ -33,7 +34,7 @@ from lightning_optim.reports.memory import state_memory
 from tests.harness.data import batches, samples
 from tests.harness.journeys import JOURNEYS, journey
 from tests.harness.modules import Configured, Make, Pair, Toy, vector
-from tests.harness.ranks import run_ranks
+from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.strategies import strategy_of
 from tests.harness.trainers import Run, Walk, trainer
 from tests.harness.worlds import whole
@@ -221,6 +222,50 @@ def test_a_second_fit_begins_with_the_average_and_ends_with_one() -> None:
     assert not torch.equal(vector(run.module), first)
     for p, state in run.trainer.optimizers[0].state.items():
         assert close(p, (state["raw"] - 0.1 * state["z"]) / 0.9, 1e-6)
+
+
+class Kept(Toy):
+    """Its optimizer is made once, for all fits."""
+
+    optimizer: Optimizer | None = None
+
+    def configure_optimizers(self) -> Any:
+        self.optimizer = self.optimizer or adamw(list(self.parameters()))
+        return self.optimizer
+
+
+def test_a_second_fit_with_the_same_optimizer_goes_on_where_training_was() -> None:
+    """And not from the average that the first fit has left in the model."""
+    torch.manual_seed(0)
+    module = Kept(adamw)
+    for _ in range(2):
+        fitting = trainer(EvaluationWeights(), max_epochs=1)
+        fitting.fit(module, batches(), batches(batch_size=16))
+        assert not fitting.optimizers[0].is_training  # type: ignore[attr-defined]
+    run = Run(adamw, EvaluationWeights(), max_epochs=2)
+    assert torch.equal(vector(module), vector(run.module))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2 full"])
+def test_statistics_resume_too(kind: str, tmp_path: Path) -> None:
+    """Those of the weights of training are in the callback's state while the model has the others."""
+    both = run_ranks(journey, kind, adamw, EvaluationWeights, tmp_path / "whole", True)
+    resumed = run_ranks(
+        journey, kind, adamw, EvaluationWeights, tmp_path / "rest", True, tmp_path / "whole" / "step=4.ckpt"
+    )
+    for full, rest in zip(both, resumed, strict=True):
+        assert rest["train"] == full["train"][4:]
+        assert rest["val"] == full["val"][2:]
+
+
+def local(kind: Any) -> None:
+    callbacks = [EvaluationWeights(), Communication(kind, period=2, start=2)]
+    trainer(*callbacks, strategy=strategy_of("ddp")).fit(Toy(adamw), batches(), batches())
+
+
+def test_local_steps_of_ranks_are_refused() -> None:
+    with pytest.raises(RankFailure, match="'post_local_sgd' averages the parameters of ranks alone"):
+        run_ranks(local, "post_local_sgd")
 
 
 # ---------------------------------------------------------------- exceptions
