@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.owners import Home, Owners
+from lightning_optim.distributed.owners import Home
 from lightning_optim.distributed.placement import gradient_of, is_dtensor, local
 from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
@@ -35,7 +35,7 @@ class Batches:
         state: The state of the optimizer. Every parameter in it has a step counter.
         traits: A function of the index of a group and a parameter that returns the traits of the parameter.
         view: A function of the same that returns the matrices that the parameter is.
-        owners: Which ranks compute these.
+        home: A function of a parameter that returns which ranks compute these; None where each does by itself.
         slots: The declarations of all slots, by name.
         flags: What traits depend on besides. The batches are valid only for equal flags.
 
@@ -52,7 +52,7 @@ class Batches:
         state: Mapping[Tensor, dict[str, Any]],
         traits: Callable[[int, Tensor], dict[str, Any]],
         view: Callable[[int, Tensor], View | None],
-        owners: Owners,
+        home: Callable[[Tensor], Home | None],
         slots: Mapping[str, Slot],
         flags: Any,
     ) -> None:
@@ -68,11 +68,11 @@ class Batches:
         for (i, p), t in zip(params, counters, strict=True):
             of_p = traits(i, p)
             batch = found.setdefault((i, t, *of_p.values()), Batch(group=i, traits=of_p, counter=t))
-            self._add(batch, p, slots, view(i, p), owners.home(p))
+            self._add(batch, p, slots, view(i, p), home(p))
         if idle:
             found["idle"] = Batch()
             for i, p in idle:
-                self._add(found["idle"], p, slots, view(i, p))
+                self._add(found["idle"], p, slots, view(i, p), home(p))
         self.batches = list(found.values())
         self.slots = [batch.slots for batch in self.batches]
         known = {"step", *slots}
@@ -86,9 +86,7 @@ class Batches:
         """The batches of parameters with gradients."""
         return [batch for batch in self.batches if batch.group is not None]
 
-    def _add(
-        self, batch: Batch, p: Tensor, slots: Mapping[str, Slot], view: View | None, home: Home | None = None
-    ) -> None:
+    def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot], view: View | None, home: Home | None) -> None:
         state = {name: value for name, value in self.state[p].items() if name in slots}
         batch.params.append(LocalParameter.of(p, state, slots, view, home))
 

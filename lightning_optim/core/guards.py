@@ -180,6 +180,11 @@ def refuse_matrices(layout: StateLayout, program: Program, params: Sequence[Tens
                 "are those of real ones. Train it by another optimizer."
             )
         shard = shard_of(p)
+        if program.of_matrices and is_flattened(p):
+            raise RuntimeError(
+                f"{owner} keeps matrices of other shapes than the parameter's, which the checkpoints of FSDP1 cannot "
+                "hold. Use ModelParallelStrategy (FSDP2) or DDP."
+            )
         if shard.strided or len(shard.splits) > 1:
             raise RuntimeError(
                 f"{owner} needs whole matrices, and a parameter of shape {tuple(p.shape)} is split along two "

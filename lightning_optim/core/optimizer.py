@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from lightning_optim import engines
-from lightning_optim.core import frozen, load, routing, torch_files
+from lightning_optim.core import frozen, load, matrix_slots, routing, torch_files
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
@@ -106,6 +106,7 @@ class Optimizer(EvaluationMode):
         self._runner = Runner(self)
         self._counters_agree = True
         self._for_file = False
+        self._gathered: dict[matrix_slots.Key, Tensor] | None = None
         self._lent: torch_files.Lent = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -291,7 +292,9 @@ class Optimizer(EvaluationMode):
         Where any slot is quantized, all of it is a copy of this moment. Where none is, its tensors are those of the
         optimizer, as in torch: later steps change them, and `copy.deepcopy` keeps a moment.
         """
-        hook = self.register_state_dict_post_hook(lambda _, found: checkpoint.dequantize(self, found), prepend=True)
+        gathered, self._gathered = self._gathered, None
+        convert = lambda _, found: checkpoint.dequantize(self, found, gathered)  # noqa: E731
+        hook = self.register_state_dict_post_hook(convert, prepend=True)
         for_file, self._for_file = self._for_file, False
         if self.state and (for_file or any(is_sharded(p) for _, p in self.every_parameter())):
             for i, p in self.initialized():  # FSDP2 loads no file that lacks a parameter without a gradient
@@ -308,9 +311,11 @@ class Optimizer(EvaluationMode):
         """Number parameters in the order of the model, not of the parameter groups, in the next `state_dict`.
 
         Lightning and Fabric call this before they write a file with whole tensors. FSDP numbers parameters in the order
-        of the model, also when it reads a file. Torch ignores the numbers.
+        of the model, also when it reads a file. Torch ignores the numbers. Slots of matrices that replicas share are
+        brought to the rank `to`, so all ranks must call it.
         """
         self._for_file = True
+        self._gathered = matrix_slots.gather(self, to)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.

@@ -19,7 +19,6 @@ from lightning_optim.core.guards import (
     refuse_unsummable,
 )
 from lightning_optim.core.state_layout import StateLayout
-from lightning_optim.distributed.owners import Owners
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
@@ -42,7 +41,6 @@ class Runner:
         self.cached: dict[str, Batches] = {}  # by the kind of program
         self.refused: engines.Refused = {}
         self.created, self.moved = Created(), False
-        self.owners = Owners()
 
     def clear_cache(self) -> None:
         """Sort all parameters into batches again in the next step."""
@@ -137,6 +135,7 @@ class Runner:
             itertools.chain((p for _, p in params), (p for _, p in idle)), flags
         ):
             return cached
+        layout.follow_owners()
         for i, p in (*params, *idle):
             if "step" not in layout.state.get(p, ()):
                 self._note(p)
@@ -150,8 +149,7 @@ class Runner:
         def view(i: int, p: Tensor) -> View | None:
             return layout.matrices(seen[i], logical_shape(p))
 
-        self.owners.follow([(p, view(i, p)) for i, p in layout.initialized()], layout.defaults.get("owners", "auto"))
-        self.cached[what] = Batches(params, idle, layout.state, traits, view, self.owners, layout.all_slots(), flags)
+        self.cached[what] = Batches(params, idle, layout.state, traits, view, layout.home_of, layout.all_slots(), flags)
         return self.cached[what]
 
     def _fill(self, what: str, batches: Batches, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> None:

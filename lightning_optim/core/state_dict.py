@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import storage
+from lightning_optim.core import matrix_slots
 from lightning_optim.core.checkpoint_source import CLASS_KEY, DEVICE_KEY, Loaded, Source, page_of, slots_elsewhere
 from lightning_optim.core.parameter_groups import TORCH_FLAGS
 from lightning_optim.core.state_check import as_tensor, present, warn_of_stopped_counters
@@ -22,7 +23,9 @@ from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.language.options import check_options, plain
 
 
-def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
+def dequantize(
+    layout: StateLayout, state_dict: dict[str, Any], gathered: dict[matrix_slots.Key, Tensor] | None = None
+) -> dict[str, Any]:
     """Replace the quantized slots in a state_dict of torch by plain tensors.
 
     Dequantized values are those of now. So all that is beside them is copied too: counters, other slots, tensors in
@@ -38,6 +41,7 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     _show_device(layout, state_dict)
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     held = (state_dict["state"].get(index, {}) for index in order)
+    of_matrices = matrix_slots.of_file(layout, gathered)
     copies = any(isinstance(value, storage.Quantized) for slots in held for value in slots.values())
     if copies:
         state_dict["param_groups"] = copy.deepcopy(state_dict["param_groups"])
@@ -57,6 +61,7 @@ def dequantize(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
             values = {name: value.cpu() for name, value in values.items()}
             if copies:
                 values.update({name: _copy(value) for name, value in state.items() if name not in values})
+        values.update({name: of_matrices[p, name] for name in state if (p, name) in of_matrices})
         found = {**state, **values}
         state_dict["state"][index] = _in_one_dtype(found) if is_flattened(p) else found
     return state_dict
@@ -165,19 +170,26 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
         state["step"].fill_(count)
     counter = {"step"} & saved.keys() & state.keys()
     taken = {name: saved[name] for name in saved if name in slots and _can_be_quantized_beside(saved, state.get(name))}
+    if not matrix_slots.are_all_in(layout, saved, i, p):  # its bases and its second moment belong together
+        taken = {name: value for name, value in taken.items() if name not in layout.slots}
+        state["step"].zero_()
+        counter = set()
     quantized: dict[str, Tensor] = {}
     values_of = taken if logical_shape(p).numel() else {}  # without elements, slots keep their first values
     for name, value in values_of.items():  # in the same order on every rank
         here = torch.device("cpu") if slots[name].per in ("tensor", "optimizer") else p.device
-        dtype = layout.slot_dtype(layout.slot(name, i, p), p, i)
+        slot = layout.slot(name, i, p)
+        if slot.per == "matrix":
+            value = matrix_slots.own_part(layout, slot, i, p, as_tensor(value))
+        dtype = layout.slot_dtype(slot, p, i)
         values = as_tensor(value).to(dtype=dtype, device=here, copy=True)
         if isinstance(state.get(name), storage.Quantized):
             quantized[name] = local(values)
         else:
-            state[name] = values if layout.slot(name, i, p).per == "matrix" else laid_out_like(values, p)
-    for name, slot in state.items():  # a slot is written whenever its partner is
-        if isinstance(slot, storage.Quantized) and name not in quantized and slot.format.partner in quantized:
-            quantized[name] = torch.zeros_like(quantized[slot.format.partner])
+            state[name] = values if slot.per == "matrix" else laid_out_like(values, p)
+    for name, stored in state.items():  # a slot is written whenever its partner is
+        if isinstance(stored, storage.Quantized) and name not in quantized and stored.format.partner in quantized:
+            quantized[name] = torch.zeros_like(quantized[stored.format.partner])
     if quantized:
         storage.write_shaped(state, quantized, int(state["step"]))
     loaded.taken |= taken.keys() | counter

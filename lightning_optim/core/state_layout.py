@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
+from lightning_optim.distributed.fsdp1 import is_flattened
+from lightning_optim.distributed.owners import Home, Owners
 from lightning_optim.distributed.placement import full_with_axes_reduced, is_sharded, local, logical_shape
 from lightning_optim.distributed.plain import bare, is_wrapper, laid_out_like, memory_format, memory_order
 from lightning_optim.language.axes import as_axes
@@ -73,6 +75,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self._programs: dict[str, Programs] = {}
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}
         self._most_dims: int | None = None
+        self._owners = Owners()
         self._parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
 
     # ------------------------------------------------------------------ parameters and options
@@ -126,6 +129,15 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def view_of(self, i: int, p: Tensor) -> View | None:
         """The matrices that a parameter in group `i` is."""
         return self.matrices(namespace(self.options_of(self.param_groups[i])), logical_shape(p))
+
+    def follow_owners(self) -> None:
+        """Find owners for matrices that have none. Under FSDP1 this takes a message, so all ranks must call it."""
+        members = [(p, self.view_of(i, p)) for i, p in self.initialized()]
+        self._owners.follow(members, self.defaults.get("owners", "auto"))
+
+    def home_of(self, p: Tensor) -> Home | None:
+        """Which ranks compute the matrices of a parameter; None where each process does so by itself."""
+        return self._owners.home(p)
 
     @property
     def has_slots_of_matrices(self) -> bool:
@@ -268,8 +280,14 @@ class StateLayout(Definition, torch.optim.Optimizer):
             self.state[p][name] = value
 
     def slot_of_matrices(self, slot: Slot, i: int, p: Tensor, device: torch.device | str) -> Tensor:
-        """The first value of a slot of the matrices of `p` in group `i`, on a device."""
+        """The first value of a slot of the matrices of `p` in group `i` that are computed here, on a device."""
         shape = self.shape_of(slot, i, p)
+        if not is_flattened(p):  # FSDP1, which is refused later, would need a message
+            self.follow_owners()
+        view, home = self.view_of(i, p), self.home_of(p)
+        if view is not None and home is not None and {*home.owners} != {home.rank}:
+            ranges = view.ranges(slot.shape, home.matrices_of(home.rank))
+            shape = torch.Size([sum(high - low for low, high in ranges)])
         return torch.full(shape, slot.start(None), dtype=self.slot_dtype(slot, p, i), device=device)
 
     def follow_layout(self, p: Tensor) -> None:

@@ -81,6 +81,10 @@ class Home:
         """The rank of this process in the group."""
         return dist.get_rank(self.group)
 
+    def matrices_of(self, rank: int) -> tuple[int, ...]:
+        """The indices of the matrices that a rank of the group computes."""
+        return tuple(i for i, owner in enumerate(self.owners) if owner == rank)
+
 
 def cost(rows: int, columns: int) -> float:
     """Operations to orthogonalise a matrix by five steps of Newton-Schulz, which grow as those of other methods do."""

@@ -79,6 +79,23 @@ def full_with_axes_reduced(p: Tensor, axes: Collection[int], value: float, dtype
     return DTensor.from_local(shard, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
+def sharded_like(p: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """Rows of a tensor of any shape as a DTensor on the device mesh of `p`, split along the first axis where `p` is.
+
+    Args:
+        p: A DTensor.
+        values: The rows of this process, split as `torch.chunk` splits.
+        shape: The shape of the whole tensor.
+    """
+    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import Shard as ShardOf
+
+    assert is_dtensor(p)
+    placements = [Replicate() if x.is_replicate() else ShardOf(0) for x in p.placements]
+    stride = torch.empty(shape, dtype=values.dtype, device="meta").stride()
+    return DTensor.from_local(values, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
 def gradient_of(p: Tensor) -> Tensor | None:
     """The gradient of a parameter; an empty tensor where this process holds no element of one that has a gradient.
 

@@ -43,7 +43,8 @@ class LocalParameter:
         view: The matrices that the whole tensor is, where its update uses functions of them.
         home: Which ranks compute these matrices; None where each process that holds the tensor does so by itself.
         buffers: In a step the arguments and results of these functions, by the names of `Program.buffers`.
-        of_matrices: What each of these matrices has of the slots of matrices, by name: views of the memory in `state`.
+        of_matrices: What the matrices that are computed here have of each slot of matrices, by its name and their
+            index: views of the memory in `state`.
         pending: New values of these, by the name of the slot and the index of the matrix. They are written with the
             other slots, when all functions of whole matrices of the step are computed.
     """
@@ -59,7 +60,7 @@ class LocalParameter:
     view: View | None = None
     home: Home | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    of_matrices: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    of_matrices: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     pending: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -97,7 +98,10 @@ class LocalParameter:
         shard = shard_of(p) if is_sharded(p) else None
         numel = p.numel() if shard is None else shard.numel
         order = None if is_dtensor(p) else memory_order(param)
-        owned = {name: view.slots(x, slots[name].shape) for name, x in state.items() if view and slots[name].shape}
+        owned: dict[str, dict[int, Tensor]] = {}
+        if view is not None:
+            here = range(len(view.rows)) if home is None else home.matrices_of(home.rank)
+            owned = {name: view.slots(x, slots[name].shape, here) for name, x in state.items() if slots[name].shape}
         numel *= 2 if p.is_complex() else 1
         return cls(p, param, None, state, numel, shard, order=order, view=view, home=home, of_matrices=owned)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,11 +42,24 @@ class View:
             return self.shape(i)[side]
         return {"rows": self.rows[i], "columns": self.columns}[side]
 
-    def slots(self, values: Tensor, sides: Sequence[str | int]) -> tuple[Tensor, ...]:
-        """What each matrix has of a slot with these sides: views of its memory, where they lie one behind the other."""
-        shapes = [[self.side(side, i) for side in sides] for i in range(len(self.rows))]
-        parts = torch.split(values.view(-1), [math.prod(shape) for shape in shapes])
-        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+    def ranges(self, sides: Sequence[str | int], own: Collection[int]) -> tuple[tuple[int, int], ...]:
+        """Where some matrices lie in a slot with these sides, in which all of them lie one behind the other."""
+        ends = list(
+            itertools.accumulate(math.prod(self.side(side, i) for side in sides) for i in range(len(self.rows)))
+        )
+        return tuple((low, high) for i, (low, high) in enumerate(zip([0, *ends], ends, strict=False)) if i in own)
+
+    def slots(self, values: Tensor, sides: Sequence[str | int], own: Collection[int]) -> dict[int, Tensor]:
+        """What some matrices have of a slot with these sides: views of its memory, where they lie one behind the other.
+
+        Args:
+            values: The slot of these matrices.
+            sides: The sides of the slot.
+            own: The indices of the matrices.
+        """
+        sizes = [high - low for low, high in self.ranges(sides, own)]
+        parts = zip(sorted(own), torch.split(values.view(-1), sizes), strict=True)
+        return {i: part.view([self.side(side, i) for side in sides]) for i, part in parts}
 
     def joined(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The tensor of a shape whose matrices these are."""

@@ -125,6 +125,16 @@ def test_scalars_of_koala_travel(tmp_path: Path) -> None:
     assert_portable(matrix([*pairs, (pairs[0][0], Setting("single", 32, 1))], "koala_m", tmp_path))
 
 
+def test_slots_of_matrices_travel_between_owners(tmp_path: Path) -> None:
+    """They lie at ranks that follow from shapes and their number; files know nothing of these."""
+    single, ddp = Setting("single", 32, 1), Setting("ddp", 32, 2)
+    full, shards = Setting("fsdp2 full", 32, 2), Setting("fsdp2 sharded", 32, 2)
+    pairs = [(one, one) for one in (single, ddp, full, shards)]
+    pairs += [(ddp, single), (single, full), (full, ddp), (ddp, full), (shards, single)]
+    pairs += [(shards, Setting("fsdp2 full", 8, 2))]
+    assert_portable(matrix(pairs, {"name": "soap", "frequency": 2, "owners": True}, tmp_path))
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_the_whole_matrix(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ MORE: tuple[tuple[World, int], ...] = (
     ("tensor fsdp2", 4),
 )
 REFUSED = {
-    "fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
-    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
+    "fsdp1": {"adafactor": "row and column means, and FSDP1 splits", "soap": "checkpoints of FSDP1 cannot hold"},
+    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits", "soap": "checkpoints of FSDP1 cannot hold"},
     "fsdp1 fused": dict.fromkeys(
         (
             "adafactor",
@@ -51,6 +51,7 @@ REFUSED = {
             "lars, with decay",
             "adamw, cautious",
             "mars",
+            "soap",
         ),
         "use_orig_params=False shows flat parameters",
     ),
