@@ -22,6 +22,9 @@ from lightning_optim.distributed.plain import laid_out_like
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.language.options import check_options, plain
 
+# Options that folders of earlier versions lack; off, they are not asked for.
+LATER = ("cautious", "cautious_decay")
+
 
 def dequantize(
     layout: StateLayout, state_dict: dict[str, Any], gathered: dict[matrix_slots.Key, Tensor] | None = None
@@ -34,10 +37,14 @@ def dequantize(
     Values are moved to the CPU one parameter after another, so that a save does not need device memory for all of them.
     FSDP1 and FSDP2 move what they gather back to the device, one unit or one tensor at a time.
     """
+    filled_by_fsdp2 = _is_filled_by_fsdp2(layout)
     for group in state_dict["param_groups"]:
         group.update({name: plain(group[name]) for name in layout.options if name in group})
-        if not _is_filled_by_fsdp2(layout):
+        if not filled_by_fsdp2:
             group[CLASS_KEY] = page_of(type(layout))
+        for name in LATER if filled_by_fsdp2 else ():
+            if not group.get(name):
+                group.pop(name, None)
     _show_device(layout, state_dict)
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     held = (state_dict["state"].get(index, {}) for index in order)
