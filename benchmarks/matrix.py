@@ -27,7 +27,7 @@ from benchmarks.peers import Peer, missing
 from benchmarks.records import Record, commit, load, machine, save
 from benchmarks.shapes import Shape, gpt2_124m, scaled
 from lightning_optim.core.optimizer import OPTIMIZERS
-from lightning_optim.language.newton_schulz import newton_schulz
+from lightning_optim.language.orthogonalize import newton_schulz
 
 SOAP = Peer("pytorch_optimizer SOAP", "pytorch_optimizer", "SOAP", 32, {"precondition_frequency": 10})
 EMBEDDINGS = 2  # the first two tensors of `gpt2`: its rows and its positions, which Muon leaves to AdamW
@@ -127,11 +127,11 @@ def page(found: Record) -> str:
     if "orthogonalize" in found:
         of = found["orthogonalize"]
         head = ["orthogonalization", "batched", "one by one", "ratio"]
-        lines = [
-            [f"{of['matrices']} matrices, {word}", *(f"{of[word][way]:.2f} s" for way in ("batched", "one by one"))]
-            + [f"{of[word]['batched'] / of[word]['one by one']:.2f}"]
-            for word in ("float32", "bfloat16")
-        ]
+        lines = []
+        for word in ("float32", "bfloat16"):
+            batched, single = (of[word][way] for way in ("batched", "one by one"))
+            what = f"{of['matrices']} matrices, {word}"
+            lines.append([what, f"{batched:.2f} s", f"{single:.2f} s", f"{batched / single:.2f}"])
         parts.append(table(head, lines))
     about = found["about"]
     parts.append(f"{about['device']}, {about['threads']} thread, torch {about['torch']}.")

@@ -44,6 +44,7 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
 )
 # Rounding lifts a singular value of 1 above 1, where the bare table explodes. Each step first divides by this.
 SAFETY = 1.01
+STEPS_OF_A_GRAM = 3  # after which the Gram matrix is computed again
 
 
 def polynomials(coefficients: Coefficients, steps: int) -> tuple[Triple, ...]:
@@ -114,7 +115,8 @@ def newton_schulz(
     exact = smaller_first.to(torch.promote_types(dtype, torch.float32))  # the norm is that of the rounded values
     norm = torch.linalg.vector_norm(exact, dim=-1).double().square().sum(-1).sqrt().clamp_min(eps)
     y = (exact / norm.to(exact.dtype)[:, None, None]).to(dtype).contiguous()
-    y = _iterated(y, polynomials(coefficients, steps), scale_of(adjust, rows, columns))
+    iterated = _by_grams if max(rows, columns) >= 2 * min(rows, columns) else _iterated
+    y = iterated(y, polynomials(coefficients, steps), scale_of(adjust, rows, columns))
     return y if rows <= columns else y.mT
 
 
@@ -129,6 +131,34 @@ def _iterated(x: Tensor, of_steps: Sequence[Triple], factor: float) -> Tensor:
         torch.baddbmm(x, polynomial, x, beta=scale * a, alpha=scale, out=other)
         x, other = other, x
     return x
+
+
+def _by_grams(x: Tensor, of_steps: Sequence[Triple], factor: float) -> Tensor:
+    """The same polynomial of x for fewer operations where rows are few: on the Gram matrix, which is (rows, rows).
+
+    Every step multiplies x by a polynomial of its Gram matrix R. The product of these is formed first, and x multiplied
+    by it. In few bits R drifts away from that of x, so it is computed again after `STEPS_OF_A_GRAM` steps; with one
+    step more, singular values of a matrix of low rank exceed those of `_iterated` in bfloat16.
+    """
+    for low in range(0, len(of_steps), STEPS_OF_A_GRAM):
+        first, *others = of_steps[low : low + STEPS_OF_A_GRAM]
+        gram = torch.bmm(x, x.mT)
+        product = multiplier = _multiplier(gram, first)
+        for triple in others:
+            gram = torch.bmm(torch.bmm(multiplier, gram), multiplier)
+            multiplier = _multiplier(gram, triple)
+            product = torch.bmm(product, multiplier)
+        last = low + STEPS_OF_A_GRAM >= len(of_steps)
+        x = torch.baddbmm(x, product, x, beta=0.0, alpha=factor if last else 1.0)
+    return x
+
+
+def _multiplier(gram: Tensor, triple: Triple) -> Tensor:
+    """a I + b R + c R² of Gram matrices R."""
+    a, b, c = triple
+    found = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    found.diagonal(dim1=1, dim2=2).add_(a)
+    return found
 
 
 def orthogonalize(

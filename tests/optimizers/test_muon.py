@@ -213,10 +213,11 @@ def test_what_is_no_matrix_gets_adamw_to_the_bit() -> None:
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rank", [0, 1, 4])
-def test_few_ranks_stay_bounded(rank: int, compute: Any) -> None:
+@pytest.mark.parametrize("columns", [256, 1024])  # the iteration itself, and the one on Gram matrices
+def test_few_ranks_stay_bounded(columns: int, rank: int, compute: Any) -> None:
     """A matrix of rank 1 has a singular value of 1, which rounding lifts above it: the bare table explodes there."""
     generator = torch.Generator().manual_seed(rank)
-    u = torch.randn(256, rank, generator=generator) @ torch.randn(rank, 256, generator=generator)
+    u = torch.randn(256, rank, generator=generator) @ torch.randn(rank, columns, generator=generator)
     found = newton_schulz(u[None], compute=compute)[0].float()
     assert torch.isfinite(found).all()
     if rank == 0:
@@ -226,8 +227,9 @@ def test_few_ranks_stay_bounded(rank: int, compute: Any) -> None:
         assert 0.8 < float(values[0]) < 1.2
 
 
-def test_less_precision_is_near() -> None:
-    u = torch.randn(3, 64, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("columns", [100, 200])
+def test_less_precision_is_near(columns: int) -> None:
+    u = torch.randn(3, 64, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = newton_schulz(u)
     for compute, error in (("float32", 1e-5), ("bfloat16", 0.08)):
         settings: Any = compute
@@ -236,12 +238,14 @@ def test_less_precision_is_near() -> None:
         assert newton_schulz(u.float(), compute=settings).dtype == getattr(torch, compute)
 
 
-def test_a_batch_is_its_matrices_one_by_one() -> None:
-    u = torch.randn(5, 6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    one_by_one = torch.cat([newton_schulz(x[None]) for x in u])
-    torch.testing.assert_close(newton_schulz(u), one_by_one, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("columns", [9, 13])
+@pytest.mark.parametrize("steps", [1, 3, 5, 7])
+def test_a_batch_is_its_matrices_one_by_one(steps: int, columns: int) -> None:
+    u = torch.randn(5, 6, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one_by_one = torch.cat([newton_schulz(x[None], steps=steps) for x in u])
+    torch.testing.assert_close(newton_schulz(u, steps=steps), one_by_one, rtol=0, atol=1e-12)
     for x, found in zip(u, one_by_one, strict=True):
-        np.testing.assert_allclose(found, orthogonalized(x.numpy()), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found, orthogonalized(x.numpy(), steps=steps), rtol=0, atol=1e-12)
 
 
 def test_a_tiny_gradient_moves_a_matrix_as_far_as_a_large_one() -> None:
