@@ -359,7 +359,7 @@ def test_a_stock_cli_evaluates_the_average_with_its_callback(by: str, tmp_path: 
         (["--optimizer.lr=fast"], "Expected a <class 'float'>"),
         (["--optimizer.state_bits=7"], "Expected a typing.Literal[32, 16"),
         (["--optimizer.betas=[0.9, 0.99]"], "Expected a tuple with 3 elements"),
-        (["--optimizer.cautious=true"], "Option 'cautious' is not accepted"),
+        (["--optimizer.careful=true"], "Option 'careful' is not accepted"),
     ],
 )
 def test_a_stock_cli_checks_types(
