@@ -118,11 +118,12 @@ def test_core_of_the_matrix(tmp_path: Path) -> None:
     assert_portable(matrix([*SAME, *SOME], "adan", tmp_path))
 
 
-def test_scalars_of_koala_travel(tmp_path: Path) -> None:
-    """They stand in the parameter group, and its prediction has moved the weights when the checkpoint is written."""
+@pytest.mark.parametrize("name", ["koala_m", "prodigy"])
+def test_scalars_travel(name: str, tmp_path: Path) -> None:
+    """They stand in the parameter group, and KOALA's prediction has moved the weights when a checkpoint is written."""
     kinds: tuple[Kind, ...] = ("fsdp1 sharded", "fsdp2 sharded", "fsdp2 full")
     pairs = [(Setting(kind, 8, 2), Setting(kind, 8, 2)) for kind in kinds]
-    assert_portable(matrix([*pairs, (pairs[0][0], Setting("single", 32, 1))], "koala_m", tmp_path))
+    assert_portable(matrix([*pairs, (pairs[0][0], Setting("single", 32, 1))], name, tmp_path))
 
 
 def test_slots_of_matrices_travel_between_owners(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ CASES: list[Case] = [
     ("pnm", {"lr": 0.1}),
     ("schedule_free_adamw", {"lr": 0.01, "warmup_steps": 3, "weight_decay": 0.1}),
     ("lion", {"lr": 0.01, "weight_decay": 0.1, "cautious": True, "cautious_decay": True}),
+    ("prodigy", {"d0": 1e-3}),
+    ("mars", {"lr": 0.01}),
 ]
 
 
@@ -116,8 +118,9 @@ def test_messages_do_not_grow_with_the_number_of_tensors() -> None:
     found = run_ranks(count_messages, CASES)[0]
     assert all(few == many for few, many in found.values()), found
     assert found["fsdp2 pnm {'lr': 0.1}"] == [0, 0]
-    # The norm of all gradients and those of weights in one, then those of steps.
+    # The norms of all gradients and of each weight, then of each step; and both sums of the estimate of d.
     assert found["fsdp1 lamb {'lr': 0.01, 'max_grad_norm': 0.1}"] == [2, 2]
+    assert found["fsdp1 prodigy {'d0': 0.001}"] == found["fsdp2 prodigy {'d0': 0.001}"] == [1, 1]
     assert max(few for few, _ in found.values()) <= 8
 
 

@@ -138,3 +138,28 @@ def test_state_in_8_bits(world: World) -> None:
             errors = [(run["large.weight"] - exact["large.weight"]).abs().median() for run in (right, got)]
             assert 0.5 * errors[0] < errors[1] < 2 * errors[0], (label, errors)
             torch.testing.assert_close(got["inward.weight"], exact["inward.weight"], rtol=0.02, atol=0.002)
+
+
+DISTANCES = {"prodigy": {"d0": 1e-4}, "prodigy, safe": {"d0": 1e-4, "safeguard_warmup": True, "weight_decay": 0.1}}
+
+
+def distances(world: World, options: dict[str, Any]) -> list[float]:
+    """d after each step on this rank."""
+    found: list[float] = []
+    train(world, "prodigy", options, steps=12, watch=lambda made: found.append(float(made.param_groups[0]["d"])))
+    return found
+
+
+def distances_in(world: World) -> dict[str, list[float]]:
+    dist.init_process_group("gloo")
+    return {label: distances(world, options_of(world, options)) for label, options in DISTANCES.items()}
+
+
+@pytest.mark.parametrize("world", ["ddp", "fsdp1", "fsdp1 fused", "fsdp2"])
+def test_prodigy_finds_the_same_distance_everywhere(world: World) -> None:
+    """To ten digits after every step, on ranks without an element of a tensor too."""
+    for found in run_ranks(distances_in, world, timeout=150):
+        for label, options in DISTANCES.items():
+            right = distances("single", options_of("fsdp1 fused" if "fused" in world else "single", options))
+            assert right[-1] > 20 * right[0]
+            assert found[label] == pytest.approx(right, rel=1e-10)
