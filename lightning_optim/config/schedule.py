@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lightning_optim.config.groups import Split
 from lightning_optim.errors import OptionError, is_number, is_whole, nearest, shown
 from lightning_optim.training.learning_rates import RATES
 from lightning_optim.training.schedules import SCHEDULES, factor, length_if_known, total_steps
@@ -64,13 +65,16 @@ def read(spec: Any) -> Schedule | None:
     return Schedule(str(schedule.name), int(schedule.warmup_steps), float(schedule.final))
 
 
-def refuse_beside_average(owner: str, schedule: Schedule | None, warmups: Sequence[tuple[float, str]]) -> None:
+def refuse_beside_average(
+    owner: str, schedule: Schedule | None, options: Mapping[str, Any], groups: Sequence[Split]
+) -> None:
     """Refuse a schedule that falls, or a second warm-up, beside an optimizer that averages its iterates instead.
 
     Args:
         owner: The optimizer, for the message.
         schedule: The schedule, if there is one.
-        warmups: The steps of warm-up of the optimizer itself and of its groups, each with words for where.
+        options: The options of the optimizer.
+        groups: The parameter groups of the user.
 
     Raises:
         OptionError: for such a schedule.
@@ -80,7 +84,8 @@ def refuse_beside_average(owner: str, schedule: Schedule | None, warmups: Sequen
             f"{owner} averages its iterates instead of a schedule, and schedule {schedule.name!r} would undo that. "
             "Leave schedule out, or write {name: constant, warmup_steps: ...} for a warm-up."
         )
-    for steps, where in warmups:
+    of_groups = [(group.options.get("warmup_steps", 0), f" of group {group.label!r}") for group in groups]
+    for steps, where in [(options.get("warmup_steps", 0), ""), *of_groups]:
         if steps and schedule is not None and schedule.warmup_steps:
             raise OptionError(
                 f"{owner}: warmup_steps={int(steps)}{where} and warmup_steps={schedule.warmup_steps} of the schedule "

@@ -100,8 +100,7 @@ class OptimizerStrategy:
         self.groups = [self._read_group(group, complete) for group in groups]
         self.schedule = schedules.read(schedule)
         if self.optimizer_class.own_average:
-            warmups = [(g.options.get("warmup_steps", 0), f" of group {g.label!r}") for g in self.groups]
-            schedules.refuse_beside_average(owner, self.schedule, [(complete.get("warmup_steps", 0), ""), *warmups])
+            schedules.refuse_beside_average(owner, self.schedule, complete, self.groups)
         self.communication = None if communication is None else read_communication(communication)
         extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
         extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
@@ -258,6 +257,7 @@ class OptimizerStrategy:
         for companion in self.callbacks():
             if not any(isinstance(callback, type(companion)) for callback in present):
                 title = type(companion).__name__
+                optimizer.told = optimizer.told or hasattr(companion, "serves_evaluation")
                 rank_zero_warn(
                     f"optimizer {self.name!r} comes with the callback {title}, which the Trainer does not have, so it "
                     f"trains without. Add lightning_optim.callbacks.{title} to the Trainer, or return the callbacks of "

@@ -454,6 +454,19 @@ def test_it_says_where_it_has_nothing_to_do() -> None:
         Run(lambda params: torch.optim.AdamW(params, lr=0.02), EvaluationWeights(), IterateAveraging("ema"))
 
 
+def test_a_missing_callback_is_said_once() -> None:
+    """By who makes the optimizer, and not by its first step again."""
+
+    class Own(Toy):
+        def configure_optimizers(self) -> Any:
+            return OptimizerStrategy.parse("schedule_free_adamw").configure(self)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Run(adamw, module=Own(adamw))
+    assert sum("EvaluationWeights" in str(one.message) for one in caught) == 1
+
+
 @pytest.mark.parametrize("with_it", [True, False])
 @pytest.mark.parametrize(
     "other", [IterateAveraging("ema"), LookaheadSync(), LookaheadSync(evaluate="slow")], ids=["ema", "fast", "slow"]
