@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.core import soap_files
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import is_dtensor
 
@@ -41,6 +42,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     state = {key: _slots(layout, slots) for key, slots in state_dict["state"].items()}
     groups: list[dict[str, Any]] = []
     for group in state_dict["param_groups"]:
+        group = soap_files.group_of(layout, group)
         group = _of_prodigy(layout, _of_schedule_free(layout, group, state), state, is_first=not groups)
         held = [index for index in group["params"] if isinstance(state.get(index), dict) and state[index]]
         without = [index for index in held if "step" not in state[index]]
@@ -85,6 +87,8 @@ def _slots(layout: StateLayout, slots: Any) -> Any:
     if not isinstance(slots, dict):
         return slots
     found = {name: _dequantized(value) for name, value in slots.items()}
+    if soap_files.is_of_authors(found):
+        return soap_files.slots_of(layout, found)
     if isinstance(found.get(PACKED), dict):
         found.update(found.pop(PACKED))
     if "state1" in found and "state1" not in layout.slots:

@@ -117,9 +117,9 @@ def adam_in_eigenbases(
     """
     new: Matrices = {}
     bases = {axis: slots[f"basis_{axis}"] for axis in _axes(slots)}
-    v = torch.lerp(slots["exp_avg_sq"].view(g.shape), _turned(g, bases).square(), 1 - beta2)
+    v = torch.lerp(slots["exp_avg_sq"].view(g.shape), turned(g, bases).square(), 1 - beta2)
     new["exp_avg_sq"] = v.reshape(slots["exp_avg_sq"].shape)
-    u = _turned(_turned(m, bases) / (v.sqrt() + eps), {axis: basis.mT for axis, basis in bases.items()})
+    u = turned(turned(m, bases) / (v.sqrt() + eps), {axis: basis.mT for axis, basis in bases.items()})
     for axis, basis in bases.items():
         new[f"factor_{axis}"] = factor = torch.lerp(slots[f"factor_{axis}"], _products(g, axis), 1 - shampoo_beta)
         if renew:
@@ -137,7 +137,7 @@ def _products(g: Tensor, axis: int) -> Tensor:
     return x.mT @ x
 
 
-def _turned(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
+def turned(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
     """x with coordinates in the bases (the columns) along their axes."""
     for axis, basis in bases.items():
         moved = x.movedim(axis + 1, -1)
@@ -184,14 +184,14 @@ def _renewed(basis: Tensor, factor: Tensor) -> Tensor:
     sizes = (basis * image).sum(-2)
     order = sizes.argsort(dim=-1, descending=True, stable=True)[:, None, :].expand_as(basis)
     image, old = image.gather(-1, order), basis.gather(-1, order)
-    turned, triangle = _orthonormal(image)
+    found, triangle = _orthonormal(image)
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
     dependent = diagonal <= DEPENDENT * n * eps * triangle.abs().amax((-2, -1))[:, None]
     for i in dependent.any(-1).nonzero().flatten().tolist():
         last = dependent[i].sort(stable=True).indices  # the order in which those that depend on others are last
         columns = torch.where(dependent[i], old[i], image[i])
-        turned[i][:, last] = _orthonormal(columns[:, last])[0]
-    return torch.empty_like(turned).scatter_(-1, order, turned)
+        found[i][:, last] = _orthonormal(columns[:, last])[0]
+    return torch.empty_like(found).scatter_(-1, order, found)
 
 
 def _orthonormal(x: Tensor) -> tuple[Tensor, Tensor]:

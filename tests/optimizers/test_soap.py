@@ -313,3 +313,56 @@ def test_no_step_warns() -> None:
         for _ in range(3):
             p.grad = torch.randn(3, 2)
             optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"), [({}, (4, 3)), ({"view": "axes"}, (2, 3, 2)), ({"max_precond_dim": 3}, (4, 3))]
+)
+def test_files_of_the_authors_program_go_on(options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Its state is a list of factors and one of bases; m stands in the bases, and the first gradient is not counted."""
+    start = torch.randn(shape, dtype=torch.float64)
+    p, other = Parameter(start.clone()), Parameter(start.clone())
+    optimizer, fresh = (SOAP([x], frequency=2, **options) for x in (p, other))
+    gradients = [torch.randn(shape, dtype=torch.float64) for _ in range(8)]
+    for g in gradients[:4]:
+        p.grad = g
+        optimizer.step()
+    state = optimizer.state[p]
+    bases = [state.get(f"basis_{i}", []) for i in range(len(shape))]
+    m = state["exp_avg"]
+    for i, basis in enumerate(bases):
+        if isinstance(basis, Tensor):
+            m = torch.tensordot(m, basis, dims=([i], [0])).movedim(-1, i)
+    theirs = {"step": 3, "exp_avg": m, "exp_avg_sq": state["exp_avg_sq"], "Q": bases}
+    theirs |= {"GG": [state.get(f"factor_{i}", []) for i in range(len(shape))]}
+    theirs |= {"shampoo_beta": 0.95, "precondition_frequency": 2}
+    group = {"lr": 3e-3, "betas": (0.95, 0.95), "shampoo_beta": -1, "eps": 1e-8, "weight_decay": 0.01, "params": [0]}
+    group |= {"precondition_frequency": 2, "merge_dims": False, "precondition_1d": False, "normalize_grads": False}
+    group |= {"max_precond_dim": options.get("max_precond_dim", 10000), "correct_bias": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.load_state_dict({"state": {0: theirs}, "param_groups": [group]})
+    assert (fresh.param_groups[0]["frequency"], fresh.param_groups[0]["shampoo_beta"]) == (2, None)
+    with torch.no_grad():
+        other.copy_(p)
+    for g in gradients[4:]:
+        p.grad, other.grad = g.clone(), g.clone()
+        optimizer.step()
+        fresh.step()
+    torch.testing.assert_close(other, p, rtol=0, atol=1e-12)
+
+
+def test_state_of_another_optimizer_starts_bases_and_counter_anew() -> None:
+    from lightning_optim import AdamW
+
+    p = Parameter(torch.randn(4, 3))
+    adam, soap = AdamW([p]), SOAP([p])
+    p.grad = torch.randn(4, 3)
+    adam.step()
+    with pytest.warns(UserWarning, match="start"):
+        soap.load_state_dict(adam.state_dict())
+    before = p.detach().clone()
+    soap.step()
+    assert torch.equal(p, before), "its first gradient sets up the bases"
+    soap.step()
+    assert not torch.equal(p, before)
