@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_optim.core import checkpoint_source, frozen, peer_files, state_check, torch_files
+from lightning_optim.core import checkpoint_source, frozen, muon_files, peer_files, state_check, torch_files
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.checkpoint_source import Source
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.core.torch_files import Lent
 
 
-def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[str, Any]], None], lent: Lent) -> None:
+def into(layout: StateLayout, state_dict: Any, load: Callable[[dict[str, Any]], None], lent: Lent) -> None:
     """Load a state_dict into an optimizer, or change nothing of it.
 
     Args:
@@ -24,6 +24,8 @@ def into(layout: StateLayout, state_dict: dict[str, Any], load: Callable[[dict[s
     Raises:
         OptionError: for a state_dict that does not fit.
     """
+    if isinstance(state_dict, list | tuple):
+        state_dict = muon_files.joined(layout, state_dict)
     before: list[dict[str, Any]] = []
     state, groups, waiting = layout.state, layout.param_groups, layout.waiting
     members = [group["params"] for group in groups]

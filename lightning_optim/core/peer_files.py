@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.core import soap_files
+from lightning_optim.core import muon_files
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import is_dtensor
 
@@ -44,6 +45,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
     for group in state_dict["param_groups"]:
         group = soap_files.group_of(layout, group)
         group = _of_prodigy(layout, _of_schedule_free(layout, group, state), state, is_first=not groups)
+        group = muon_files.translated(layout, group, state)
         held = [index for index in group["params"] if isinstance(state.get(index), dict) and state[index]]
         without = [index for index in held if "step" not in state[index]]
         if "step" in group and "step" not in layout.options and len(without) == len(held):

@@ -52,7 +52,9 @@ def dequantize(
     copies = any(isinstance(value, storage.Quantized) for slots in held for value in slots.values())
     if copies:
         state_dict["param_groups"] = copy.deepcopy(state_dict["param_groups"])
-    for index, (_, p) in zip(order, layout.every_parameter(), strict=True):
+    every = layout.every_parameter()
+    for_all = {name for i, p in every if is_flattened(p) for name in layout.slots_of(i, p)}
+    for index, (_, p) in zip(order, every, strict=True):
         state = state_dict["state"].get(index)
         if state is None:
             continue
@@ -70,8 +72,16 @@ def dequantize(
                 values.update({name: _copy(value) for name, value in state.items() if name not in values})
         values.update({name: of_matrices[p, name] for name in state if (p, name) in of_matrices})
         found = {**state, **values}
-        state_dict["state"][index] = _in_one_dtype(found) if is_flattened(p) else found
+        state_dict["state"][index] = _in_one_dtype(_with_all(for_all, found)) if is_flattened(p) else found
     return state_dict
+
+
+def _with_all(names: set[str], state: dict[str, Any]) -> dict[str, Any]:
+    """The state with zeros for what other parameters have: FSDP1 needs the same slots for all of a unit."""
+    like = next((value for value in state.values() if isinstance(value, Tensor) and value.dim()), None)
+    if like is None:
+        return state
+    return {**state, **{name: torch.zeros_like(like) for name in sorted(names - state.keys())}}
 
 
 def _copy(value: Any) -> Any:
@@ -164,6 +174,9 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     """Store the saved slots of one parameter in the formats of this optimizer, and note what became of each."""
     slots, state = layout.all_slots(), layout.state[p]
     state.clear()
+    if layout.matrix_options:
+        saved, left_by_rule = _of_rule(layout, p, i, saved)
+        loaded.left |= left_by_rule
     unknown = {name for name in saved if name != "step" and name not in slots}
     left = unknown & slots_elsewhere() if unknown else set()
     foreign = {name: saved[name] for name in saved if name in unknown - left}
@@ -173,6 +186,7 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
         if count and any(name not in saved and name in slots and slots[name].mean_square_by for name in state):
             loaded.fresh |= state.keys()  # a mean that begins now under an old counter would be taken for a whole one
             loaded.left |= left | (saved.keys() & slots.keys())
+            state.update({name: _as_torch_casts(value, p) for name, value in foreign.items()})
             return
         state["step"].fill_(count)
     counter = {"step"} & saved.keys() & state.keys()
@@ -203,6 +217,23 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     loaded.left |= left
     loaded.fresh |= {*state, *layout.slots_of_stages(i, p)} - taken.keys() - counter
     state.update({name: _as_torch_casts(value, p) for name, value in foreign.items()})
+
+
+def _of_rule(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The saved slots that the rule of a parameter uses, and the names of others that hold something.
+
+    Zeros are what FSDP1 was given for a slot that the parameter did not have.
+    """
+    own = {*layout.slots_of(i, p), *layout.all_slots().keys() - layout.slots.keys()}
+    holds = {name for name, value in saved.items() if isinstance(value, Tensor) and bool(local(value).any())}
+    padding = (
+        {name for name, slot in layout.slots.items() if slot.mean_square_by and name not in holds} if holds else set()
+    )
+    unused = (saved.keys() & layout.slots.keys()) - own
+    kept = {
+        name: value for name, value in saved.items() if name not in unused | (padding if "exp_avg" in holds else set())
+    }
+    return kept, unused & holds
 
 
 def _can_be_quantized_beside(saved: dict[str, Any], slot: Any) -> bool:

@@ -1,0 +1,78 @@
+"""Files of torch.optim.Muon, alone or with that of torch.optim.AdamW for the rest of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.errors import OptionError, shown
+
+CLASSIC = (3.4445, -4.7750, 2.0315)
+
+
+def translated(layout: StateLayout, group: dict[str, Any], state: dict[Any, Any]) -> dict[str, Any]:
+    """A group of torch.optim.Muon under our names, with the state of its parameters; any other as it is.
+
+    Raises:
+        OptionError: for coefficients that have no name here.
+    """
+    if "ns_steps" not in group or "exp_avg" not in layout.slots or not layout.matrix_options:
+        return group
+    if tuple(group["ns_coefficients"]) != CLASSIC:
+        raise OptionError(
+            f"Muon cannot load ns_coefficients={shown(group['ns_coefficients'])}: of torch's it knows {CLASSIC}, which "
+            "is coefficients='classic'."
+        )
+    for index in group["params"]:
+        if isinstance(state.get(index), dict) and state[index].get("momentum_buffer") is not None:
+            rest = {name: value for name, value in state[index].items() if name != "momentum_buffer"}
+            state[index] = {"step": torch.tensor(1.0), "exp_avg": state[index]["momentum_buffer"], **rest}
+    named = {"coefficients": "classic", "steps": group["ns_steps"], "adjust": group["adjust_lr_fn"] or "original"}
+    own = {key: value for key, value in group.items() if key not in ("ns_steps", "ns_coefficients", "adjust_lr_fn")}
+    return {**own, **named}
+
+
+def joined(layout: StateLayout, files: Sequence[Any]) -> dict[str, Any]:
+    """One state_dict of the two of torch.optim.Muon and torch.optim.AdamW, in the groups of this optimizer.
+
+    The parameters of each file are those that follow its rule here, in the order of the model. Options stay those of
+    this optimizer.
+
+    Raises:
+        OptionError: for anything else, and where the numbers of parameters differ.
+    """
+    owner = type(layout).__name__
+    by_rule = {"muon" if "ns_steps" in group else "adamw": file for file in files for group in _groups(file)[:1]}
+    if not layout.matrix_options or len(files) != 2 or by_rule.keys() != {"muon", "adamw"}:
+        raise OptionError(
+            f"{owner} loads one state_dict; Muon also a list of two: of torch.optim.Muon, and of torch.optim.AdamW for "
+            "the rest of the model."
+        )
+    every = layout.every_parameter()
+    order = layout.model_order if len(layout.model_order) == len(every) else range(len(every))
+    state: dict[int, Any] = {}
+    for rule, file in by_rule.items():
+        found = {**file["state"]}
+        for group in _groups(file):
+            translated(layout, group, found)
+        ids = [index for group in _groups(file) for index in group["params"]]
+        mine = sorted(
+            (k for k, (i, p) in enumerate(every) if layout.traits_of(i, p)["rule"] == rule), key=order.__getitem__
+        )
+        if len(ids) != len(mine):
+            raise OptionError(
+                f"{owner} has {len(mine)} parameters for {rule}, and the file of torch.optim has {len(ids)}. Which "
+                "parameter follows which rule stands in repr(optimizer); the key adamw of a spec changes it."
+            )
+        state |= {k: found[index] for k, index in zip(mine, ids, strict=True) if index in found}
+    numbers = iter(range(len(every)))
+    groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in layout.param_groups]
+    return {"state": state, "param_groups": groups}
+
+
+def _groups(file: Any) -> list[dict[str, Any]]:
+    groups = file.get("param_groups") if isinstance(file, Mapping) else None
+    return list(groups) if isinstance(groups, list) else []
