@@ -19,7 +19,7 @@ from lightning_optim.language.math import evaluation
 from lightning_optim.language.symbols import Kind, Symbol, is_element
 from lightning_optim.language.values import Operand, Setting, Slots, Value
 
-F = TypeVar("F", bound=Callable[..., Tensor])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_optim.language.math import is_evaluating
 from lightning_optim.language.matrices import rounded, whole
-from lightning_optim.language.values import Operand, Setting, Value
+from lightning_optim.language.values import Operand, Setting, Slots, Value
 
 Coefficients = Literal["polar_express", "classic", "quintic"]
 Compute = Literal["auto", "float32", "bfloat16"]
@@ -120,6 +120,33 @@ def newton_schulz(
     return y if rows <= columns else y.mT
 
 
+@rounded(products_dtype)
+def even_rows(
+    x: Tensor, slots: dict[str, Tensor], beta2: float, adjust: Adjust = "none", **settings: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Orthogonalize each matrix of a batch, and divide its rows by the root of their mean squares over time (NorMuon).
+
+    Li et al. 2025, arXiv:2510.05491. The norm of a matrix stays.
+
+    Args:
+        x: Matrices (k, rows, columns).
+        slots: `row_var`, the mean squares, (k, rows).
+        beta2: Their decay rate.
+        adjust: The factor on the result.
+        settings: As those of `newton_schulz`.
+
+    Returns:
+        The new batch, and the new mean squares.
+    """
+    found = newton_schulz(x, **settings)
+    exact, before = found.to(torch.promote_types(found.dtype, torch.float32)), slots["row_var"]
+    squares = torch.lerp(before, exact.square().mean(-1).to(before.dtype), 1 - beta2)
+    even = exact / (squares.sqrt() + 1e-10).to(exact.dtype)[..., None]
+    norm, reached = (torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True) for y in (exact, even))
+    even = even * (norm / (reached + 1e-10)) * scale_of(adjust, *x.shape[-2:])
+    return even.to(found.dtype), {"row_var": squares}
+
+
 def _iterated(x: Tensor, of_steps: Sequence[Triple], factor: float) -> Tensor:
     """The iteration on a batch of matrices whose rows are at most as many as their columns, times a factor."""
     k, rows, _ = x.shape
@@ -168,6 +195,8 @@ def orthogonalize(
     eps: Operand = 1e-12,
     compute: Compute | Setting = "auto",
     adjust: Adjust | Setting = "none",
+    s: Slots | None = None,
+    beta2: Operand = 0.95,
 ) -> Value:
     """The matrices U V' of the singular value decompositions U S V', approximately: singular values near 1.
 
@@ -181,6 +210,8 @@ def orthogonalize(
         compute: The dtype of the products: "float32", "bfloat16", or "auto": float64 where x is float64, bfloat16 on
             GPUs, else float32.
         adjust: A factor on the result that depends on the shape, see `scale_of`.
+        s: The slots of the update, to make the rows even by their mean squares in the slot `row_var` (`even_rows`).
+        beta2: The decay rate of that slot.
 
     Example:
         >>> u = orthogonalize(torch.tensor([[3.0, 0.0], [0.0, 0.5]]), steps=8)
@@ -193,4 +224,8 @@ def orthogonalize(
     if isinstance(tensor, Tensor) and not is_evaluating():
         batch = tensor if tensor.dim() > 2 else tensor[None]
         return cast(Value, newton_schulz(batch, **given).reshape(tensor.shape))
-    return whole(newton_schulz, x, **given)
+    return whole(newton_schulz, x, **given) if s is None else _even(x, s, beta2, given)
+
+
+def _even(x: Operand, s: Slots, beta2: Operand, given: dict[str, Any]) -> Value:
+    return whole(even_rows, x, s=s, slots=("row_var",), beta2=beta2, **given)

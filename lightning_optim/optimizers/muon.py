@@ -57,6 +57,9 @@ class Muon(Optimizer):
         adamw_scale: The learning rate of AdamW relative to `lr`.
         betas: Decay rates of AdamW's moments, each in [0, 1).
         adamw_eps: Added to AdamW's denominator.
+        normalize_rows: Divide the rows of the orthogonal matrix by the root of their mean squares over time (NorMuon),
+            at the same norm.
+        beta2: Decay rate of these mean squares.
         matrix: True for Muon and false for AdamW, whatever the role; null lets role and shape decide.
         blocks: The rows fall into this number of equal matrices, or into matrices of these numbers of rows.
         heads: The same as `blocks`, for a number of attention heads.
@@ -88,7 +91,7 @@ class Muon(Optimizer):
     batch_scaling = "sqrt"
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
     ranges: ClassVar[dict[str, Any]] = {
-        **{"adamw_scale": "> 0", "adamw_eps": ">= 0"},
+        **{"beta2": "[0, 1)", "adamw_scale": "> 0", "adamw_eps": ">= 0"},
         **{"steps": ">= 1", "blocks": ">= 1", "heads": ">= 1"},
     }
     letters: ClassVar[dict[str, str]] = {"rate": "η", "adamw_scale": "σ", "adamw_eps": "ε"}
@@ -108,6 +111,8 @@ class Muon(Optimizer):
     adamw_scale: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     adamw_eps: float = 1e-8
+    normalize_rows: bool = False
+    beta2: float = 0.95
     matrix: bool | None = None
     blocks: int | tuple[int, ...] | None = None
     heads: int | None = None
@@ -115,6 +120,7 @@ class Muon(Optimizer):
 
     exp_avg = Slot("m", root_of="exp_avg_sq")
     exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
+    row_var = Slot("r", signed=False, per="matrix", shape=("rows",))
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:
@@ -151,5 +157,7 @@ class Muon(Optimizer):
             return stepped(p, adam_step(rate, m, v, h, h.adamw_eps), g, h, share=rate * h.weight_decay)
         s.exp_avg = m = ema(s.exp_avg, g, h.momentum)
         u = ema(m, g, h.momentum)
-        o = orthogonalize(u if h.nesterov else m, h.coefficients, h.steps, h.eps, h.compute, h.adjust)
+        slots = s if h.normalize_rows else None
+        x = u if h.nesterov else m
+        o = orthogonalize(x, h.coefficients, h.steps, h.eps, h.compute, h.adjust, slots, h.beta2)
         return stepped(p, h.lr * o, g, h)

@@ -136,6 +136,18 @@ def test_slots_of_matrices_travel_between_owners(tmp_path: Path) -> None:
     assert_portable(matrix(pairs, {"name": "soap", "frequency": 2, "owners": True}, tmp_path))
 
 
+def test_state_of_two_rules_travels(tmp_path: Path) -> None:
+    """Muon keeps other slots for matrices than for the rest, and FSDP1 wants the same for all of a unit."""
+    same = [(of_2_ranks(kind, 32), of_2_ranks(kind, 32)) for kind in KINDS if kind != "fsdp2 full"]
+    some = [
+        (Setting("single", 32, 1), Setting("fsdp1 full", 32, 2)),
+        (Setting("fsdp1 full", 32, 2), Setting("fsdp2 full", 32, 2)),
+        (Setting("fsdp1 sharded", 32, 2), Setting("ddp", 32, 2)),
+        (Setting("fsdp2 sharded", 32, 2), Setting("single", 32, 1)),
+    ]
+    assert_portable(matrix([*same, *some], {"name": "muon", "lr": 0.01, "compute": "float32"}, tmp_path))
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_the_whole_matrix(tmp_path: Path) -> None:

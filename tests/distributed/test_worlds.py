@@ -28,6 +28,8 @@ CASES: dict[str, Case] = {
     "adan, clipped, accumulated": ("adan", {"lr": 0.01, "max_grad_norm": 0.05}, 2),
     "lamb, clipped, accumulated": ("lamb", {"lr": 0.01, "max_grad_norm": 0.05}, 2),
     "lars, with decay": ("lars", {"lr": 0.1, "weight_decay": 0.1}, 1),
+    "muon, accumulated": ("muon", {"lr": 0.01}, 2),
+    "muon, even rows": ("muon", {"lr": 0.01, "normalize_rows": True}, 1),
     "adamw, cautious": ("adamw", {"lr": 0.01, "weight_decay": 0.1, "cautious": True, "cautious_decay": True}, 2),
 }
 WORLDS: tuple[tuple[World, int], ...] = (("ddp", 2), ("fsdp1", 2), ("fsdp1 fused", 2), ("fsdp2", 2))
@@ -38,13 +40,11 @@ MORE: tuple[tuple[World, int], ...] = (
     ("hybrid fsdp2", 4),
     ("tensor fsdp2", 4),
 )
+OF_MATRICES = dict.fromkeys(("soap", "muon, even rows"), "checkpoints of FSDP1 cannot hold")
 REFUSED = {
-    "fsdp1": {"adafactor": "row and column means, and FSDP1 splits", "soap": "checkpoints of FSDP1 cannot hold"},
-    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits", "soap": "checkpoints of FSDP1 cannot hold"},
-    "fsdp1 fused": dict.fromkeys(
-    "fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
-    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits"},
-    "fsdp1 fused": {"muon": "so there are no matrices"}
+    "fsdp1": {"adafactor": "row and column means, and FSDP1 splits", **OF_MATRICES},
+    "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits", **OF_MATRICES},
+    "fsdp1 fused": dict.fromkeys(("muon", "muon, accumulated", "muon, even rows"), "so there are no matrices")
     | dict.fromkeys(
         (
             "adafactor",

@@ -233,6 +233,7 @@ SETS: dict[str, tuple[dict[str, Any], ...]] = {
         {"adjust": "spectral", "coefficients": "quintic", "steps": 3},
         {"adjust": "none", "steps": 10, "momentum": 0.0},
         {"eps": 3.0, "blocks": 1},
+        {"normalize_rows": True, "beta2": 0.8},
         {"matrix": False},
         {"heads": 1},
     ),

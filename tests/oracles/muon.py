@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -117,6 +118,8 @@ def muon(
     adamw_scale: float = 1.0,
     betas: tuple[float, float] = (0.9, 0.95),
     adamw_eps: float = 1e-8,
+    normalize_rows: bool = False,
+    beta2: float = 0.95,
     matrix: bool | None = None,
     blocks: int | Sequence[int] | None = None,
     heads: int | None = None,
@@ -131,7 +134,20 @@ def muon(
         return theta.ndim >= 2 and min(theta.shape[0], theta.size // theta.shape[0]) >= 2
 
     def of_matrix(u: Array) -> Array:
-        return factor(adjust, *u.shape) * orthogonalized(u, coefficients, steps, eps)
+        return orthogonalized(u, coefficients, steps, eps)
+
+    def scaled(u: Array) -> Array:
+        return factor(adjust, *u.shape) * u
+
+    def evened(u: Array, of_rows: list[Array], kept: list[Array]) -> Array:
+        """NorMuon on one matrix; the mean squares of its rows are the next in `of_rows`, and go to `kept`."""
+        o = of_matrix(u)
+        before = of_rows[len(kept)] if of_rows else np.zeros(len(o))
+        kept.append(beta2 * before + (1 - beta2) * np.mean(o * o, axis=1))
+        even = o / (np.sqrt(kept[-1]) + 1e-10)[:, None]
+        return scaled(even * np.linalg.norm(o) / (np.linalg.norm(even) + 1e-10))
+
+    rows_of: dict[int, list[Array]] = {}
 
     def step(theta: Array, g: Array, s: Slots, t: int, eta: float) -> Array:
         if not is_matrix(theta):
@@ -142,6 +158,13 @@ def muon(
             return moved(theta, eta * m / (np.sqrt(v) + adamw_eps), g, eta * weight_decay)
         s["m"] = momentum * s["m"] + (1 - momentum) * g
         u = momentum * s["m"] + (1 - momentum) * g if nesterov else s["m"]
-        return moved(theta, eta * per_matrix(u, of_matrix, heads or blocks, experts), g, eta * weight_decay)
+        kept: list[Array] = []
+        of_rows = rows_of.get(id(s), [])
+        each = (
+            functools.partial(evened, of_rows=of_rows, kept=kept) if normalize_rows else lambda x: scaled(of_matrix(x))
+        )
+        o = per_matrix(u, each, heads or blocks, experts)
+        rows_of[id(s)] = kept
+        return moved(theta, eta * o, g, eta * weight_decay)
 
     return run_per_tensor(step, params, gradients, lr=lr, lrs=lrs, maximize=maximize, zeros=("m", "v"))
