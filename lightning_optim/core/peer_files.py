@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.core import soap_files
-from lightning_optim.core import muon_files
+from lightning_optim.core import muon_files, soap_files
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import is_dtensor
 
