@@ -75,7 +75,7 @@ class Statistics:
         """Compute a statistic that is no mean and whose arguments have values."""
         if symbol.name == "statistic":
             slot = symbol.args[0]
-            stacked = (torch.stack([param.state[slot] for param in stack.params]) for stack in self.stacks.stacks)
+            stacked = (_stacked(stack, slot, symbol.axes) for stack in self.stacks.stacks)
             self.values[symbol] = [x.to(stack.dtype) for x, stack in zip(stacked, self.stacks.stacks, strict=True)]
             return
         of_stacks = enumerate(self.stacks.stacks)
@@ -134,6 +134,18 @@ class Statistics:
             targets = [stack.params[i].param if slot == "p" else stack.params[i].state[slot] for i in held]
             new = values.unbind()
             torch._foreach_copy_(targets, [new[i].expand_as(x) for i, x in zip(held, targets, strict=True)])
+
+
+def _stacked(stack: Stack, slot: str, axes: frozenset[Any]) -> Tensor:
+    """The values of a slot. Passes read as many numbers as the parameter has rows, so another shape is refused."""
+    shape, held = torch.Size(stack.shape(axes)[1:]), [param.state[slot] for param in stack.params]
+    for value in held:
+        if value.shape != shape:
+            raise RuntimeError(
+                f"{slot} has the shape {tuple(value.shape)}, and its parameter needs {tuple(shape)}. Did the parameter "
+                "change after the first step? Make the optimizer anew, or call its reset()."
+            )
+    return torch.stack(held)
 
 
 def _called(name: str, args: Sequence[Any]) -> Any:

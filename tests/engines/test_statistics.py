@@ -187,6 +187,15 @@ def test_what_has_no_meaning_is_refused() -> None:
             trace(update, h, slots)
 
 
+@every_engine
+def test_a_slot_of_another_shape_is_refused(engine: str) -> None:
+    optimizer, (p,) = train(engine, torch.float32, ((6, 4),), 1)
+    optimizer.state[p]["row"] = torch.zeros(1, 1)
+    optimizer._runner.clear_cache()
+    with pytest.raises(RuntimeError, match=r"row has the shape \(1, 1\), and its parameter needs \(6, 1\)"):
+        optimizer.step()
+
+
 def test_many_small_tensors_cost_no_more_calls_than_few() -> None:
     """Statistics of tensors of one shape are stacked."""
     counts = []
