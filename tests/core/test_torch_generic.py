@@ -210,7 +210,7 @@ def test_every_default_is_in_each_group(info: Any) -> None:
         assert optimizer.defaults.keys() == info.optim_cls.options.keys()
         for group in optimizer.param_groups:
             mode = {"train_mode"} if optimizer.evaluates() else set()
-            assert group.keys() == {"params", *optimizer.defaults, *mode} - {"engine", "capturable"}
+            assert group.keys() == {"params", *optimizer.defaults, *mode} - {"engine", "capturable", "owners"}
         assert [group["lr"] for group in optimizer.param_groups] == [optimizer.defaults["lr"], rate]
         optimizer.add_param_group({"params": [leaf(4)]})
         assert optimizer.param_groups[2]["lr"] == optimizer.defaults["lr"]

@@ -21,6 +21,7 @@ from tests.optimizers.goldens import (
     Golden,
     Tensors,
 )
+from tests.optimizers.worked import WORKED
 from tests.oracles import ORACLES
 from tests.oracles.driver import History
 from tests.oracles.sgdw import sgdw_paper
@@ -72,7 +73,7 @@ def test_every_option_of_a_golden_shows(golden: Golden) -> None:
 
 
 def test_every_oracle_has_a_golden() -> None:
-    assert {golden.optimizer for golden in GOLDENS} == set(ORACLES)
+    assert {*(golden.optimizer for golden in GOLDENS), *(worked.optimizer for worked in WORKED)} == set(ORACLES)
 
 
 @pytest.mark.parametrize("name", ["gadam", "gadamx"])
