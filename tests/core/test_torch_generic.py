@@ -203,7 +203,7 @@ def test_errors(info: Any) -> None:
 
 @every_optimizer
 def test_every_default_is_in_each_group(info: Any) -> None:
-    """But for the engine, which runs all groups at once, and for whether it is captured."""
+    """But for the engine, which runs all groups at once, and for what else is one for all groups."""
     for given in inputs_of(info):
         rate = rate_beside(info, given, 0.5)
         optimizer = info.optim_cls([{"params": [leaf(2)]}, {"params": [leaf(3)], "lr": rate}], **given.kwargs)
