@@ -244,13 +244,16 @@ def test_the_trial_step_is_the_first_step(name: str) -> None:
 
 STILL = ("adopt", "soap")  # whose first step only looks at the gradient
 ALONG = "sgd sgdw lars pnm radam ranger moment_estimation_sgd scalar_rmsprop koala_v koala_m "
-ALONG += "acprop adabelief padam gadamx schedule_free_sgd schedule_free_radam"
+ALONG += "acprop adabelief padam gadamx schedule_free_sgd schedule_free_radam muon"
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])
 @pytest.mark.filterwarnings("ignore:create_optimizer makes")
 def test_the_norm_is_told_by_the_first_step(name: str) -> None:
-    """RAdam, ACProp and AdaBelief begin without their second moment; Padam's exponent is nearer to SGD's."""
+    """RAdam, ACProp and AdaBelief begin without their second moment; Padam's exponent is nearer to SGD's.
+
+    So is the nearest orthogonal matrix to a gradient nearer to it than its signs are.
+    """
     params = layers()
     step = taken_by(optimizer_named(name, list(params.values())), params, [])
     if name in STILL:

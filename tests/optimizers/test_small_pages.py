@@ -67,9 +67,8 @@ def test_schedules_of_mars_act_on_both_rates() -> None:
     params, others = leaves((5,), (3,)), leaves((5,), (3,))
     groups: list[dict[str, Any]] = [{"params": params[:1]}, {"params": params[1:], "lr": 0.2, "lr_1d": 0.05}]
     optimizer = MARS(groups, lr=0.1, lr_1d=0.02)
-    adamw = torch.optim.AdamW(
-        [{"params": others[:1]}, {"params": others[1:], "lr": 0.05}], lr=0.02, betas=(0.9, 0.95), weight_decay=0.1
-    )
+    of_torch: list[dict[str, Any]] = [{"params": others[:1]}, {"params": others[1:], "lr": 0.05}]
+    adamw = torch.optim.AdamW(of_torch, lr=0.02, betas=(0.9, 0.95), weight_decay=0.1)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda t: t / 4) for each in (optimizer, adamw)]
     for seed in range(6):
         if seed == 3:
