@@ -1529,7 +1529,7 @@ GOLDENS: tuple[Golden, ...] = (
     Golden(
         name="soap",
         optimizer="soap",
-        options={"lr": 0.02, "frequency": 2},
+        options={"lr": 0.02},
         params=(((0.0, 0.3), (-0.27, -0.89), (-0.45, -0.99)), (-0.05, 0.11, -1.53)),
         gradients=(
             (((0.23, 0.09), (0.15, -0.08), (0.41, 0.59)), (0.28, 0.54, -0.06)),
