@@ -191,8 +191,8 @@ class Runner:
         """Refuse sums that a strategy makes impossible, and set global indices where normal numbers are needed."""
         sources = [param.source for param in batch.params]
         refuse_unsummable(type(self.layout).__name__, batch.program, sources)
-        refuse_flat(self.layout, batch.group, sources)
         refuse_matrices(self.layout, batch.program, sources)
+        refuse_flat(self.layout, batch.group, sources)
         if batch.program.normals and batch.params[0].global_index is None:
             stage = next(stage for stage in self.layout.stages if stage.needs_normals)
             for param in batch.params:
