@@ -77,5 +77,5 @@ def with_formula(source: str, name: str, text: str) -> str:
     block = "    Formula:\n" + textwrap.indent(text, " " * 8) + "\n\n"
     start = source.index(f"class {name}(")
     head, args, tail = source[start:].partition("    Args:\n")
-    head = re.sub(r"    Formula:\n(?:        .*\n)+\n", "", head)
+    head = re.sub(r"    Formula:\n(?:        .*\n)*\n", "", head)
     return source[:start] + head + block + args + tail

@@ -17,8 +17,6 @@ class ScheduleFreeAdamW(Optimizer, name="schedule_free_adamw"):
     """AdamW that needs no schedule: it averages its iterates, and takes gradients near the average.
 
     Formula:
-
-    Formula:
         vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
         γ⁺ₜ = max(γ⁺ₜ₋₁, α)
         wₜ = t^r·γ⁺ₜ^q

@@ -21,8 +21,6 @@ class ScheduleFreeRAdam(Optimizer, name="schedule_free_radam"):
     """RAdam that needs no schedule and no warm-up: it averages its iterates, and takes gradients near the average.
 
     Formula:
-
-    Formula:
         vₜ = β₂·vₜ₋₁ + (1 − β₂)·gₜ²
         ρ∞ = 2 / (1 − β₂) − 1
         ρₜ = ρ∞ − 2·t·β₂ᵗ / (1 − β₂ᵗ)

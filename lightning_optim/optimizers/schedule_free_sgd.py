@@ -17,8 +17,6 @@ class ScheduleFreeSGD(Optimizer, name="schedule_free_sgd"):
     """SGD that needs no schedule: it averages its iterates, and takes gradients near the average.
 
     Formula:
-
-    Formula:
         γ⁺ₜ = max(γ⁺ₜ₋₁, α)
         wₜ = t^r·γ⁺ₜ^q
         Wₜ = Wₜ₋₁ + wₜ
