@@ -1,8 +1,8 @@
 """Measures optimizers of whole matrices on a CPU: `python -m benchmarks.matrix --page`.
 
-Muon beside the pair that stands for it in torch, SOAP beside another package's, the orthogonalization of many matrices
-in batches beside one after the other, and Schedule-Free and Prodigy beside AdamW. The two of each comparison alternate
-on the same tensors, and the result is the ratio of their medians (`benchmarks/pairs.py`). Each is saved at once.
+Muon beside the pair that stands for it in torch, SOAP beside its authors' program, the orthogonalization of many
+matrices in batches beside one after the other, and Schedule-Free and Prodigy beside AdamW. The two of each comparison
+alternate on the same tensors, and the result is the ratio of their medians. Each is saved at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from torch import Tensor
 
 from benchmarks.pages import RESULTS, table, write_part
 from benchmarks.pairs import FEWEST, Make, measure
-from benchmarks.peers import Peer, missing
 from benchmarks.records import Record, commit, load, machine, save
 from benchmarks.shapes import Shape, gpt2_124m, scaled
+from benchmarks.soap import compare
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.language.orthogonalize import newton_schulz
 
-SOAP = Peer("pytorch_optimizer SOAP", "pytorch_optimizer", "SOAP", 32, {"precondition_frequency": 10})
 EMBEDDINGS = 2  # the first two tensors of `gpt2`: its rows and its positions, which Muon leaves to AdamW
 
 
@@ -71,7 +70,6 @@ def comparisons() -> dict[str, tuple[Callable[[], list[Shape]], Make, Make]]:
     classic: dict[str, Any] = {"coefficients": "classic", "lr": 1e-4}
     pair: Make = functools.partial(Pair, lr=1e-4)
     adamw = ours("adamw", lr=1e-4)
-    small = functools.partial(scaled, 4_000_000)
     found: dict[str, tuple[Callable[[], list[Shape]], Make, Make]] = {
         "Muon, products in bfloat16 / torch.optim.Muon + AdamW": (
             *(gpt2_124m, pair),
@@ -86,10 +84,6 @@ def comparisons() -> dict[str, tuple[Callable[[], list[Shape]], Make, Make]]:
             for name in ("schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam", "prodigy")
         },
     }
-    if why := missing(SOAP):
-        print(f"{SOAP.label}: {why}")
-    else:
-        found[f"SOAP / {SOAP.label}"] = (small, functools.partial(SOAP.make, lr=1e-4), ours("soap", lr=1e-4))
     return found
 
 
@@ -133,6 +127,11 @@ def page(found: Record) -> str:
             what = f"{of['matrices']} matrices, {word}"
             lines.append([what, f"{batched:.2f} s", f"{single:.2f} s", f"{batched / single:.2f}"])
         parts.append(table(head, lines))
+    if "soap" in found:
+        of = found["soap"]
+        head = ["SOAP, mean step", "ours", of["other"], "ratio"]
+        row = [f"bases renewed every {of['frequency']} steps", f"{of['ms']:.1f} ms", f"{of['other_ms']:.1f} ms"]
+        parts.append(table(head, [[*row, f"{of['ratio']:.2f}"]]))
     about = found["about"]
     parts.append(f"{about['device']}, {about['threads']} thread, torch {about['torch']}.")
     return "\n\n".join(parts)
@@ -145,6 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=12, help="of GPT-2, for the orthogonalization")
     parser.add_argument("--longest", type=float, default=240, help="seconds for one comparison, but three rounds")
     parser.add_argument("--tiny", action="store_true", help="tensors of some thousand elements: does it run?")
+    parser.add_argument("--soap", type=Path, help="the soap.py of SOAP's authors, to compare with")
     parser.add_argument("--out", type=Path, default=RESULTS / "matrix.json")
     parser.add_argument("--page", action="store_true", help="write the tables into docs/speed.md")
     given = parser.parse_args(args)
@@ -163,6 +163,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"{title}: {new['times_base']:.2f}", flush=True)
     if given.only in "orthogonalize":
         found["orthogonalize"] = {"code": commit(), **batches(given.rounds, given.layers)}
+        save(given.out, found)
+    if given.soap:
+        found["soap"] = {"code": commit(), **compare(given.soap)}
         save(given.out, found)
     print(page(found))
     if given.page:

@@ -1,7 +1,9 @@
 """A step of SOAP beside another program's, in one run: the authors' file, or pytorch_optimizer.
 
 python -m benchmarks.soap --theirs /path/to/soap.py   # the authors' program, or pytorch_optimizer if it is installed
-python -m benchmarks.soap --frequency 1 --steps 20 --out benchmarks/results/soap.json
+python -m benchmarks.soap --frequency 1 --steps 20
+
+`python -m benchmarks.matrix --soap /path/to/soap.py` records it.
 """
 
 from __future__ import annotations
@@ -51,27 +53,35 @@ def seconds(make: Callable[..., Any], steps: int) -> list[float]:
     return found[2:]
 
 
+def compare(path: Path | None, frequency: int = 10, steps: int = 20, rounds: int = 5) -> dict[str, Any]:
+    """Milliseconds of a step of both, which take turns.
+
+    A step that renews bases takes longer, so what is compared is the median over rounds of the mean over their steps.
+
+    Args:
+        path: The authors' soap.py; None for pytorch_optimizer.
+        frequency: A basis is renewed so rarely.
+        steps: Steps of a round, a multiple of the frequency.
+        rounds: How often each of the two is measured.
+    """
+    name, make = theirs(path, frequency)
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(rounds):
+        for own, each in zip(times, (lambda params: SOAP(params, frequency=frequency), make), strict=True):
+            own.append(1e3 * statistics.mean(seconds(each, steps)))
+    ours, other = map(statistics.median, times)
+    facts = {"other": name, "frequency": frequency, "steps": steps, "rounds": rounds}
+    return {**facts, "ms": ours, "other_ms": other, "ratio": ours / other}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--theirs", type=Path, help="the authors' soap.py; by default pytorch_optimizer")
     parser.add_argument("--frequency", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="a multiple of the frequency")
-    parser.add_argument("--rounds", type=int, default=3, help="of both, in turn")
-    parser.add_argument("--out", type=Path, help="where to write the result as JSON")
-    args = parser.parse_args()
-    name, make = theirs(args.theirs, args.frequency)
-    ours: list[float] = []
-    others: list[float] = []
-    for _ in range(args.rounds):
-        ours.append(statistics.mean(seconds(lambda params: SOAP(params, frequency=args.frequency), args.steps)))
-        others.append(statistics.mean(seconds(make, args.steps)))
-    result = {
-        **{"other": name, "frequency": args.frequency, "steps": args.steps, "threads": torch.get_num_threads()},
-        **{"ours, ms": 1e3 * min(ours), "other, ms": 1e3 * min(others), "ratio": min(ours) / min(others)},
-    }
-    print(json.dumps(result, indent=1))
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    parser.add_argument("--rounds", type=int, default=5, help="of both, in turn")
+    given = parser.parse_args()
+    print(json.dumps(compare(given.theirs, given.frequency, given.steps, given.rounds), indent=1))
 
 
 if __name__ == "__main__":
