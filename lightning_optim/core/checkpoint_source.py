@@ -30,7 +30,7 @@ class Source:
     """Where a state_dict comes from.
 
     Attributes:
-        is_own: Whether this package wrote it, and its parameter groups are those of the optimizer.
+        is_own: Whether this package wrote it.
         other_class: The class that wrote it, if that is another one; empty otherwise.
         keeps_options: Whether options stay those of the optimizer because the file has other parameter groups.
         scheduled: Whether a scheduler sets the learning rate of the optimizer.
@@ -55,7 +55,9 @@ class Loaded:
         takes = f"{', '.join(sorted(self.taken)) or 'nothing'} taken"
         starts = f"; {', '.join(sorted(self.fresh))} starts fresh" if self.fresh else ""
         drops = f"; {', '.join(sorted(self.left))} of the checkpoint is left out" if self.left else ""
-        words = "with other state" if source.is_own else "of torch.optim or another library"
+        words = "of torch.optim or another library"
+        if source.is_own:
+            words = "with other parameter groups" if source.keeps_options else "with other state"
         keeps = (
             "; options are those of this optimizer, as its parameter groups are others" if source.keeps_options else ""
         )
@@ -115,8 +117,8 @@ def other_class(layout: StateLayout, state_dict: Mapping[str, Any]) -> str:
 
 
 def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict of another class without slots of the same name that hold one number here and there one for each
-    element, or the reverse."""
+    """The state_dict of another class without slots of the same name that hold something else there: one number and not
+    one for each element, a mean of rows with and without an axis of size one, or the reverse."""
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     slots, state = layout.all_slots(), dict(state_dict["state"])
     for index, (i, p) in zip(order, layout.every_parameter(), strict=False):
@@ -127,7 +129,8 @@ def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str
                 return False
             without, traits = slots[name].without, layout.traits_of(i, p)
             known = without is None or traits[without] is not None
-            return known and value.shape in (p.shape, ()) and value.shape != layout.shape_of(slots[name], i, p)
+            shape = layout.shape_of(slots[name], i, p) if known else value.shape
+            return value.shape != shape and (value.shape == p.shape or value.dim() != len(shape))
 
         state[index] = {name: value for name, value in held.items() if not misfits(name, value)}
     return {**state_dict, "state": state}

@@ -78,11 +78,15 @@ def in_order_of(optimizer: StateLayout, state_dict: dict[str, Any]) -> dict[str,
     own, saved = [group.get("name") for group in optimizer.param_groups], [group.get("name") for group in groups]
     if own == saved or not len(own) == len(saved) == len({*own} & {*saved}):
         return state_dict
-    # The first group holds what belongs to the whole optimizer.
-    shared = {name for name, slot in optimizer.slots.items() if slot.per == "optimizer"} | {"predicted"}
-    of_all = {key: groups[0][key] for key in shared & groups[0].keys()}
+    of_all = of_whole_optimizer(optimizer, groups)
     rest = [{key: value for key, value in groups[saved.index(n)].items() if key not in of_all} for n in own]
     return {**state_dict, "param_groups": [{**rest[0], **of_all}, *rest[1:]]}
+
+
+def of_whole_optimizer(optimizer: StateLayout, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """What belongs to the whole optimizer, which the first group holds."""
+    shared = {name for name, slot in optimizer.slots.items() if slot.per == "optimizer"} | {"predicted"}
+    return {key: groups[0][key] for key in shared & groups[0].keys()}
 
 
 def drop_groups_not_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ def into(layout: StateLayout, state_dict: Any, load: Callable[[dict[str, Any]], 
         is_own = any("state_bits" in group for group in given["param_groups"])
         regrouped = torch_files.regrouped(layout, given)
         scheduled = any("initial_lr" in group for group in before)
-        source = Source(is_own and regrouped is given, other, regrouped is not given, scheduled)
+        source = Source(is_own, other, regrouped is not given, scheduled)
         given = regrouped
         if other:
             given = checkpoint_source.without_misfits(layout, torch_files.with_options_of(layout, given))

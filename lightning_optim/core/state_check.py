@@ -79,7 +79,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False
             "no batch. Load the model first, or call it once."
         )
     saved_of: dict[tuple[str, ...], set[str]] = {}  # the saved slots, by the slots that a parameter needs
-    unfit = ""
+    unfit, was = "", _what_it_was(own, state_dict["param_groups"])
     for index, (i, p) in zip(order, params, strict=True):
         saved = present(state_dict["state"].get(index))
         needed = layout.slots_of(i, p)
@@ -93,7 +93,8 @@ def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False
             # FSDP1 gives each rank its shard, which for a slot per element has the shape of that of the parameter.
             of_matrix = slot.per == "matrix"
             shape = layout.shape_of(slot, i, p) if of_matrix else slot.shape_of(p.shape, layout.traits_of(i, p))
-            _check_value(owner, name, slot, saved[name], shape, f"a parameter of shape {tuple(p.shape)}", p.dtype)
+            whose = f"a parameter of shape {tuple(p.shape)}"
+            _check_value(owner, name, slot, saved[name], shape, whose, p.dtype, was)
         unfit = unfit or _first_unfit(layout, i, p, saved, slots, loaded[i])
         has = {name for name in needed if name in saved}
         if saved_of.setdefault(needed, has) != has and not partial:
@@ -153,8 +154,28 @@ def _check_counter(owner: str, saved: Mapping[str, Any], p: Tensor) -> None:
         )
 
 
+def _what_it_was(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> str:
+    """Words for why shapes may differ: other parameter groups, whose names are known, or another model."""
+    here, there = ([(group.get("name"), len(group["params"])) for group in groups] for groups in (own, saved))
+    if here == there or any(name is None for name, _ in (*here, *there)):
+        return "Was it saved from another model?"
+    mine, theirs = (", ".join(f"{name} ({count})" for name, count in groups) for groups in (here, there))
+    return (
+        f"It has the parameter groups {theirs}, and this optimizer {mine}: no_decay, groups or adamw of its spec were "
+        "others, or the model was. Give the optimizer those of the saved run. A checkpoint of a Trainer in one process "
+        "or under DDP loads with others too."
+    )
+
+
 def _check_value(
-    owner: str, name: str, slot: Slot, value: Any, shape: torch.Size, whose: str, dtype: torch.dtype = torch.float32
+    owner: str,
+    name: str,
+    slot: Slot,
+    value: Any,
+    shape: torch.Size,
+    whose: str,
+    dtype: torch.dtype = torch.float32,
+    was: str = "Was it saved from another model?",
 ) -> None:
     """Refuse a saved slot that is no number or tensor of numbers, or that has another shape."""
     value = plain(value)
@@ -164,8 +185,7 @@ def _check_value(
         return
     if value.shape != shape:
         raise OptionError(
-            f"{owner} cannot load {name} of shape {tuple(value.shape)} for {whose}; it must be {tuple(shape)}. Was it "
-            "saved from another model?"
+            f"{owner} cannot load {name} of shape {tuple(value.shape)} for {whose}; it must be {tuple(shape)}. {was}"
         )
     if value.layout != torch.strided:
         raise OptionError(f"{owner} cannot load {name} of {whose}: it is sparse, and dense here. {TAKE_ANOTHER}")

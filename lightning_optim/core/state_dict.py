@@ -163,7 +163,7 @@ def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str
     said = loaded.sentence(owner, source)
     if loaded.fresh or loaded.left or source.other_class:
         warnings.warn(said, stacklevel=8)
-    elif not source.is_own:
+    elif not source.is_own or source.keeps_options:
         # Imported here: it takes seconds, and an optimizer alone does not need it.
         from lightning.pytorch.utilities import rank_zero_info
 

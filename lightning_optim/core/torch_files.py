@@ -1,4 +1,4 @@
-"""Special cases of loading: files of torch.optim with other groups, and FSDP2, which fills tensors in place."""
+"""Special cases of loading: files with other parameter groups, and FSDP2, which fills tensors in place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.core.frozen import of_whole_optimizer
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor, is_sharded, local
@@ -18,11 +19,12 @@ Lent = dict[int, tuple["weakref.ref[Tensor]", int]]
 
 
 def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict of `torch.optim` with a single parameter group, sorted into the groups of this optimizer.
+    """A state_dict of other parameter groups, sorted into the groups of this optimizer.
 
-    So a run of `torch.optim.AdamW(self.parameters())` can continue with groups by role. Parameters are matched by their
-    order in the model, with or without the frozen ones. Options stay those of this optimizer, since the file has the
-    same options for all groups.
+    So a run of `torch.optim.AdamW(self.parameters())`, a file with a single group, can continue with groups by role.
+    Parameters are matched by their order in the model, with or without the frozen ones. Files that Lightning has saved
+    number parameters by that order, so there groups may have changed in any way. Options stay those of this optimizer,
+    since those of a group of the file are not those of each of its parameters here.
 
     Returns:
         The state_dict with other groups; the same object where it needs no change.
@@ -38,6 +40,7 @@ def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]
         return state_dict
     rest = iter(numbers)
     groups = [{**group, "params": [next(rest) for _ in group["params"]]} for group in own]
+    groups[0].update(of_whole_optimizer(layout, saved))
     state = {number: slots for number, slots in state_dict["state"].items() if number in numbers}
     return {**state_dict, "state": state, "param_groups": groups}
 
@@ -45,6 +48,9 @@ def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]
 def _numbers_in_file(layout: StateLayout, saved: list[dict[str, Any]]) -> list[int]:
     """The number of each parameter in the file; empty if the groups are the same or parameters cannot be matched."""
     count, order = len(layout.every_parameter()), layout.model_order
+    if all("state_bits" in group for group in saved) and _is_numbered_by_model(layout, saved):
+        sizes, own = ([len(group["params"]) for group in groups] for groups in (saved, layout.param_groups))
+        return [] if sizes == own and order == [k for group in saved for k in group["params"]] else [*order]
     if len(saved) != 1 or "state_bits" in saved[0] or len(order) != count:
         return []
     ids = saved[0]["params"]
@@ -56,6 +62,19 @@ def _numbers_in_file(layout: StateLayout, saved: list[dict[str, Any]]) -> list[i
         rank = {position: k for k, position in enumerate(sorted(order))}
         return [ids[rank[position]] for position in order]
     return [ids[position] for position in order] if len(ids) > max(order) else []
+
+
+def _is_numbered_by_model(layout: StateLayout, saved: list[dict[str, Any]]) -> bool:
+    """Whether a file of this package numbers the parameters of this optimizer by their order in the model.
+
+    Groups of numbers that follow each other may also be those of torch, by the order in the groups. FSDP matches
+    parameters by their names, and numbers them anew.
+    """
+    ids, every = [group["params"] for group in saved if group["params"]], sorted(layout.model_order)
+    if any(is_sharded(p) for _, p in layout.every_parameter()) or any(isinstance(k, str) for part in ids for k in part):
+        return False
+    follow = [k for part in sorted(ids) for k in part]
+    return sorted(follow) == every and (len(ids) == 1 or follow != every)
 
 
 def with_options_of(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
