@@ -133,8 +133,8 @@ def check(
     if not matrices and not lazy:
         raise OptionError(
             f"{owner} has no matrix in {type(module).__name__}: all its parameters are biases, norms, embeddings, the "
-            "head or too small, which AdamW serves. Use adamw, or adamw=[] beside the name, which takes embeddings and "
-            "head for matrices."
+            "head, too small, or named in adamw or groups, and AdamW serves these. Use adamw alone, or adamw=[] beside "
+            "the name, which takes embeddings and head for matrices."
         )
 
 
