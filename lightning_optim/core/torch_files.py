@@ -48,33 +48,36 @@ def regrouped(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]
 def _numbers_in_file(layout: StateLayout, saved: list[dict[str, Any]]) -> list[int]:
     """The number of each parameter in the file; empty if the groups are the same or parameters cannot be matched."""
     count, order = len(layout.every_parameter()), layout.model_order
-    if all("state_bits" in group for group in saved) and _is_numbered_by_model(layout, saved):
+    flattened = any(is_flattened(p) for _, p in layout.every_parameter())
+    # FSDP1 has matched parameters by their names, and numbered them as this optimizer does.
+    numbers = [*range(count)] if flattened else order
+    if all("state_bits" in group for group in saved) and _has_numbers(numbers, layout, saved, not flattened):
         sizes, own = ([len(group["params"]) for group in groups] for groups in (saved, layout.param_groups))
-        return [] if sizes == own and order == [k for group in saved for k in group["params"]] else [*order]
+        return [] if sizes == own and numbers == [k for group in saved for k in group["params"]] else [*numbers]
     if len(saved) != 1 or "state_bits" in saved[0] or len(order) != count:
         return []
     ids = saved[0]["params"]
     if len(layout.param_groups) == 1 and len(ids) == count:
         return []
-    if any(is_flattened(p) for _, p in layout.every_parameter()):  # FSDP1 matched the parameters already
-        return list(range(count)) if sorted(ids) == list(range(count)) else []
+    if flattened:
+        return numbers if sorted(ids) == numbers else []
     if len(ids) == count:
         rank = {position: k for k, position in enumerate(sorted(order))}
         return [ids[rank[position]] for position in order]
     return [ids[position] for position in order] if len(ids) > max(order) else []
 
 
-def _is_numbered_by_model(layout: StateLayout, saved: list[dict[str, Any]]) -> bool:
-    """Whether a file of this package numbers the parameters of this optimizer by their order in the model.
+def _has_numbers(numbers: list[int], layout: StateLayout, saved: list[dict[str, Any]], in_one_group: bool) -> bool:
+    """Whether the parameters of this optimizer have these numbers in a file of this package.
 
-    Groups of numbers that follow each other may also be those of torch, by the order in the groups. FSDP matches
-    parameters by their names, and numbers them anew.
+    Groups of numbers that follow each other may also be those of torch, by the order in the groups of the file; with
+    `in_one_group` a single group has the order of the model all the same. FSDP2 matches parameters by their names.
     """
-    ids, every = [group["params"] for group in saved if group["params"]], sorted(layout.model_order)
-    if any(is_sharded(p) for _, p in layout.every_parameter()) or any(isinstance(k, str) for part in ids for k in part):
+    ids, every = [group["params"] for group in saved if group["params"]], sorted(numbers)
+    if any(is_dtensor(p) for _, p in layout.every_parameter()) or any(isinstance(k, str) for part in ids for k in part):
         return False
     follow = [k for part in sorted(ids) for k in part]
-    return sorted(follow) == every and (len(ids) == 1 or follow != every)
+    return sorted(follow) == every and (follow != every or (in_one_group and len(ids) == 1))
 
 
 def with_options_of(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:

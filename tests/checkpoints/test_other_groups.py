@@ -13,6 +13,8 @@ from torch import nn
 from lightning_optim import OptionError, create_optimizer
 from tests.harness.data import batches
 from tests.harness.modules import Configured, vector
+from tests.harness.ranks import run_ranks
+from tests.harness.strategies import strategy_of
 from tests.harness.trainers import trainer
 
 MUON: dict[str, Any] = {"name": "muon", "lr": 0.01}
@@ -25,11 +27,11 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
 
 
-def fitted(spec: Any, epochs: int, folder: Path | None = None, ckpt_path: Path | None = None) -> Any:
+def fitted(spec: Any, epochs: int, folder: Path | None = None, ckpt_path: Path | None = None, **options: Any) -> Any:
     """The module after a fit, beside its Trainer."""
     seed_everything(0, verbose=False)
     module = Configured(spec, net)
-    one = trainer(max_epochs=epochs)
+    one = trainer(max_epochs=epochs, **options)
     one.fit(module, batches(), ckpt_path=ckpt_path)
     if folder:
         one.save_checkpoint(folder / "end.ckpt")
@@ -68,6 +70,21 @@ def test_every_parameter_finds_its_state(first: Any, second: Any, tmp_path: Path
     right, straight = fitted(second, 2)
     assert all(map(torch.equal, moments(one, module), moments(straight, right)))
     assert torch.equal(vector(module), vector(right))
+
+
+def resumed_and_straight(folder: Path) -> list[list[torch.Tensor]]:
+    """The moments of matrices of equal shape that have changed places between two groups."""
+    first, second = group(MUON, "net.1.weight"), group(MUON, "net.2.weight")
+    fitted(first, 1, folder, strategy=strategy_of("fsdp1 full"))
+    runs = [
+        fitted(second, 2, ckpt_path=path, strategy=strategy_of("fsdp1 full")) for path in (folder / "end.ckpt", None)
+    ]
+    return [moments(one, module) for module, one in runs]
+
+
+def test_fsdp1_finds_them_too(tmp_path: Path) -> None:
+    for resumed, straight in run_ranks(resumed_and_straight, tmp_path):
+        assert all(map(torch.equal, resumed, straight))
 
 
 def test_a_tensor_that_adamw_serves_no_longer_keeps_its_first_moment(tmp_path: Path) -> None:
