@@ -102,6 +102,8 @@ class SwappedStatistics(SwappedWeights):
             if self._other_buffers is None or self._other_buffers[0] != version:
                 if self.interrupted:  # other ranks may not be here, and the loader may be what has failed
                     return
+                if trainer.sanity_checking:  # of a second fit: there is no loader of training yet
+                    return
                 batches = min(self.batch_norm_batches or math.inf, max(self._longest_epoch, 1))
                 recompute(trainer, pl_module, self._modes, int(batches), self._changing, type(self).__name__)
                 found = {n: b.clone() for n, b in batch_norm_buffers(pl_module).items()}

@@ -447,11 +447,19 @@ def test_users_may_change_modes_themselves(tmp_path: Path) -> None:
         assert all(map(torch.equal, run.module.validated, plain.module.validated))
 
 
-def test_it_says_where_it_has_nothing_to_do() -> None:
-    with pytest.warns(
-        UserWarning, match="EvaluationWeights has nothing to do: AdamW evaluates the weights of training"
-    ):
-        Run(lambda params: torch.optim.AdamW(params, lr=0.02), EvaluationWeights(), IterateAveraging("ema"))
+def test_it_says_once_where_it_has_nothing_to_do() -> None:
+    """And leaves the weights to whoever else chooses them."""
+
+    def plain(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=0.02)
+
+    with pytest.warns(UserWarning, match="EvaluationWeights has nothing to do") as caught:
+        both = Run(plain, EvaluationWeights(), IterateAveraging("ema"))
+    said = [str(one.message) for one in caught if "EvaluationWeights" in str(one.message)]
+    assert said == ["EvaluationWeights has nothing to do: AdamW evaluates the weights of training."]
+    alone = Run(plain, IterateAveraging("ema"))
+    assert all(map(torch.equal, both.module.validated, alone.module.validated))
+    assert torch.equal(vector(both.module), vector(alone.module))
 
 
 def test_a_missing_callback_is_said_once() -> None:

@@ -63,10 +63,10 @@ def test_what_another_package_has_wrapped_since_still_works() -> None:
 
 
 @every_callback
-def test_a_callback_is_pickled_after_a_fit(make: Any) -> None:
+def test_a_callback_is_pickled_after_a_fit(make: Any, optimizer: Any) -> None:
     """As strategies that start processes do, for the next fit."""
     callback = make()
-    fit(torchs, callback)
+    fit(optimizer, callback)
     assert vars(pickle.loads(pickle.dumps(callback))).keys() <= vars(callback).keys()
 
 

@@ -32,10 +32,10 @@ CALLBACKS = Path(CheckpointIntegrity.__init__.__code__.co_filename).parent
 class Theirs(pytorch_lightning.LightningModule):
     """The module of the laws, with the other base class."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: Any = torchs) -> None:
         torch.manual_seed(0)
         super().__init__()
-        self.net = net()
+        self.make, self.net = optimizer, net()
 
     def loss(self, batch: Sequence[Tensor]) -> Tensor:
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
@@ -47,7 +47,7 @@ class Theirs(pytorch_lightning.LightningModule):
         self.log("val", self.loss(batch))
 
     def configure_optimizers(self) -> Any:
-        return torchs(self.parameters())
+        return self.make(self.parameters())
 
 
 class TheirsByWord(ConfiguredOptimizer, Theirs):  # type: ignore[misc]  # pyright: ignore
@@ -66,10 +66,10 @@ def their_fit(module: Any, *callbacks: Any, **options: Any) -> Any:
 
 
 @every_callback
-def test_every_callback_does_the_same_in_the_other_trainer(make: Any) -> None:
-    module = Theirs()
+def test_every_callback_does_the_same_in_the_other_trainer(make: Any, optimizer: Any) -> None:
+    module = Theirs(optimizer)
     their_fit(module, make())
-    ours = fit(torchs, make())[1]
+    ours = fit(optimizer, make())[1]
     assert all(map(torch.equal, module.state_dict().values(), ours.state_dict().values()))
 
 

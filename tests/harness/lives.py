@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import lightning_optim.callbacks
-from lightning_optim import AdamW
+from lightning_optim import AdamW, ScheduleFreeAdamW
 from tests.harness.data import batches
 from tests.harness.modules import Toy, vector
 from tests.harness.trainers import trainer
@@ -29,6 +29,8 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "OptimizerStateMemory": [{"table": False}],
     "WarmupFreeSchedule": [{"beta2": 0.5}],
 }
+# What one says, once in a fit, with an optimizer that gives it nothing to do.
+SAYS = {"EvaluationWeights": "EvaluationWeights has nothing to do"}
 Make = Callable[[], Callback]
 
 
@@ -56,10 +58,28 @@ def in_floats(params: Any) -> torch.optim.Optimizer:
     return AdamW(params, lr=0.02)
 
 
-every_callback = pytest.mark.parametrize("make", list(makers()))
-every_optimizer = pytest.mark.parametrize(
-    "optimizer", [torchs, *(pytest.param(each, marks=pytest.mark.full) for each in (in_codes, in_floats))]
-)
+def averaging(params: Any) -> torch.optim.Optimizer:
+    return ScheduleFreeAdamW(params, lr=0.02)
+
+
+# Those with which callbacks act that have nothing to do with the others.
+ACTS_WITH = {"EvaluationWeights": averaging}
+
+
+def pairs() -> Iterator[Any]:
+    """Every callback with every optimizer for which it is there, or to which it says that it does nothing."""
+    for made in makers():
+        name = made.id.split("-")[0]
+        says = [pytest.mark.filterwarnings(f"ignore:{SAYS[name]}")] if name in SAYS else []
+        for optimizer in (torchs, in_codes, in_floats):
+            marks = says if optimizer is torchs else [*says, pytest.mark.full]
+            yield pytest.param(*made.values, optimizer, marks=marks, id=f"{optimizer.__name__}-{made.id}")
+        if name in ACTS_WITH:
+            acts = ACTS_WITH[name]
+            yield pytest.param(*made.values, acts, id=f"{acts.__name__}-{made.id}")
+
+
+every_callback = pytest.mark.parametrize(("make", "optimizer"), list(pairs()))
 
 
 def net() -> nn.Sequential:
