@@ -109,15 +109,14 @@ def newton_schulz(
     """
     rows, columns = x.shape[-2:]
     dtype = products_dtype(x.dtype, x.device, compute)
+    rounded = x.detach().to(dtype)
     if not x.numel():
-        return x.to(dtype, copy=True)
-    smaller_first = x.detach().to(dtype) if rows <= columns else x.detach().to(dtype).mT
-    exact = smaller_first.to(torch.promote_types(dtype, torch.float32))  # the norm is that of the rounded values
-    norm = torch.linalg.vector_norm(exact, dim=-1).double().square().sum(-1).sqrt().clamp_min(eps)
-    y = (exact / norm.to(exact.dtype)[:, None, None]).to(dtype).contiguous()
+        return rounded.clone()
+    exact = torch.promote_types(dtype, torch.float32)  # the norm is that of the rounded values
+    norm = torch.linalg.vector_norm(rounded, dim=-1, dtype=exact).double().square().sum(-1).sqrt().clamp_min(eps)
+    y = torch.div(rounded, norm.to(exact)[:, None, None], out=torch.empty_like(rounded))
     iterated = _by_grams if max(rows, columns) >= 2 * min(rows, columns) else _iterated
-    y = iterated(y, polynomials(coefficients, steps), scale_of(adjust, rows, columns))
-    return y if rows <= columns else y.mT
+    return iterated(y, polynomials(coefficients, steps), scale_of(adjust, rows, columns))
 
 
 @rounded(products_dtype)
@@ -148,36 +147,46 @@ def even_rows(
 
 
 def _iterated(x: Tensor, of_steps: Sequence[Triple], factor: float) -> Tensor:
-    """The iteration on a batch of matrices whose rows are at most as many as their columns, times a factor."""
-    k, rows, _ = x.shape
-    gram, polynomial, other = x.new_empty(k, rows, rows), x.new_empty(k, rows, rows), torch.empty_like(x)
+    """The iteration on a batch of matrices, times a factor."""
+    k, side = len(x), min(x.shape[1:])
+    gram, polynomial, other = x.new_empty(k, side, side), x.new_empty(k, side, side), torch.empty_like(x)
     for i, (a, b, c) in enumerate(of_steps):
         scale = factor if i == len(of_steps) - 1 else 1.0
-        torch.bmm(x, x.mT, out=gram)
-        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        torch.baddbmm(x, polynomial, x, beta=scale * a, alpha=scale, out=other)
-        x, other = other, x
+        torch.baddbmm(_gram(x, gram), gram, gram, beta=b, alpha=c, out=polynomial)
+        x, other = _multiplied(x, polynomial, scale * a, scale, other), x
     return x
 
 
 def _by_grams(x: Tensor, of_steps: Sequence[Triple], factor: float) -> Tensor:
-    """The same polynomial of x for fewer operations where rows are few: on the Gram matrix, which is (rows, rows).
+    """The same polynomial of x for fewer operations where one side is short: on the Gram matrix of that side.
 
     Every step multiplies x by a polynomial of its Gram matrix R. The product of these is formed first, and x multiplied
     by it. In few bits R drifts away from that of x, so it is computed again after `STEPS_OF_A_GRAM` steps; with one
     step more, singular values of a matrix of low rank exceed those of `_iterated` in bfloat16.
     """
+    other = torch.empty_like(x)
     for low in range(0, len(of_steps), STEPS_OF_A_GRAM):
         first, *others = of_steps[low : low + STEPS_OF_A_GRAM]
-        gram = torch.bmm(x, x.mT)
+        gram = _gram(x)
         product = multiplier = _multiplier(gram, first)
         for triple in others:
             gram = torch.bmm(torch.bmm(multiplier, gram), multiplier)
             multiplier = _multiplier(gram, triple)
             product = torch.bmm(product, multiplier)
         last = low + STEPS_OF_A_GRAM >= len(of_steps)
-        x = torch.baddbmm(x, product, x, beta=0.0, alpha=factor if last else 1.0)
+        x, other = _multiplied(x, product, 0.0, factor if last else 1.0, other), x
     return x
+
+
+def _gram(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """The products of the shorter side: of rows with rows, or of columns with columns."""
+    return torch.bmm(x.mT, x, out=out) if x.shape[1] > x.shape[2] else torch.bmm(x, x.mT, out=out)
+
+
+def _multiplied(x: Tensor, polynomial: Tensor, a: float, scale: float, out: Tensor) -> Tensor:
+    """a x, and scale times the product of x and a polynomial of its Gram matrix, from the shorter side of x."""
+    factors = (x, polynomial) if x.shape[1] > x.shape[2] else (polynomial, x)
+    return torch.baddbmm(x, *factors, beta=a, alpha=scale, out=out)
 
 
 def _multiplier(gram: Tensor, triple: Triple) -> Tensor:
