@@ -53,7 +53,8 @@ def dequantize(
     if copies:
         state_dict["param_groups"] = copy.deepcopy(state_dict["param_groups"])
     every = layout.every_parameter()
-    for_all = {name for i, p in every if is_flattened(p) for name in layout.slots_of(i, p)}
+    of_flat = {name for i, p in every if is_flattened(p) for name in layout.slots_of(i, p)}
+    for_all = {name for name in of_flat if layout.slots[name].per == "element"}
     for index, (_, p) in zip(order, every, strict=True):
         state = state_dict["state"].get(index)
         if state is None:
