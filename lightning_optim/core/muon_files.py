@@ -29,7 +29,8 @@ def translated(layout: StateLayout, group: dict[str, Any], state: dict[Any, Any]
     for index in group["params"]:
         if isinstance(state.get(index), dict) and state[index].get("momentum_buffer") is not None:
             rest = {name: value for name, value in state[index].items() if name != "momentum_buffer"}
-            state[index] = {"step": torch.tensor(1.0), "exp_avg": state[index]["momentum_buffer"], **rest}
+            begun = torch.ones((), dtype=torch.float32, device="cpu")
+            state[index] = {"step": begun, "exp_avg": state[index]["momentum_buffer"], **rest}
     named = {"coefficients": "classic", "steps": group["ns_steps"], "adjust": group["adjust_lr_fn"] or "original"}
     own = {key: value for key, value in group.items() if key not in ("ns_steps", "ns_coefficients", "adjust_lr_fn")}
     return {**own, **named}

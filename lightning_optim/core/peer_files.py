@@ -74,7 +74,7 @@ def _of_prodigy(layout: StateLayout, group: Any, state: dict[Any, Any], is_first
     for index in (index for index in group["params"] if state.get(index)):
         slots, like = {**state[index]}, state[index].get("exp_avg_sq")
         for name in ("p0", "s", "exp_avg"):  # without exp_avg where the first beta is 0
-            value = slots.get(name, torch.zeros(()))
+            value = slots.get(name, torch.zeros((), dtype=torch.float32, device="cpu"))
             if isinstance(like, Tensor) and isinstance(value, Tensor) and value.numel() in (1, like.numel()):
                 slots[name] = (value if value.numel() > 1 else value.reshape(-1).expand(like.numel())).view_as(like)
         state[index] = slots

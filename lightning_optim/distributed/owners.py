@@ -171,7 +171,8 @@ def _held(params: Sequence[Tensor], group: ProcessGroup) -> list[tuple[Indices, 
     flat = [p for p in params if is_sharded(p) and not is_dtensor(p)]
     asked: dict[Tensor, tuple[Indices, ...]] = {}
     if flat:  # FSDP1 tells each rank about its own part alone
-        own = torch.tensor([(*shard_of(p).offsets, *shard_of(p).sizes) for p in flat], device=flat[0].device)
+        parts = [(*shard_of(p).offsets, *shard_of(p).sizes) for p in flat]
+        own = torch.tensor(parts, dtype=torch.int64, device=flat[0].device)
         every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
         dist.all_gather(every, own, group=group)
         for p, ranges in zip(flat, torch.stack(every, 1).tolist(), strict=True):

@@ -39,9 +39,9 @@ class Chunk:
 
     def build_tables(self, tile: int, device: torch.device) -> None:
         """Fill the tables."""
-        picked = torch.cat([torch.arange(first, end, device="cpu") for first, end, _ in self.tiles])
-        offsets = torch.cat([at + tile * torch.arange(end - first, device="cpu") for first, end, at in self.tiles])
-        self.picked, self.offsets = to_device(picked.int(), device), to_device(offsets, device)
+        picked = torch.cat([torch.arange(a, b, dtype=torch.int32, device="cpu") for a, b, _ in self.tiles])
+        rows = (at + tile * torch.arange(b - a, dtype=torch.int64, device="cpu") for a, b, at in self.tiles)
+        self.picked, self.offsets = to_device(picked, device), to_device(torch.cat([*rows]), device)
 
     def add_up(self, which: int, sums: Tensor, values: Tensor) -> None:
         """Add the values of the chunk to the sums of one kind of statistic.
