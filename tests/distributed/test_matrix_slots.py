@@ -85,9 +85,9 @@ def train(kind: Spread, save: Path | None = None, load: Path | None = None, view
         if kind == "fsdp2":
             names = [name for name, _ in model.named_parameters()]
             groups = [{**group, "params": names} for group in file["optimizer"]["param_groups"]]
-            groups[0].pop("optimizer_class", None)  # torch takes the keys that are there before the first step alone
             state = {names[i]: slots for i, slots in file["optimizer"]["state"].items()}
-            set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=FULL)
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)  # as Lightning loads
+            set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
         else:
             optimizer.load_state_dict(file["optimizer"])
     go_on(model, optimizer, 0 if load is None else 3, 6 if save is None else 3)
