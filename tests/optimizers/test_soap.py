@@ -332,7 +332,8 @@ def test_files_of_the_authors_program_go_on(options: dict[str, Any], shape: tupl
     m = state["exp_avg"]
     for i, basis in enumerate(bases):
         if isinstance(basis, Tensor):
-            m = torch.tensordot(m, basis, dims=([i], [0])).movedim(-1, i)
+            pair: Any = ([i], [0])  # torch says that this is a number
+            m = torch.tensordot(m, basis, dims=pair).movedim(-1, i)
     theirs = {"step": 3, "exp_avg": m, "exp_avg_sq": state["exp_avg_sq"], "Q": bases}
     theirs |= {"GG": [state.get(f"factor_{i}", []) for i in range(len(shape))]}
     theirs |= {"shampoo_beta": 0.95, "precondition_frequency": 2}
