@@ -59,6 +59,7 @@ class IterateAveraging(SwappedStatistics):
             `window`.
 
     Example:
+        >>> import torch
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> averaging = IterateAveraging("ema", decay=0.9)

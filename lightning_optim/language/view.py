@@ -81,8 +81,8 @@ def matrix_view(
         OptionError: where the rows do not fall into these blocks, and for experts of fewer than three axes.
 
     Example:
-        >>> matrix_view(torch.Size([6, 4])), matrix_view(torch.Size([6, 4, 3, 3]), blocks=3)
-        (View(rows=(6,), columns=4), View(rows=(2, 2, 2), columns=36))
+        >>> matrix_view(torch.Size([6, 4, 3, 3]), blocks=3)
+        View(rows=(2, 2, 2), columns=36, axes=())
     """
     if experts and len(shape) < 3:
         raise OptionError(f"experts=True needs three axes (experts, outputs, inputs), and a tensor has {[*shape]}.")
