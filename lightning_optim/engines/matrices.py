@@ -23,6 +23,7 @@ from lightning_optim.language.matrices import MatrixFunction
 from lightning_optim.language.view import View
 
 BUCKET = 1 << 26  # bytes of the matrices that are computed at once, which bounds the memory that this takes
+CACHED = 1 << 20  # bytes of them on a CPU, where a batch saves calls, and large matrices are faster one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,8 @@ def run(units: Sequence[Unit]) -> None:
         batches.setdefault(key, []).append(unit)
     for batch in batches.values():
         first = batch[0].arguments[0]
-        size = max(1, BUCKET // (first.numel() * first.element_size()))
+        room = min(BUCKET, CACHED) if first.device.type == "cpu" else BUCKET
+        size = max(1, room // (first.numel() * first.element_size()))
         with _own_precision(first.device):
             for low in range(0, len(batch), size):
                 _run_batch(batch[low : low + size])
