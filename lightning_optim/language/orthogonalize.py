@@ -109,12 +109,12 @@ def newton_schulz(
     """
     rows, columns = x.shape[-2:]
     dtype = products_dtype(x.dtype, x.device, compute)
-    rounded = x.detach().to(dtype)
+    values = x.detach().to(dtype)
     if not x.numel():
-        return rounded.clone()
+        return values.clone()
     exact = torch.promote_types(dtype, torch.float32)  # the norm is that of the rounded values
-    norm = torch.linalg.vector_norm(rounded, dim=-1, dtype=exact).double().square().sum(-1).sqrt().clamp_min(eps)
-    y = torch.div(rounded, norm.to(exact)[:, None, None], out=torch.empty_like(rounded))
+    norm = torch.linalg.vector_norm(values, dim=-1, dtype=exact).double().square().sum(-1).sqrt().clamp_min(eps)
+    y = torch.div(values, norm.to(exact)[:, None, None], out=torch.empty_like(values))
     iterated = _by_grams if max(rows, columns) >= 2 * min(rows, columns) else _iterated
     return iterated(y, polynomials(coefficients, steps), scale_of(adjust, rows, columns))
 
