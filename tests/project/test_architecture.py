@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors"},
     "training": {"errors", "distributed", "language", "core"},
     "reports": {"distributed", "storage", "core", "training"},
-    "nn": set(),
+    "nn": {"errors"},
     "callbacks": {"errors", "distributed", "stages", "core", "training", "checkpoints", "reports"},
     "config": {
         *("errors", "language", "distributed", "storage", "engines", "core"),
