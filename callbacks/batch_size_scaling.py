@@ -15,9 +15,10 @@ from rich.console import Console
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.analysis.batch_size import learning_rate_factor
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.errors import OptionError, is_number, is_whole
-from lightning_optim.training.batch_scaling import RULES, Rule, rule_of, scale
+from lightning_optim.training.batch_scaling import RULES, Rule, rule_of
 from lightning_optim.training.learning_rates import LearningRates, learning_rates_of
 
 NAME = "BatchSizeScaling"
@@ -139,7 +140,9 @@ class BatchSizeScaling(FitCallback):
         if local * accumulated * ranks == self.global_batch:
             return
         self.global_batch = local * accumulated * ranks
-        factors = [scale(self.global_batch, self.reference_batch, rule, self.max_factor) for rule in self._rules]
+        factors = [
+            learning_rate_factor(self.global_batch, self.reference_batch, rule, self.max_factor) for rule in self._rules
+        ]
         for rates, factor in zip(self._rates, factors, strict=True):
             rates.scale(NAME, [factor] * len(rates.scheduled))
         self._report(trainer, f"{local} (loader) × {accumulated} (accumulation) × {ranks} (ranks)", factors)

@@ -6,7 +6,6 @@ neural network training", JMLR 23(173), arXiv:2006.09092.
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import torch
@@ -44,20 +43,3 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Rule | None:
         return optimizer.batch_scaling
     of_torch = (cls.__name__ for cls in type(optimizer).__mro__ if cls.__module__.startswith("torch.optim"))
     return TORCH.get(next(of_torch, ""))
-
-
-def scale(batch: int, reference: int, rule: Rule, most: float = math.inf) -> float:
-    """The factor on a learning rate that was tuned at batch size `reference`.
-
-    Args:
-        batch: Global batch size, in samples.
-        reference: Batch size for which the learning rate is right, in samples.
-        rule: "linear" is batch / reference, "sqrt" is its root.
-        most: Upper bound of the factor.
-
-    Example:
-        >>> scale(4096, 256, "linear"), scale(4096, 256, "sqrt"), scale(4096, 256, "linear", most=8)
-        (16.0, 4.0, 8)
-    """
-    ratio = batch / reference
-    return min(math.sqrt(ratio) if rule == "sqrt" else ratio, most)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
@@ -39,31 +42,56 @@ def run(trainer: Trainer, module: LightningModule, batches: int, changing: Itera
     Returns:
         The number of batches that there were.
     """
-    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     count = 0
     with _loader(trainer) as loader:
-        for index, (raw, *_) in enumerate(itertools.islice(loader, batches)):
-            batch = trainer.precision_plugin.convert_input(raw)
-            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-            if batch is None:
-                continue
+        for index, batch in _prepared(trainer, module, itertools.islice(loader, batches)):
             for callback in changing:
                 callback.on_train_batch_start(trainer, module, batch, index)
             if module.on_train_batch_start(batch, index) == -1:
                 break
-            _step(trainer, module, *((batch, index) if takes_index else (batch,)))
+            step(trainer, module, batch, index)
             count += 1
     return count
 
 
-def _step(trainer: Trainer, module: LightningModule, *args: Any) -> None:
+def fixed(trainer: Trainer, module: LightningModule, batches: int, seed: int) -> list[tuple[int, Any]]:
+    """The first batches of an epoch whose order is that of a seed, on the device of the module.
+
+    They are the same whenever this is called, as far as the loader's order and the dataset follow generators that are
+    known here: those of torch, numpy and Python, and those of the loader and its samplers.
+
+    Args:
+        trainer: The Trainer, during a fit. Use `without_trace` around this.
+        module: Its module.
+        batches: The number of batches; fewer if the epoch is over.
+        seed: For every generator.
+
+    Returns:
+        Each batch with its index in the epoch.
+    """
+    with _loader(trainer, seed) as loader:
+        return list(_prepared(trainer, module, itertools.islice(loader, batches)))
+
+
+def _prepared(trainer: Trainer, module: LightningModule, fetched: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Batches in the precision and on the device of the module; without those that a hook has turned into None."""
+    for index, (raw, *_) in enumerate(fetched):
+        batch = trainer.precision_plugin.convert_input(raw)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        if batch is not None:
+            yield index, batch
+
+
+def step(trainer: Trainer, module: LightningModule, batch: Any, index: int) -> Any:
+    """What `training_step` returns for a batch, called as the strategy calls it."""
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    args = (batch, index) if takes_index else (batch,)
     if isinstance(trainer.strategy.model, DistributedDataParallel):
         # Not through the wrapper, which would broadcast the buffers of rank 0 and wait for a backward pass.
         with trainer.precision_plugin.train_step_context():
-            module.training_step(*args)
-    else:
-        trainer.strategy.training_step(*args)
+            return module.training_step(*args)
+    return trainer.strategy.training_step(*args)
 
 
 def changes(batch: Any, action: Callable[[], None]) -> bool:
@@ -124,8 +152,8 @@ def _combined(trainer: Trainer) -> CombinedLoader:
 
 
 @contextmanager
-def _loader(trainer: Trainer) -> Iterator[CombinedLoader]:
-    """The loaders of training with iterators of their own, under the same limits."""
+def _loader(trainer: Trainer, seed: int | None = None) -> Iterator[CombinedLoader]:
+    """The loaders of training with iterators of their own, under the same limits; in the order of a seed, if given."""
     combined = _combined(trainer)
     loaders = [_copied(loader) for loader in _others(trainer, combined.flattened)]
     mode: Any = combined._mode
@@ -133,11 +161,35 @@ def _loader(trainer: Trainer) -> Iterator[CombinedLoader]:
     again.flattened, again.limits = loaders, combined.limits
     generators = {generator for loader in loaders for generator in _generators(loader)}
     states = [(generator, generator.get_state()) for generator in generators]
+    samplers = {id(s): s for loader in loaders for s in _samplers(loader) if hasattr(s, "set_epoch")}.values()
+    epochs = [(sampler, getattr(sampler, "epoch", trainer.current_epoch)) for sampler in samplers]
     try:
+        if seed is not None:
+            _start_from(seed, generators, samplers)
         yield iter(again)
     finally:
         for generator, state in states:
             generator.set_state(state)
+        for sampler, epoch in epochs if seed is not None else ():
+            sampler.set_epoch(epoch)
+
+
+def _start_from(seed: int, generators: Iterable[Any], samplers: Iterable[Any]) -> None:
+    """Seed all generators, and let samplers that shuffle by the epoch do that as in the first one."""
+    seed_everywhere(seed)
+    for generator in generators:
+        start = getattr(generator, "manual_seed", None) or getattr(generator, "seed", None)
+        if start is not None:
+            start(seed)
+    for sampler in samplers:
+        sampler.set_epoch(0)
+
+
+def seed_everywhere(seed: int) -> None:
+    """Seed the generators that have no owner: those of torch, numpy and Python. Use `isolate_rng` around this."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _knows_its_place(loader: Any) -> bool:
@@ -170,8 +222,11 @@ def _copied(loader: Any) -> Any:
 
 
 def _generators(loader: Any) -> Iterator[Any]:
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    for source in (loader, getattr(loader, "sampler", None), sampler):
+    for source in (loader, *_samplers(loader)):
         generator = getattr(source, "generator", None)
         if hasattr(generator, "get_state"):
             yield generator
+
+
+def _samplers(loader: Any) -> tuple[Any, Any]:
+    return getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)

@@ -21,10 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"errors", "language", "distributed", "storage", "engines", "stages"},
     "optimizers": {"language", "core"},
     "checkpoints": {"errors"},
+    "analysis": {"errors"},
     "training": {"errors", "distributed", "language", "core"},
     "reports": {"distributed", "storage", "core", "training"},
     "nn": {"errors"},
-    "callbacks": {"errors", "distributed", "stages", "core", "training", "checkpoints", "reports"},
+    "callbacks": {"errors", "distributed", "stages", "core", "analysis", "training", "checkpoints", "reports"},
     "config": {
         *("errors", "language", "distributed", "storage", "engines", "core"),
         *("training", "reports", "callbacks"),

@@ -1,0 +1,33 @@
+"""What a loss looks like around the parameters: its curvature, and what learning rates follow from it."""
+
+from lightning_optim.analysis.batch_size import (
+    batch_eigenvalue,
+    curvature_factor,
+    effective_batch,
+    eigenvector_overlap,
+    full_eigenvalue,
+    hessian_noise,
+    learning_rate_factor,
+    least_damping,
+    noise_edge,
+)
+from lightning_optim.analysis.spectrum_rates import Rates, from_spectrum, gradient_descent, heavy_ball, nesterov
+from lightning_optim.analysis.stability import stability_threshold
+
+__all__ = [
+    "Rates",
+    "batch_eigenvalue",
+    "curvature_factor",
+    "effective_batch",
+    "eigenvector_overlap",
+    "from_spectrum",
+    "full_eigenvalue",
+    "gradient_descent",
+    "heavy_ball",
+    "hessian_noise",
+    "learning_rate_factor",
+    "least_damping",
+    "nesterov",
+    "noise_edge",
+    "stability_threshold",
+]
