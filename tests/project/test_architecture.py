@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"errors", "language", "distributed", "storage", "engines", "stages"},
     "optimizers": {"language", "core"},
     "checkpoints": {"errors"},
-    "analysis": {"errors"},
+    "analysis": {"errors", "distributed"},
     "training": {"errors", "distributed", "language", "core"},
     "reports": {"distributed", "storage", "core", "training"},
     "nn": {"errors"},

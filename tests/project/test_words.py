@@ -38,7 +38,7 @@ REPLACED = {
     r"\b(torch|slots|storage|format|form|values|state|tensor)\.(de|en)code\(": "quantize, dequantize",
     r"\bdraws? of (rounding|noise)\b|\brounding draws?\b|\bdraws\b": "random bits, normal numbers",
     r"\bclocks?\b": "step counter",
-    r"\brehearsals?\b|\bprobes?\b": "dry run",
+    r"\brehearsals?\b": "dry run",
     r"\bfused (parameters?|tensors?|shards?|buffers?)\b|\bis_fused\b|\bFused\b": "flat parameter",
     r"\beveryone\b": "all ranks, or all parameters",
     r"\.formula\(p\b|\bprogram\.formula\b|\bformula: Update\b": "update",
