@@ -41,7 +41,9 @@ MORE: tuple[tuple[World, int], ...] = (
     ("tensor fsdp2", 4),
 )
 OF_MATRICES = dict.fromkeys(("soap", "muon, even rows"), "checkpoints of FSDP1 cannot hold")
+ON_TWO_CUTS = dict.fromkeys(("muon", "muon, accumulated", "muon, even rows", "soap"), "split along two dimensions")
 REFUSED = {
+    "tensor fsdp2": ON_TWO_CUTS,
     "fsdp1": {"adafactor": "row and column means, and FSDP1 splits", **OF_MATRICES},
     "hybrid fsdp1": {"adafactor": "row and column means, and FSDP1 splits", **OF_MATRICES},
     "fsdp1 fused": dict.fromkeys(("muon", "muon, accumulated", "muon, even rows"), "so there are no matrices")

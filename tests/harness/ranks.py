@@ -108,7 +108,7 @@ def run_ranks(
         try:
             for rank in range(world_size):
                 environ = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                ranks.append(_Rank(job, environ, Path(folder, f"stack{rank}")))
+                ranks.append(_Rank(job, environ, Path(folder, f"stack{rank}"), Path(folder, f"stderr{rank}")))
             endings = _collect(ranks, timeout)
             if any(ending.error for ending in endings):
                 raise _failure(endings)
@@ -119,6 +119,8 @@ def run_ranks(
                 one.kill()
             for one in ranks:
                 one.bury()
+            for one in ranks:
+                sys.stderr.write(one.said())
     return [ending.result for ending in endings]
 
 
@@ -134,11 +136,13 @@ class _Ending(NamedTuple):
 class _Rank:
     """A rank as the test sees it: a process, and a pipe on which its ending comes and its release goes."""
 
-    def __init__(self, job: bytes, environ: dict[str, str], stack: Path) -> None:
+    def __init__(self, job: bytes, environ: dict[str, str], stack: Path, stderr: Path) -> None:
         stack.touch()
-        self._stack = stack
+        stderr.touch()
+        self._stack, self._stderr = stack, stderr
         self._pipe, other_end = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_work, args=(other_end, job, environ, os.getcwd(), stack))
+        args = (other_end, job, environ, os.getcwd(), stack, stderr)
+        self._process = _CONTEXT.Process(target=_work, args=args)
         self._process.start()  # not a daemon: a DataLoader's workers are children, and daemons have none
         other_end.close()
         assert self._process.pid is not None
@@ -163,7 +167,11 @@ class _Rank:
             return _Ending(error=f"ended without a result, exit code {code}")
         guilt = _LOST_PEER if code == -signal.SIGABRT else _FAULT  # gloo's threads abort when a peer vanishes
         name = signal.Signals(-code).name
-        return _Ending(error=f"killed by {name}", stack=self._stack.read_text(), guilt=guilt)
+        return _Ending(error=f"killed by {name}", stack=self._stack.read_text() + self.said(), guilt=guilt)
+
+    def said(self) -> str:
+        """What the rank has written to its standard error; after a fatal signal also the native stacks."""
+        return self._stderr.read_text(errors="replace")
 
     def interrupted(self, why: str) -> _Ending:
         """Where a rank stands that has not ended."""
@@ -220,14 +228,18 @@ def _failure(endings: list[_Ending]) -> RankFailure:
     )
 
 
-def _work(pipe: Connection[Any, Any], job: bytes, environ: dict[str, str], folder: str, stack: Path) -> None:
+def _work(
+    pipe: Connection[Any, Any], job: bytes, environ: dict[str, str], folder: str, stack: Path, stderr: Path
+) -> None:
     """Be a rank."""
     os.setpgid(0, 0)  # one signal then reaches children as well
     os.environ.clear()  # it was the server's, from when that started
     os.environ.update(environ)
     os.chdir(folder)
-    with stack.open("w") as file:
+    with stack.open("w") as file, stderr.open("w") as said:
+        os.dup2(said.fileno(), 2)
         faulthandler.enable(file)
+        torch._C._set_print_stack_traces_on_fatal_signal(True)  # of every thread, those that run no Python included
         faulthandler.register(signal.SIGUSR1, file)
         try:
             torch.set_num_threads(1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -37,6 +39,20 @@ def kill_one(with_signal: signal.Signals) -> None:
     if rank() == 1:
         os.kill(os.getpid(), with_signal)
     dist.barrier()
+
+
+def crash_in_native_code() -> None:
+    """A thread that has never run Python reads where no memory is, as a worker of gloo may."""
+    dist.init_process_group("gloo")
+    if rank() == 1:
+        libc, thread = ctypes.CDLL(None), ctypes.c_void_p()
+        libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.strlen, ctypes.c_void_p), ctypes.c_void_p(8))
+        libc.pthread_join(thread, None)
+    dist.barrier()
+
+
+def complain() -> None:
+    print(f"rank {rank()} has something to say", file=sys.stderr)
 
 
 def hang() -> None:
@@ -94,6 +110,21 @@ def test_a_crash_tells_where() -> None:
     with pytest.raises(RankFailure, match="killed by SIGSEGV") as caught:
         run_ranks(kill_one, signal.SIGSEGV)
     assert "in kill_one" in caught.value.causes[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch prints native stacks on Linux")
+def test_a_crash_of_a_native_thread_tells_its_stack() -> None:
+    with pytest.raises(RankFailure, match="killed by SIGSEGV") as caught:
+        run_ranks(crash_in_native_code)
+    assert list(caught.value.causes) == [1]
+    (of_thread,) = (text for text in caught.value.causes[1].split("\n\n") if "::fatalSignalHandler" in text)
+    assert "libc.so" in of_thread
+    assert "python frames" not in of_thread
+
+
+def test_what_ranks_say_belongs_to_the_test_that_started_them(capsys: pytest.CaptureFixture[str]) -> None:
+    run_ranks(complain)
+    assert capsys.readouterr().err == "rank 0 has something to say\nrank 1 has something to say\n"
 
 
 def test_a_hanging_job_is_ended_and_tells_where() -> None:
