@@ -6,6 +6,7 @@ from lightning_optim.callbacks.communication import Communication
 from lightning_optim.callbacks.evaluation_weights import EvaluationWeights
 from lightning_optim.callbacks.grad_init import GradInit
 from lightning_optim.callbacks.gradient_noise import GradientNoise
+from lightning_optim.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_optim.callbacks.iterate_averaging import IterateAveraging
 from lightning_optim.callbacks.lookahead_sync import LookaheadSync
 from lightning_optim.callbacks.loss_input import LossInput
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluationWeights",
     "GradInit",
     "GradientNoise",
+    "GradientNoiseScale",
     "IterateAveraging",
     "LookaheadSync",
     "LossInput",

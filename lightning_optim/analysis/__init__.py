@@ -11,16 +11,21 @@ from lightning_optim.analysis.batch_size import (
     least_damping,
     noise_edge,
 )
+from lightning_optim.analysis.noise_scale import NoiseScale, from_two_sizes, noise_scale, steps_and_samples
+from lightning_optim.analysis.running_noise_scale import RunningNoiseScale
 from lightning_optim.analysis.spectrum_rates import Rates, from_spectrum, gradient_descent, heavy_ball, nesterov
 from lightning_optim.analysis.stability import stability_threshold
 
 __all__ = [
+    "NoiseScale",
     "Rates",
+    "RunningNoiseScale",
     "batch_eigenvalue",
     "curvature_factor",
     "effective_batch",
     "eigenvector_overlap",
     "from_spectrum",
+    "from_two_sizes",
     "full_eigenvalue",
     "gradient_descent",
     "heavy_ball",
@@ -29,5 +34,7 @@ __all__ = [
     "least_damping",
     "nesterov",
     "noise_edge",
+    "noise_scale",
     "stability_threshold",
+    "steps_and_samples",
 ]
