@@ -31,7 +31,9 @@ class Diagonal(list[Tensor]):
         probes: The number of probes.
     """
 
-    def __init__(self, values: Iterable[Tensor], error: Iterable[Tensor], params: Sequence[Tensor], probes: int) -> None:
+    def __init__(
+        self, values: Iterable[Tensor], error: Iterable[Tensor], params: Sequence[Tensor], probes: int
+    ) -> None:
         super().__init__(values)
         self.standard_error, self.params, self.probes = list(error), list(params), probes
 
@@ -50,8 +52,8 @@ def hessian_diagonal(
     """Estimate the diagonal of the Hessian of a loss, with the standard error of each element.
 
     The mean of z * Hz over random z of +1 and -1 (Hutchinson). The variance of an element is that of the rest of its
-    row: the sum of its squares over the number of probes. It is not small compared to a small element. A probe costs one
-    product, about 2 to 3 training steps on the same batch; memory is that of five vectors.
+    row: the sum of its squares over the number of probes. It is not small compared to a small element. A probe costs
+    one product, about 2 to 3 training steps on the same batch; memory is that of five vectors.
 
     Args:
         closure: Returns the mean loss of fixed batches as a scalar tensor with its graph. On several ranks each has its
@@ -87,7 +89,11 @@ def diagonal_of(times: Products, probes: int, seed: int) -> Diagonal:
     for number in range(probes):
         z = space.random(seed, number, signs=True)
         found = times(z, math.sqrt(space.dimension))
-        times.finite(float(space.dots(found[None], found)))
+        if not math.isfinite(float(space.dots(found[None], found))):
+            raise OptionError(
+                f"{times.owner}: product {number + 1} of the Hessian with a vector is not finite. Is the loss "
+                "differentiable twice at these parameters? The square root of 0 is not."
+            )
         found *= z
         step = found - mean  # Welford: the variance as a sum of squares that are small already
         mean += step / (number + 1)
@@ -126,8 +132,8 @@ def r_med(diagonal: Sequence[Tensor], nonzero_only: bool = False, seed: int = 0)
 
     It is a condition number that is seen coordinate by coordinate, which is how adaptive methods see a loss.
 
-    Errors of the diagonal raise the median, and so lower R_med. How much is found by adding errors of the same size once
-    more: `error` is the root mean square of the changes. Take more probes until it is small.
+    Errors of the diagonal raise the median, and so lower R_med. How much is found by adding errors of the same size
+    once more: `error` is the root mean square of the changes. Take more probes until it is small.
 
     Args:
         diagonal: The result of `hessian_diagonal`, or a list of tensors, which are then taken as exact.
