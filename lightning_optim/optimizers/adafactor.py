@@ -41,7 +41,7 @@ class Adafactor(Optimizer):
     Formula:
         Rₜ = (1 − t^c)·Rₜ₋₁ + t^c·mean(gₜ², columns)
         Cₜ = (1 − t^c)·Cₜ₋₁ + t^c·mean(gₜ², rows)
-        Uₜ = gₜ / √max(Rₜ·Cₜ / max(mean(Rₜ, rows), ε₁), ε₁²)
+        Uₜ = gₜ·min(1 / (√(Rₜ / max(mean(Rₜ, rows), ε₁))·√Cₜ), 1 / ε₁)
         θₜ = θₜ₋₁·(1 − η·λ) − min(η, 1 / √t)·max(RMS(θₜ₋₁), ε₂)·Uₜ / max(RMS(Uₜ) / d, 1)
         with η = lr, c = beta2_decay, ε₁, ε₂ = eps, λ = weight_decay
 
@@ -155,11 +155,11 @@ def update_of_torch(p: Value, g: Value, s: Slots, h: Options) -> Value:
     if h.factored:
         s.row_var = R = ema(s.row_var, mean(g * g, h.columns), h.b2)
         s.col_var = C = ema(s.col_var, mean(g * g, h.rows), h.b2)
-        V = R / maximum(mean(R, h.rows), h.eps1) * C  # R * C alone may underflow
+        U = g * over_roots(R / maximum(mean(R, h.rows), h.eps1), C, h.eps1)
     else:
         s.variance = V = ema(s.variance, g * g, h.b2)
-    U = g / sqrt(maximum(V, h.eps1 * h.eps1))
-    step = alpha * U / maximum(rms(U) / h.d, 1.0)
+        U = g / sqrt(maximum(V, h.eps1 * h.eps1))
+    step = alpha / maximum(rms(U) / h.d, 1.0) * U
     return stepped(p, step, g, h)
 
 
@@ -170,12 +170,16 @@ def update_of_paper(p: Value, g: Value, s: Slots, h: Options) -> Value:
     if h.factored:
         s.row_var = R = ema(s.row_var, mean(G2, h.columns), h.b2)
         s.col_var = C = ema(s.col_var, mean(G2, h.rows), h.b2)
-        # R * C alone may underflow. After a gradient of 1e15 the quotient does too, in rows without a gradient.
-        V = maximum(R / mean(R, h.rows) * C, TINY)
+        U = g * over_roots(R / mean(R, h.rows), C, TINY**0.5)  # after a gradient of 1e15 R / mean(R) may underflow
     else:
         s.variance = V = ema(s.variance, G2, h.b2)
-    U = g / sqrt(V)
-    step = alpha * U / maximum(rms(U) / h.d, 1.0)
+        U = g / sqrt(V)
+    step = alpha / maximum(rms(U) / h.d, 1.0) * U
     if given(h.beta1):
         s.exp_avg = step = ema(s.exp_avg, step, h.beta1)
     return stepped(p, step, g, h, share=h.weight_decay * alpha)
+
+
+def over_roots(rows: Value, columns: Value, least: Operand) -> Value:
+    """1 / sqrt(rows * columns), the root being `least` at least. The product may underflow, so roots come first."""
+    return minimum(1 / sqrt(rows) * (1 / sqrt(columns)), 1 / least)

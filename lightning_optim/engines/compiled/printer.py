@@ -245,6 +245,10 @@ class _Printer:
         located, before = runs.spread(self.signature, self.program.axes, self.statistics)
         added, buffers, after = runs.add_up(self.signature, self.program.axes, self.means, self.values)
         before += buffers
+        if self.by:  # passes that write as well gain nothing
+            read = [name for name in self.loaded if name not in self.formats]
+            fetched = [f"    fetch({name}_at + block + {TILE});" for name in read]
+            before += [f"if (start + block + {TILE} < at[1]) {{", *fetched, "}"]
         for name in self.formats:
             self._buffer(name, before, after)
         for i, symbol in enumerate(self.normals):

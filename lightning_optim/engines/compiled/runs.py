@@ -30,8 +30,13 @@ def spread(signature: Signature, kinds: Kinds, statistics: Mapping[Symbol, str])
     for symbol, word in statistics.items():
         start = signature.start(kinds.index(symbol.axes))
         offset = f"at[{start}] + offset<{signature.axes}>(reading, at + {start + 1})"
-        calls.append(f"spread({word}_block + i, {word} + {offset}, at[{start + signature.axes}], run);")
-    buffers = [f"T {word}_block[{BLOCK}];" for word in statistics.values()]
+        numbers, stride = f"{word} + {offset}", f"at[{start + signature.axes}]"
+        calls.append(f"{word}_block = spread({word}_buffer, {numbers}, {stride}, i, run, inside);")
+    buffers = [
+        line
+        for word in statistics.values()
+        for line in (f"T {word}_buffer[{BLOCK}];", f"const T* {word}_block = {word}_buffer;")
+    ]
     return _located("reading", signature.axes), [*buffers, *_runs("reading", signature.axes, calls)]
 
 
@@ -48,12 +53,16 @@ def add_up(
     """
     if not means:
         return [], [], []
-    calls = []
+    targets: list[list[str]] = [[] for _ in values]  # the sums towards which each value is added
     for i, symbol in enumerate(means):
         start = signature.start(kinds.index(symbol.axes))
         offset = f"windows[tile * {len(means)} + {i}] + offset<{signature.axes}>(adding, at + {start + 1})"
-        block = f"sum{values.index(symbol.args[0])}_block + i"
-        calls.append(f"add_towards(partials + {offset}, {block}, at[{start + signature.axes}], run);")
+        targets[values.index(symbol.args[0])].append(f"partials + {offset}, at[{start + signature.axes}]")
+    calls = [
+        f"add_towards({', '.join(of_value[first : first + 2])}, sum{i}_block + i, run);"
+        for i, of_value in enumerate(targets)
+        for first in range(0, len(of_value), 2)
+    ]
     buffers = [f"T sum{i}_block[{BLOCK}];" for i in range(len(values))]
     return _located("adding", signature.axes), buffers, _runs("adding", signature.axes, calls)
 
