@@ -7,6 +7,7 @@ from lightning_optim.callbacks.evaluation_weights import EvaluationWeights
 from lightning_optim.callbacks.grad_init import GradInit
 from lightning_optim.callbacks.gradient_noise import GradientNoise
 from lightning_optim.callbacks.gradient_noise_scale import GradientNoiseScale
+from lightning_optim.callbacks.gradient_norm_profile import GradientNormProfile
 from lightning_optim.callbacks.iterate_averaging import IterateAveraging
 from lightning_optim.callbacks.lookahead_sync import LookaheadSync
 from lightning_optim.callbacks.loss_input import LossInput
@@ -22,6 +23,7 @@ __all__ = [
     "GradInit",
     "GradientNoise",
     "GradientNoiseScale",
+    "GradientNormProfile",
     "IterateAveraging",
     "LookaheadSync",
     "LossInput",

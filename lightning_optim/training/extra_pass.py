@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-def run(trainer: Trainer, module: LightningModule, batches: int, changing: Iterable[Callback] = ()) -> int:
+def run(
+    trainer: Trainer,
+    module: LightningModule,
+    batches: int,
+    changing: Iterable[Callback] = (),
+    each: Callable[[Any], None] | None = None,
+) -> int:
     """Call `training_step` for the first batches of an epoch.
 
     They come from the same loaders under the same limits as in training, from a new iterator, and go through the same
@@ -38,6 +44,7 @@ def run(trainer: Trainer, module: LightningModule, batches: int, changing: Itera
         module: Its module.
         batches: The number of batches; fewer if the epoch is over.
         changing: The callbacks whose `on_train_batch_start` changes a batch.
+        each: Called with what `training_step` returns for each batch.
 
     Returns:
         The number of batches that there were.
@@ -49,7 +56,9 @@ def run(trainer: Trainer, module: LightningModule, batches: int, changing: Itera
                 callback.on_train_batch_start(trainer, module, batch, index)
             if module.on_train_batch_start(batch, index) == -1:
                 break
-            step(trainer, module, batch, index)
+            output = step(trainer, module, batch, index)
+            if each is not None:
+                each(output)
             count += 1
     return count
 

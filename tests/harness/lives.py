@@ -24,6 +24,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "Communication": [{"kind": "bf16"}],
     "GradInit": [{"gamma": 10.0, "iterations": 1, "table": False}],
     "GradientNoise": [{}, {"kind": "moments"}],
+    "GradientNormProfile": [{"blocks": "Linear", "every": 2, "batches": 2, "table": False}],
     "IterateAveraging": [{"start": 0}, {"kind": "ema", "decay": 0.8}],
     "LookaheadSync": [{"k": 3}, {"k": 3, "evaluate": "slow"}, {"k": 3, "momentum": "pullback"}],
     "OptimizerStateMemory": [{"table": False}],

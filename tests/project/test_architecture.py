@@ -22,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "optimizers": {"language", "core"},
     "checkpoints": {"errors"},
     "analysis": {"errors", "distributed"},
-    "training": {"errors", "distributed", "language", "core"},
-    "reports": {"distributed", "storage", "core", "training"},
+    "training": {"errors", "distributed", "language", "core", "analysis"},
+    "reports": {"distributed", "storage", "core", "analysis", "training"},
     "nn": {"errors"},
     "callbacks": {"errors", "distributed", "stages", "core", "analysis", "training", "checkpoints", "reports"},
     "config": {
