@@ -12,17 +12,21 @@ from lightning_optim.analysis.batch_size import (
     noise_edge,
 )
 from lightning_optim.analysis.diagonal import Diagonal, RMed, hessian_diagonal, r_med
+from lightning_optim.analysis.gradient_square import FullGradient, full_gradient
 from lightning_optim.analysis.noise_scale import NoiseScale, from_two_sizes, noise_scale, steps_and_samples
 from lightning_optim.analysis.running_noise_scale import RunningNoiseScale
 from lightning_optim.analysis.spectrum_rates import Rates, from_spectrum, gradient_descent, heavy_ball, nesterov
 from lightning_optim.analysis.stability import stability_threshold
+from lightning_optim.analysis.stationarity import Stationarity, stationarity
 
 __all__ = [
     "Diagonal",
+    "FullGradient",
     "NoiseScale",
     "RMed",
     "Rates",
     "RunningNoiseScale",
+    "Stationarity",
     "batch_eigenvalue",
     "curvature_factor",
     "effective_batch",
@@ -30,6 +34,7 @@ __all__ = [
     "from_spectrum",
     "from_two_sizes",
     "full_eigenvalue",
+    "full_gradient",
     "gradient_descent",
     "heavy_ball",
     "hessian_diagonal",
@@ -41,5 +46,6 @@ __all__ = [
     "noise_scale",
     "r_med",
     "stability_threshold",
+    "stationarity",
     "steps_and_samples",
 ]
