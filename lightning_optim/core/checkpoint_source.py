@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,9 +117,14 @@ def other_class(layout: StateLayout, state_dict: Mapping[str, Any]) -> str:
     return _by_slots(layout, state_dict)
 
 
-def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict of another class without slots of the same name that hold something else there: one number and not
-    one for each element, a mean of rows with and without an axis of size one, or the reverse."""
+def without_misfits(layout: StateLayout, state_dict: dict[str, Any], other: str) -> dict[str, Any]:
+    """The state_dict of another class without slots of the same name that hold something else there.
+
+    That is a mean of something else, one number and not one for each element, a mean of rows with and without an axis
+    of size one, or the reverse.
+    """
+    names = {name.removeprefix("torch.optim.") for name in re.split(" and | or ", other)}
+    pages = [cls for cls in _subclasses(StateLayout) if cls.__name__ in names]
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     slots, state = layout.all_slots(), dict(state_dict["state"])
     for index, (i, p) in zip(order, layout.every_parameter(), strict=False):
@@ -127,6 +133,8 @@ def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str
         def misfits(name: str, value: Any, i: int = i, p: Any = p) -> bool:
             if name not in slots or not isinstance(value, torch.Tensor):
                 return False
+            if any(name in page.slots and page.slots[name].mean_of != slots[name].mean_of for page in pages):
+                return True
             without, traits = slots[name].without, layout.traits_of(i, p)
             known = without is None or traits[without] is not None
             shape = layout.shape_of(slots[name], i, p) if known else value.shape

@@ -48,7 +48,7 @@ def into(layout: StateLayout, state_dict: Any, load: Callable[[dict[str, Any]], 
         source = Source(is_own, other, regrouped is not given, scheduled)
         given = regrouped
         if other:
-            given = checkpoint_source.without_misfits(layout, torch_files.with_options_of(layout, given))
+            given = checkpoint_source.without_misfits(layout, torch_files.with_options_of(layout, given), other)
         given = torch_files.without_lent(given, lent)
         state_check.check(layout, given, partial=bool(other or layout.matrix_options))
         found.update(given)

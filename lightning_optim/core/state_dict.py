@@ -184,8 +184,8 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     if len(foreign) < len(saved):
         layout.start_state(p, i)
         count = float(saved.get("step", 0))
-        if count and any(name not in saved and name in slots and slots[name].mean_square_by for name in state):
-            loaded.fresh |= state.keys()  # a mean that begins now under an old counter would be taken for a whole one
+        if count and any(name not in saved and name in slots and slots[name].spans_all_steps for name in state):
+            loaded.fresh |= state.keys()  # what begins now under an old counter would be taken for a whole one
             loaded.left |= left | (saved.keys() & slots.keys())
             state.update({name: _as_torch_casts(value, p) for name, value in foreign.items()})
             return

@@ -42,6 +42,9 @@ class Slot:
             element that starts at zero.
         second_moment_by: The option that is the decay, for another second moment: of deviations from the mean, of the
             momentum, of the norm of the gradient, or a decaying maximum.
+        mean_of: What its values are means of. A checkpoint of another page brings a slot of this name only where these
+            words are the same.
+        from_start: Whether it must have seen all steps that the counter counts, as a product of all steps must.
     """
 
     letter: str = ""
@@ -56,6 +59,13 @@ class Slot:
     past: bool = False
     mean_square_by: str | None = None
     second_moment_by: str | None = None
+    mean_of: str = "gradient"
+    from_start: bool = False
+
+    @property
+    def spans_all_steps(self) -> bool:
+        """Whether steps would be too long if it began now, under a counter that goes on."""
+        return self.from_start or bool(self.mean_square_by or self.second_moment_by)
 
     @property
     def is_first_moment(self) -> bool:

@@ -91,8 +91,8 @@ class ACProp(Optimizer):
 
     exp_avg = Slot("m")
     # s: a zero would remove the floor of the denominator
-    exp_avg_var = Slot("s", signed=False, exact=True, second_moment_by="betas.1")
-    max_exp_avg_var = Slot("ŝ", signed=False, exact=True)
+    exp_avg_var = Slot("s", signed=False, exact=True, second_moment_by="betas.1", mean_of="deviation before")
+    max_exp_avg_var = Slot("ŝ", signed=False, exact=True, mean_of="deviation before")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ class Adafactor(Optimizer):
     row_var = Slot("R", signed=False, exact=True, without="columns")
     col_var = Slot("C", signed=False, exact=True, without="rows")
     variance = Slot("V", signed=False)  # of tensors that are not factored
-    exp_avg = Slot("m")  # of the updates
+    exp_avg = Slot("m", mean_of="step")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -75,8 +75,8 @@ class ADOPT(Optimizer):
     clip_power: float | None = 0.25
     decoupled: bool = True
 
-    exp_avg = Slot("m")  # of normalized gradients
-    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1")  # it starts at the first squared gradient
+    exp_avg = Slot("m", mean_of="normalized gradient")
+    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1", mean_of="gradient, from the first square on")
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

@@ -59,7 +59,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     decoupled: bool = False
 
     exp_avg = Slot("m", root_of="exp_avg_sq")
-    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1")  # of the momentum
+    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1", mean_of="momentum")
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

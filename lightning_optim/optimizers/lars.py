@@ -87,7 +87,7 @@ class LARS(Optimizer):
     lr_inside_buffer: bool = True
     trust_clip: bool = False
 
-    momentum_buffer = Slot("v")
+    momentum_buffer = Slot("v", mean_of="gradient times its rate")
 
     @classmethod
     def check(cls, options: dict[str, Any]) -> None:

@@ -74,8 +74,8 @@ class MARS(Optimizer):
     betas_1d: tuple[float, float] = (0.9, 0.95)
     weight_decay_1d: float = 0.1
 
-    exp_avg = Slot("m", root_of="exp_avg_sq")
-    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1")  # of the corrected gradient
+    exp_avg = Slot("m", root_of="exp_avg_sq", mean_of="corrected gradient")
+    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1", mean_of="corrected gradient")
     last_grad = Slot("g", exact=True, past=True)  # it enters a difference
 
     @classmethod

@@ -70,7 +70,7 @@ class NAdam(Optimizer):
 
     exp_avg = Slot("m", root_of="exp_avg_sq")
     exp_avg_sq = Slot("v", signed=False, mean_square_by="betas.1")
-    mu_product = Slot("Π", per="tensor", init=1.0)  # of the momenta μ of all steps so far
+    mu_product = Slot("Π", per="tensor", init=1.0, from_start=True)  # of the momenta μ of all steps so far
 
     @staticmethod
     def scalars(h: Options, t: Operand) -> dict[str, Operand]:

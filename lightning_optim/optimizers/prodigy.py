@@ -99,8 +99,8 @@ class Prodigy(Optimizer):
     d_coef: float = 1.0
     growth_rate: float | None = None
 
-    exp_avg = Slot("m", root_of="exp_avg_sq")
-    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1")  # of d times the gradient
+    exp_avg = Slot("m", root_of="exp_avg_sq", mean_of="d times the gradient")
+    exp_avg_sq = Slot("v", signed=False, second_moment_by="betas.1", mean_of="d times the gradient")
     s = Slot("s", exact=True)  # its sum is the denominator of d
     p0 = Slot("θ₀", exact=True, copies=True)
     d = Slot("d", signed=False, per="optimizer", init=lambda h: h.d0)

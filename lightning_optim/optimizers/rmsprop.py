@@ -65,7 +65,7 @@ class RMSprop(Optimizer):
 
     square_avg = Slot("v", signed=False, mean_square_by="alpha", init=lambda h: 1.0 if h.tf_style else 0.0)
     grad_avg = Slot("ḡ", exact=True)  # its square is subtracted from v
-    momentum_buffer = Slot("b")
+    momentum_buffer = Slot("b", mean_of="normalized gradient")
 
     @staticmethod
     def update(p: Value, g: Value, s: Slots, h: Options) -> Value:

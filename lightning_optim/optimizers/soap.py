@@ -109,7 +109,7 @@ class SOAP(Optimizer):
     correct_bias: bool = True
 
     exp_avg = Slot("m")
-    exp_avg_sq = Slot("v", signed=False, per="matrix", shape=("rows", "columns"))
+    exp_avg_sq = Slot("v", signed=False, per="matrix", shape=("rows", "columns"), mean_of="rotated gradient")
     factor_0, factor_1, factor_2, factor_3, factor_4 = (Slot(f"L{i}", per="matrix", shape=(i, i)) for i in AXES)
     basis_0, basis_1, basis_2, basis_3, basis_4 = (Slot(f"Q{i}", per="matrix", shape=(i, i)) for i in AXES)
 
