@@ -9,6 +9,7 @@ from lightning_optim.callbacks.gradient_noise import GradientNoise
 from lightning_optim.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_optim.callbacks.gradient_norm_profile import GradientNormProfile
 from lightning_optim.callbacks.iterate_averaging import IterateAveraging
+from lightning_optim.callbacks.local_geometry import LocalGeometry
 from lightning_optim.callbacks.lookahead_sync import LookaheadSync
 from lightning_optim.callbacks.loss_input import LossInput
 from lightning_optim.callbacks.non_finite_guard import NonFiniteGuard
@@ -25,6 +26,7 @@ __all__ = [
     "GradientNoiseScale",
     "GradientNormProfile",
     "IterateAveraging",
+    "LocalGeometry",
     "LookaheadSync",
     "LossInput",
     "NonFiniteGuard",

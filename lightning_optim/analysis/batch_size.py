@@ -8,7 +8,6 @@ matrix; it falls with the batch size like 1 / B.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import errors
+from lightning_optim.analysis.vectors import Vectors
 from lightning_optim.errors import OptionError, is_number
 
 Rule = Literal["linear", "sqrt"]
@@ -175,7 +175,7 @@ def hessian_noise(products: Sequence[Sequence[Tensor]]) -> float:
     It is the variance of the products over batches, summed over elements, without bias.
 
     Args:
-        products: For each batch the list of tensors H_b z, whole tensors.
+        products: For each batch the list of tensors H_b z, whole or DTensors.
 
     Raises:
         OptionError: for fewer than two batches.
@@ -186,9 +186,15 @@ def hessian_noise(products: Sequence[Sequence[Tensor]]) -> float:
     """
     many = len(products)
     errors.check("hessian_noise", "products", f"{many} of them", many > 1, "of two batches or more")
-    vectors = [torch.cat([x.detach().reshape(-1).double() for x in product]) for product in products]
-    mean = functools.reduce(torch.add, vectors) / many
-    return float(sum((v - mean).square().sum() for v in vectors)) / (many - 1)
+    space = Vectors(products[0])
+    vectors = [space.flat(product) for product in products]
+    return noise_between(space, vectors)
+
+
+def noise_between(space: Vectors, vectors: Sequence[Tensor]) -> float:
+    """The variance of vectors, summed over elements, without bias. See `hessian_noise`."""
+    mean = torch.stack(list(vectors)).mean(0)
+    return math.fsum(float(space.dots((v - mean)[None], v - mean)) for v in vectors) / (len(vectors) - 1)
 
 
 def least_damping(lr: float, eigenvalue: float, noise: float) -> float:

@@ -7,7 +7,7 @@ Hutchinson 1989; Bekas, Kokiopoulou & Saad 2007, "An estimator for the diagonal 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -82,8 +82,8 @@ def hessian_diagonal(
         return diagonal_of(times, probes, seed)
 
 
-def diagonal_of(times: Products, probes: int, seed: int) -> Diagonal:
-    """The diagonal from products. See `hessian_diagonal`."""
+def diagonal_of(times: Products, probes: int, seed: int, after: Callable[[], Any] | None = None) -> Diagonal:
+    """The diagonal from products. See `hessian_diagonal`; `after` is called after each of them."""
     space = times.space
     mean, spread = space.zeros(), space.zeros()
     for number in range(probes):
@@ -98,6 +98,8 @@ def diagonal_of(times: Products, probes: int, seed: int) -> Diagonal:
         step = found - mean  # Welford: the variance as a sum of squares that are small already
         mean += step / (number + 1)
         spread += step * (found - mean)
+        if after is not None:
+            after()
     error = spread.div_(probes * (probes - 1)).sqrt_() if probes > 1 else spread.fill_(math.inf)
     return Diagonal(space.tensors(mean), space.tensors(error), space.params, probes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,14 +68,24 @@ class FixedLoss:
             stack.enter_context(differentiable(module))
             stack.enter_context(_kept_gradients(module))
             stack.enter_context(_full_precision(trainer))
-            for part in module.modules():
+            outermost: nn.Module = trainer.strategy.model or module
+            for part in outermost.modules():
+                stack.callback(setattr, part, "training", part.training)
                 part.training = part.training and isinstance(part, _NormBase)
             yield self._loss
 
-    def _loss(self) -> Tensor:
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._batches)
+
+    def of_batch(self, i: int) -> Closure:
+        """The loss of batch number i alone, for use inside `look`."""
+        return lambda: self._loss(self._batches[i : i + 1])
+
+    def _loss(self, batches: Sequence[tuple[int, Any]] | None = None) -> Tensor:
         extra_pass.seed_everywhere(self._seed)
         losses, sizes = [], []
-        for index, batch in self._batches:
+        for index, batch in self._batches if batches is None else batches:
             output: Any = extra_pass.step(self._trainer, self._module, batch, index)
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is not None:
@@ -114,14 +124,18 @@ def _kept_gradients(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision(trainer: Trainer) -> Iterator[None]:
-    """No autocast, and no rounding of gradients that FSDP1 sends: in 8 bits of mantissa curvature is noise."""
+    """Neither autocast nor the low precision of FSDP1: in 8 bits of mantissa curvature is noise."""
     with contextlib.ExitStack() as stack:
         plugin: Any = trainer.precision_plugin
         if is_a(plugin, MixedPrecision) or _casts(plugin):
             _put(stack, plugin, "train_step_context", contextlib.nullcontext)
-        for handle in _handles(trainer.strategy.model):
-            if handle._reduce_dtype is not None:
-                _put(stack, handle, "_reduce_dtype", handle.flat_param.dtype)
+        for unit in _units_of_fsdp1(trainer.strategy.model):
+            handle: Any = unit._handle
+            _put(stack, unit, "_use_full_prec_in_eval", True)  # which all modules are set to
+            if handle is not None:
+                _put(stack, handle, "_use_full_prec_in_eval", True)
+                if handle._uses_reduce_mixed_precision:
+                    _put(stack, handle, "_reduce_dtype", handle.flat_param.dtype)
         yield
 
 
@@ -129,16 +143,10 @@ def _casts(plugin: Any) -> bool:
     return type(plugin).__name__ == "FSDPPrecision" and str(getattr(plugin, "precision", "")).endswith("-mixed")
 
 
-def _handles(model: Any) -> Iterator[Any]:
-    """The handles of FSDP1's flat parameters."""
+def _units_of_fsdp1(model: Any) -> Iterator[Any]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None or not isinstance(model, nn.Module):
-        return
-    for part in model.modules():
-        if isinstance(part, fsdp.FullyShardedDataParallel):
-            handle: Any = part._handle
-            if handle is not None:
-                yield handle
+    if fsdp is not None and isinstance(model, nn.Module):
+        yield from (part for part in model.modules() if isinstance(part, fsdp.FullyShardedDataParallel))
 
 
 def _put(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
