@@ -27,7 +27,7 @@ class LocalGeometry(LookingCallback):
 
     It is a condition number as adaptive methods see it, coordinate by coordinate. Where Adam goes it is small, and
     where SGD with momentum goes it is larger. Compare runs of one model at equal loss, since rescaling a layer changes
-    it: `lightning_optim.reports.local_geometry.trajectories` draws several runs in one picture.
+    it: `lightning_optim.reports.local_geometry.trajectories` shows several runs in one picture.
 
     The diagonal is estimated by random probes, whose errors raise the median and so lower R_med; the error that is
     logged includes that. Training does not notice: no generator moves, gradients, buffers and data order are what they
@@ -40,7 +40,7 @@ class LocalGeometry(LookingCallback):
 
     Args:
         every_n_steps: Optimizer steps from one look to the next; the first is before training.
-        probes: Number of probes in a look, at least 2. Each costs about 2 to 3 training steps; the error of the
+        probes: Number of probes in a look, from 2 to 10000. Each costs about 2 to 3 training steps; the error of the
             diagonal falls with the root.
         batches: Number of training batches of each rank that are looked at, the same in the whole fit.
         seed: Which batches these are, and the seed of the probes.
@@ -77,7 +77,7 @@ class LocalGeometry(LookingCallback):
         self, every_n_steps: int = 1000, probes: int = 100, batches: int = 1, seed: int = 0, layers: bool = False
     ) -> None:
         super().__init__(every_n_steps, batches, seed)
-        errors.check(NAME, "probes", probes, is_whole(probes, 2) and probes < 2**31, "an integer of at least 2")
+        errors.check(NAME, "probes", probes, is_whole(probes, 2) and probes <= 10000, "an integer from 2 to 10000")
         errors.check(NAME, "layers", layers, isinstance(layers, bool), "True or False")
         self.probes, self.layers = int(probes), layers
 
