@@ -11,7 +11,9 @@ from lightning_optim.analysis.batch_size import (
     least_damping,
     noise_edge,
 )
+from lightning_optim.analysis.density import SpectralDensity, spectral_density
 from lightning_optim.analysis.diagonal import Diagonal, RMed, hessian_diagonal, r_med
+from lightning_optim.analysis.eigenvalues import Extremes, extreme_eigenvalues
 from lightning_optim.analysis.gradient_square import FullGradient, full_gradient
 from lightning_optim.analysis.noise_scale import NoiseScale, from_two_sizes, noise_scale, steps_and_samples
 from lightning_optim.analysis.running_noise_scale import RunningNoiseScale
@@ -21,16 +23,19 @@ from lightning_optim.analysis.stationarity import Stationarity, stationarity
 
 __all__ = [
     "Diagonal",
+    "Extremes",
     "FullGradient",
     "NoiseScale",
     "RMed",
     "Rates",
     "RunningNoiseScale",
+    "SpectralDensity",
     "Stationarity",
     "batch_eigenvalue",
     "curvature_factor",
     "effective_batch",
     "eigenvector_overlap",
+    "extreme_eigenvalues",
     "from_spectrum",
     "from_two_sizes",
     "full_eigenvalue",
@@ -45,6 +50,7 @@ __all__ = [
     "noise_edge",
     "noise_scale",
     "r_med",
+    "spectral_density",
     "stability_threshold",
     "stationarity",
     "steps_and_samples",

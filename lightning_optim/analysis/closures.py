@@ -109,6 +109,23 @@ def problem_of_repetition(first: float, second: float, dtype: torch.dtype) -> st
     )
 
 
+def check_finite(owner: str, value: float) -> None:
+    """Refuse products that are NaN or infinite.
+
+    Args:
+        owner: The function that the user called, for the message.
+        value: A number that depends on them, the same on every rank.
+
+    Raises:
+        OptionError: if it is NaN or infinite.
+    """
+    if not abs(value) < float("inf"):
+        raise OptionError(
+            f"{owner}: a product of the matrix of second derivatives with a vector is not finite. Is the loss "
+            "differentiable twice at these parameters? The square root of 0 is not."
+        )
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Afterwards the global generators of random numbers (Python, numpy, torch) are where they were."""

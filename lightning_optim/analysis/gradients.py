@@ -60,10 +60,18 @@ def _fully_sharded(params: list[Tensor]) -> list[nn.Module]:
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not any(map(is_sharded, params)):
         return []
-    kinds = tuple(filter(None, (getattr(fsdp, name, None) for name in ("FSDPModule", "FullyShardedDataParallel"))))
+    wrappers = [getattr(fsdp, name, None) for name in ("FSDPModule", "FullyShardedDataParallel")]
+    kinds = {kind for wrapper in wrappers if wrapper is not None for kind in _subclasses(wrapper)}
     sought = {id(p) for p in params}
-    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+    modules = [thing for thing in gc.get_objects() if type(thing) in kinds]
     return [module for module in modules if not sought.isdisjoint(map(id, module.parameters()))]
+
+
+def _subclasses(kind: Any) -> Iterator[Any]:
+    """A class and what derives from it: FSDP2 makes a class for each kind of module."""
+    yield kind
+    for derived in kind.__subclasses__():
+        yield from _subclasses(derived)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_optim.analysis import central_differences, double_backward
 from lightning_optim.analysis.closures import (
     Closure,
+    check_finite,
     checked,
     generators_kept,
     problem_of_loss,
@@ -27,7 +28,7 @@ from lightning_optim.errors import OptionError, check_choice, first_line
 
 Matrix = Literal["hessian", "ggn"]
 Way = Literal["autograd", "differences"]
-Times = Callable[[Tensor, float | None], Tensor]
+Times = Callable[..., Tensor]
 
 
 class Evaluated(NamedTuple):
@@ -36,6 +37,24 @@ class Evaluated(NamedTuple):
     loss: Tensor
     outputs: Any = None
     loss_of: Any = None
+
+
+class Multiplier(Protocol):
+    """A symmetric matrix of which products are known: `Products`, or something made of them."""
+
+    @property
+    def space(self) -> Vectors:
+        """The space of vectors."""
+        ...
+
+    @property
+    def way(self) -> Way:
+        """How products are made, once there was one."""
+        ...
+
+    def __call__(self, v: Tensor, norm: float | None = None, factor: float = 1.0) -> Tensor:
+        """The product with a vector; for differences its norm, and by how much their step is longer."""
+        ...
 
 
 class Products:
@@ -69,18 +88,21 @@ class Products:
         self.loss = float(self.ranks.mean(value))
         self._times = self._choose(second)
 
-    def __call__(self, v: Tensor, norm: float | None = None) -> Tensor:
+    def __call__(self, v: Tensor, norm: float | None = None, factor: float = 1.0) -> Tensor:
         """The product with a vector.
 
         Args:
             v: (local,) of `space`.
             norm: The norm of v, where it is known; differences ask for it.
+            factor: By how much the step of differences is longer than it would be.
 
         Returns:
             A new vector. Where it is not finite, `space.dots` of it is NaN on every rank; see `finite`.
         """
         self.count += 1
         with torch.inference_mode(False), torch.enable_grad():
+            if factor != 1.0 and self.way == "differences":
+                return self.mean(self._times(v, norm, factor))
             return self.mean(self._times(v, norm))
 
     def mean(self, v: Tensor) -> Tensor:
@@ -94,16 +116,12 @@ class Products:
         return v
 
     def finite(self, value: float) -> float:
-        """A number that depends on a product, if it is finite.
+        """A number that depends on products, if it is finite.
 
         Raises:
             OptionError: where it is NaN or infinite.
         """
-        if not abs(value) < float("inf"):
-            raise OptionError(
-                f"{self.owner}: a product of the {self.matrix} with a vector is not finite (product {self.count}). Is "
-                "the loss differentiable twice at these parameters? The square root of 0 is not."
-            )
+        check_finite(self.owner, value)
         return value
 
     # ---------------------------------------------------------------- the closure

@@ -13,7 +13,7 @@ from lightning_optim.distributed.philox import normals
 from lightning_optim.distributed.placement import like, local, shard_of
 from lightning_optim.distributed.reductions import Reductions
 
-CHUNK = 2**18  # elements that are converted to float64 at a time
+CHUNK = 2**16  # elements that are converted to float64 at a time, at least
 
 
 class Vectors:
@@ -132,9 +132,10 @@ class Vectors:
 
 
 def _dots(vectors: Tensor, v: Tensor) -> Tensor:
-    """Inner products of local elements, (k,) float64."""
+    """Inner products of local elements, (k,) float64. What is converted at a time is as large as one vector."""
     found = torch.zeros(len(vectors), dtype=torch.float64, device=v.device)
-    for low in range(0, len(v), CHUNK if v.dtype != torch.float64 else max(1, len(v))):
-        step = slice(low, low + CHUNK) if v.dtype != torch.float64 else slice(None)
+    size = len(v) if v.dtype == torch.float64 else max(CHUNK, len(v)) // max(1, len(vectors))
+    for low in range(0, len(v), max(1, size)):
+        step = slice(low, low + size)
         found += vectors[:, step].double() @ v[step].double()
     return found

@@ -12,69 +12,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lightning_optim.analysis.products import Matrix, Products, Way, products_of
 from lightning_optim.analysis.vectors import Vectors
 from lightning_optim.errors import OptionError
-from tests.harness.nets import Wide
+from tests.harness.curved import Small, closure_of, matrix_of, samples
 from tests.harness.ranks import run_ranks
 from tests.harness.worlds import World, spread
-
-
-class Small(nn.Module):
-    """Sizes that do not divide; one weight that the loss does not use."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.inward = Wide(3, 5)
-        self.unused = Wide(2, 3)
-        self.out = nn.Linear(5, 3)
-        self.frozen = nn.Linear(5, 5).requires_grad_(False)
-        self.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.frozen(torch.tanh(self.inward(x)))))  # type: ignore[no-any-return]
-
-    def trainable(self) -> list[Tensor]:
-        return [p for p in self.parameters() if p.requires_grad]
-
-
-def data(rank: int = 0, size: int = 1) -> tuple[Tensor, Tensor]:
-    """Of eight samples the part of a rank."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    return x.chunk(size)[rank], (torch.arange(8) % 3).chunk(size)[rank]
-
-
-def closure_of(model: nn.Module, operator: Matrix, rank: int = 0, size: int = 1) -> Callable[[], Any]:
-    x, y = data(rank, size)
-    x = x.to(next(model.parameters()).dtype)
-    if operator == "hessian":
-        return lambda: cross_entropy(model(x), y)
-    return lambda: (model(x), lambda outputs: cross_entropy(outputs, y))
-
-
-def matrix(model: Small, operator: Matrix) -> Tensor:
-    """The matrix itself, in the order of the parameters."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    kept = {name: p.detach() for name, p in model.named_parameters()}
-    sizes = [kept[name].numel() for name in names]
-    x, y = data()
-
-    def outputs(flat: Tensor) -> Tensor:
-        parts = [part.view(kept[name].shape) for name, part in zip(names, torch.split(flat, sizes), strict=True)]
-        return functional_call(model, {**kept, **dict(zip(names, parts, strict=True))}, x)  # type: ignore[no-any-return]
-
-    at = torch.cat([kept[name].reshape(-1) for name in names])
-    if operator == "hessian":
-        return hessian(lambda flat: cross_entropy(outputs(flat), y))(at)  # type: ignore[no-any-return]
-    jacobian = jacrev(outputs)(at).reshape(-1, len(at))
-    curved = hessian(lambda o: cross_entropy(o.view(8, 3), y))(outputs(at).reshape(-1))
-    return jacobian.T @ curved @ jacobian  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("operator", ["hessian", "ggn"])
@@ -85,9 +31,9 @@ def test_a_product_is_that_with_the_whole_matrix(operator: Matrix, way: Way, acc
     with products_of("test", closure_of(model, operator), model.trainable(), operator, way) as times:
         v = 7 * times.space.random(seed=3)
         found = times(v)
-    exact = matrix(model, operator) @ v
+    exact = matrix_of(model, operator, samples()) @ v
     assert (found - exact).norm() < accuracy * exact.norm()
-    loss = cross_entropy(model(data()[0]), data()[1])
+    loss = cross_entropy(model(samples()[0]), samples()[1])
     assert times.loss == pytest.approx(loss.item(), rel=1e-14)
     grads = torch.autograd.grad(loss, model.trainable(), allow_unused=True)
     assert torch.allclose(times.gradient, times.space.flat(grads), rtol=1e-12, atol=1e-15)
@@ -98,12 +44,12 @@ def test_differences_in_float32_are_right_to_five_digits() -> None:
     with products_of("test", closure_of(model, "hessian"), model.trainable(), products="differences") as times:
         v = times.space.random(seed=3)
         found = times(v).double()
-    exact = matrix(Small(), "hessian") @ v.double()
+    exact = matrix_of(Small(), "hessian", samples()) @ v.double()
     assert (found - exact).norm() < 1e-4 * exact.norm()
 
 
 def test_the_loss_of_outputs_may_be_a_value() -> None:
-    model, (x, y) = Small(), data()
+    model, (x, y) = Small(), samples()
 
     def closure() -> tuple[Tensor, Tensor]:
         outputs = model(x)
@@ -111,7 +57,7 @@ def test_the_loss_of_outputs_may_be_a_value() -> None:
 
     with products_of("test", closure, model.trainable(), "ggn") as times:
         v = times.space.random(seed=3)
-        assert torch.allclose(times(v), matrix(model, "ggn") @ v, rtol=1e-12, atol=1e-14)
+        assert torch.allclose(times(v), matrix_of(model, "ggn", samples()) @ v, rtol=1e-12, atol=1e-14)
 
 
 class OnceOnly(torch.autograd.Function):
@@ -166,7 +112,7 @@ def test_differences_stand_in_where_there_is_no_second_backward_pass(
 ) -> None:
     """And it is said, once. A residual connection hides from autograd that something is missing."""
     w = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3).requires_grad_()
-    x, _ = data()
+    x, _ = samples()
 
     def closure_with(tanh: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
         def outputs() -> Tensor:
