@@ -14,6 +14,7 @@ from lightning_optim.callbacks.lookahead_sync import LookaheadSync
 from lightning_optim.callbacks.loss_input import LossInput
 from lightning_optim.callbacks.non_finite_guard import NonFiniteGuard
 from lightning_optim.callbacks.optimizer_state_memory import OptimizerStateMemory
+from lightning_optim.callbacks.stationarity_monitor import StationarityMonitor
 from lightning_optim.callbacks.warmup_free_schedule import WarmupFreeSchedule
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "LossInput",
     "NonFiniteGuard",
     "OptimizerStateMemory",
+    "StationarityMonitor",
     "WarmupFreeSchedule",
 ]

@@ -140,6 +140,7 @@ def judge(
     has_loss: bool = False,
     eps: float = 2e-16,
     frozen: bool = False,
+    also: Sequence[Change] = (),
 ) -> Stationarity:
     """The verdict from two consecutive windows and the first one.
 
@@ -151,6 +152,7 @@ def judge(
         has_loss: Whether the last series is the loss.
         eps: Relative precision of the parameters.
         frozen: Whether the schedule has lowered the learning rate to nothing.
+        also: Changes that were found elsewhere.
     """
     slow, p = trend(torch.cat([previous.movement, last.movement]).clamp_min(1e-300).log())
     slowdown = math.exp(slow * len(last.movement) / 2)  # movement is squared
@@ -159,7 +161,7 @@ def judge(
     facts = Stationarity(
         "undecided",
         "",
-        changed=tuple(changed),
+        changed=(*changed, *also),
         wandering=wandering,
         slowdown=slowdown,
         level=level,

@@ -32,6 +32,7 @@ class Vectors:
         local: Number of elements of a vector on this process.
         dtype: Of vectors: float64 if a parameter has it, otherwise float32.
         device: Of vectors: that of the first parameter.
+        ranges: Ranges of elements: the process groups over which each is split, and its bounds.
         replicated: The range of the elements of vectors that belong to plain tensors.
 
     Example:
@@ -55,13 +56,13 @@ class Vectors:
         self._order = sorted(range(len(self.params)), key=lambda i: kinds.index(self._shards[i].process_groups))
         self._sizes = [local(self.params[i]).numel() for i in self._order]
         self.local = sum(self._sizes)
-        self._ranges = []  # the process groups over which a range of elements is split, and its bounds
+        self.ranges = []
         low = 0
         for groups, members in itertools.groupby(self._order, key=lambda i: self._shards[i].process_groups):
             high = low + sum(local(self.params[i]).numel() for i in members)
-            self._ranges.append((groups, low, high))
+            self.ranges.append((groups, low, high))
             low = high
-        self.replicated = slice(0, next((high for groups, _, high in self._ranges if not groups), 0))
+        self.replicated = slice(0, next((high for groups, _, high in self.ranges if not groups), 0))
 
     def zeros(self, *sizes: int) -> Tensor:
         """A zero vector, or a tensor (sizes, local) of several."""
@@ -102,8 +103,8 @@ class Vectors:
         Returns:
             (k,) float64 on the CPU, the same on every rank.
         """
-        partials = [_dots(vectors[:, low:high], v[low:high]) for _, low, high in self._ranges]
-        summed = self._reductions.reduce_tensors(partials, [groups for groups, _, _ in self._ranges])
+        partials = [_dots(vectors[:, low:high], v[low:high]) for _, low, high in self.ranges]
+        summed = self._reductions.reduce_tensors(partials, [groups for groups, _, _ in self.ranges])
         return torch.stack(summed).sum(0).cpu()
 
     def norm(self, v: Tensor) -> float:
