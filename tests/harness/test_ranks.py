@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,22 @@ def crash_in_native_code() -> None:
         libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.strlen, ctypes.c_void_p), ctypes.c_void_p(8))
         libc.pthread_join(thread, None)
     dist.barrier()
+
+
+def crash_in_gloo(times: int, crashes: Path) -> int:
+    """The thread that runs collectives of rank 1 crashes in the first runs of a job."""
+    dist.init_process_group("gloo")
+    dist.barrier()
+    before = len(list(crashes.iterdir()))
+    dist.barrier()
+    if rank() == 1 and before < times:
+        Path(crashes, str(before)).touch()
+        names = {int(path.parent.name): path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+        thread = next(thread for thread, name in names.items() if name == "pt_gloo_runloop")
+        ctypes.CDLL(None).tgkill(os.getpid(), thread, int(signal.SIGSEGV))
+        time.sleep(10)
+    dist.barrier()
+    return before
 
 
 def complain() -> None:
@@ -120,6 +137,19 @@ def test_a_crash_of_a_native_thread_tells_its_stack() -> None:
     (of_thread,) = (text for text in caught.value.causes[1].split("\n\n") if "::fatalSignalHandler" in text)
     assert "libc.so" in of_thread
     assert "python frames" not in of_thread
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch prints native stacks on Linux")
+def test_a_job_is_repeated_once_where_a_thread_of_gloo_crashes(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"(?s)A thread of gloo crashed, so the job runs again\. rank 1: killed by SIGSEGV"
+    ):
+        assert run_ranks(crash_in_gloo, 1, tmp_path) == [1, 1]
+    with (
+        pytest.warns(UserWarning, match="A thread of gloo crashed"),
+        pytest.raises(RankFailure, match="rank 1: killed by SIGSEGV"),
+    ):
+        run_ranks(crash_in_gloo, 3, tmp_path)
 
 
 def test_what_ranks_say_belongs_to_the_test_that_started_them(capsys: pytest.CaptureFixture[str]) -> None:
