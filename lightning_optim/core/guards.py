@@ -17,7 +17,7 @@ from lightning_optim import storage
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.distributed.agreement import difference, shared_training
 from lightning_optim.distributed.fsdp1 import is_flat_parameter, is_flattened
-from lightning_optim.distributed.placement import is_sharded, shard_of
+from lightning_optim.distributed.placement import has_gradient, is_sharded, shard_of
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
@@ -129,15 +129,18 @@ def refuse_disagreement(layout: StateLayout, engine: str) -> None:
     if is_alone():
         return
     layout.compared = True
-    training = shared_training([p for _, p in layout.every_parameter()])
+    every = [p for _, p in layout.every_parameter()]
+    training = shared_training(every)
     if training is None:
         return
+    moving = shared_training([p for p in every if has_gradient(p)]) if layout.has_matrices() else None
     facts: dict[str, Any] = {
         "the class": type(layout).__name__,
         "the engine": engine,
         **({"owners": layout.defaults.get("owners")} if "owners" in layout.options else {}),
         **{f"the version of {name}": version(name) for name in ("torch", "lightning-optim")},
         "the number of groups": len(layout.param_groups),
+        **({"the number of parameters with gradients": len(moving[1])} if moving and moving[0] == training[0] else {}),
     }
     for i, group in enumerate(layout.param_groups):
         of_group = f" of group {i}" if len(layout.param_groups) > 1 else ""

@@ -296,10 +296,8 @@ class Optimizer(EvaluationMode):
         convert = lambda _, found: checkpoint.dequantize(self, found, gathered)  # noqa: E731
         hook = self.register_state_dict_post_hook(convert, prepend=True)
         for_file, self._for_file = self._for_file, False
-        if self.state and (for_file or any(is_sharded(p) for _, p in self.every_parameter())):
-            for i, p in self.initialized():  # FSDP2 loads no file that lacks a parameter without a gradient
-                if p.requires_grad and not self.state.get(p):
-                    self.start_state(p, i)
+        if for_file or any(is_sharded(p) for _, p in self.every_parameter()):
+            self.start_idle()
         try:
             found = super().state_dict()
         finally:
@@ -315,6 +313,8 @@ class Optimizer(EvaluationMode):
         brought to the rank `to`, so all ranks must call it.
         """
         self._for_file = True
+        if self.has_slots_of_matrices:
+            self.start_idle()  # before, for `state_dict` finds nothing else at the owners
         self._gathered = matrix_slots.gather(self, to)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -264,6 +264,12 @@ class StateLayout(Definition, torch.optim.Optimizer):
         for name in (*self.slots_of(i, p), *self.slots_of_stages(i, p)):
             self.create_slot(name, p, i, h)
 
+    def start_idle(self) -> None:
+        """Create the state of parameters that had no gradient yet: FSDP2 loads no file that lacks one."""
+        for i, p in self.initialized() if self.state else ():
+            if p.requires_grad and not self.state.get(p):
+                self.start_state(p, i)
+
     def create_slot(self, name: str, p: Tensor, i: int, h: Mapping[str, Any]) -> None:
         """Create one slot of a parameter in group `i`, under the options and traits `h`."""
         slot, group = self.slot(name, i, p), self.param_groups[i]

@@ -7,9 +7,11 @@ from shapes. Rounds bound the memory of large models: in each of them an owner g
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,8 @@ from lightning_optim.distributed.owners import Home
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 ROUND = 1 << 28  # bytes that one rank receives at once
 
@@ -71,23 +75,47 @@ class Part:
 Matrices = list[tuple[Part, tuple[Tensor, ...]]]  # what an owner computes: a part, and its whole flat arguments
 
 
-def exchange(parts: Sequence[Part], compute: Callable[[Matrices], None]) -> None:
+def exchange(
+    parts: Sequence[Part], compute: Callable[[Matrices], None], error: Exception | None = None
+) -> Exception | None:
     """Compute matrices at their owners.
 
-    Args:
-        parts: The parts, in an order that is the same on all ranks.
-        compute: Computes matrices of which this process is the owner, and writes each result over the first argument.
+    Whatever has failed here, the other ranks wait for this one. So it takes part to the end, and the messages with
+    results say so. Where there are several process groups, all matrices of a round are computed before any result is
+    sent, so that each group hears of what has failed in another one.
 
-    Raises:
-        RuntimeError: where another rank could not compute its matrices. Nothing has been written to results then.
+    Args:
+        parts: The parts. Those of a tensor are in an order that is the same on all ranks.
+        compute: Computes matrices of which this process is the owner, and writes each result over the first argument.
+        error: What has failed on this rank before.
+
+    Returns:
+        What has failed, here or on another rank; results mean nothing then. None where nothing has.
     """
     kinds: dict[tuple[ProcessGroup, bool, torch.dtype], list[Part]] = {}
-    for part in parts:
+    for part in sorted(parts, key=lambda part: part.home.position):
         kinds.setdefault((part.home.group, not part.home.held, part.dtype), []).append(part)
+    found = []
     for (group, replicated, _), of_kind in kinds.items():
+        of_kind.sort(key=lambda part: part.home.number)
         most = ROUND // dist.get_world_size(group) if replicated else ROUND  # replicas receive from all owners
-        for of_round in rounds(of_kind, most):
-            (_among_replicas if replicated else _among_shards)(of_round, compute)
+        found.append([(_Replicas if replicated else _Shards)(of_round) for of_round in rounds(of_kind, most)])
+    for together in itertools.zip_longest(*found):
+        of_round = [one for one in together if one is not None]
+        matrices = [matrix for one in of_round for matrix in one.gather()]
+        error = error or attempt(compute, matrices)
+        for one in of_round:
+            error = one.spread(error)
+    return error
+
+
+def attempt(compute: Callable[[T], None], given: T) -> Exception | None:
+    """Call a function; an error is kept until the other ranks, which wait for results of this one, know of it."""
+    try:
+        compute(given)
+    except Exception as error:
+        return error
+    return None
 
 
 def rounds(parts: Sequence[Part], most: int) -> list[list[Part]]:
@@ -105,44 +133,77 @@ def rounds(parts: Sequence[Part], most: int) -> list[list[Part]]:
     return found
 
 
-def _among_shards(parts: Sequence[Part], compute: Callable[[Matrices], None]) -> None:
-    """One message there and one back: each rank holds a shard of each tensor."""
-    own, of_owner = parts[0].home.rank, _by_owner(parts)
-    mine = of_owner[own]
-    packed = [[value[part.of(own)] for part in of_rank for value in part.values] for of_rank in of_owner]
-    sizes = [[part.numel_of(rank) for part in mine for _ in part.values] for rank in range(len(of_owner))]
-    received = _all_to_all(packed, sizes, parts[0])
-    matrices = [(part, tuple(part.matrix() for _ in part.values)) for part in mine]
-    for rank in range(len(of_owner)):
-        indices = [(part.within(rank), flat) for part, flats in matrices for flat in flats]
-        for (within, flat), values in zip(indices, received[rank], strict=True):
-            flat[within] = values
-    del packed, received
-    error = _attempt(compute, matrices)
-    flag = _flag(error, parts[0])
-    packed = [[*(flats[0][part.within(rank)] for part, flats in matrices), flag] for rank in range(len(of_owner))]
-    results = _all_to_all(packed, [[*(part.numel_of(own) for part in of_rank), 1] for of_rank in of_owner], parts[0])
-    _raise(error, [message[-1] for message in results])
-    for of_rank, message in zip(of_owner, results, strict=True):
-        for part, values in zip(of_rank, message[:-1], strict=True):
-            part.result[part.of(own)] = values
+class _Shards:
+    """One round among ranks that each hold a shard of each tensor: one message there and one back.
+
+    Args:
+        parts: The parts of the round, of one process group and dtype.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.first, self.of_owner = parts[0], _by_owner(parts)
+        self.own = parts[0].home.rank
+        self.matrices: Matrices = []
+
+    def gather(self) -> Matrices:
+        """Bring matrices together, and return those of this rank."""
+        mine, ranks = self.of_owner[self.own], range(len(self.of_owner))
+        packed = [[x[part.of(self.own)] for part in of_rank for x in part.values] for of_rank in self.of_owner]
+        sizes = [[part.numel_of(rank) for part in mine for _ in part.values] for rank in ranks]
+        received = _all_to_all(packed, sizes, self.first)
+        self.matrices = [(part, tuple(part.matrix() for _ in part.values)) for part in mine]
+        for rank in ranks:
+            places = [(part.within(rank), flat) for part, flats in self.matrices for flat in flats]
+            for (within, flat), values in zip(places, received[rank], strict=True):
+                flat[within] = values
+        return self.matrices
+
+    def spread(self, error: Exception | None) -> Exception | None:
+        """Send results, or that something has failed; return what has failed on any rank."""
+        flag, own = _flag(error, self.first, self.of_owner), self.own
+        ranks = range(len(self.of_owner))
+        packed = [[*(flats[0][part.within(rank)] for part, flats in self.matrices), flag] for rank in ranks]
+        sizes = [[*(part.numel_of(own) for part in of_rank), 1] for of_rank in self.of_owner]
+        results = _all_to_all(packed, sizes, self.first)
+        self.matrices = []
+        for of_rank, message in zip(self.of_owner, results, strict=True):
+            for part, values in zip(of_rank, message[:-1], strict=True):
+                part.result[part.of(own)] = values
+        return error or _told(flag, [message[-1] for message in results])
 
 
-def _among_replicas(parts: Sequence[Part], compute: Callable[[Matrices], None]) -> None:
-    """One message: each rank holds all arguments, computes its matrices and sends the results to all others."""
-    own, of_owner = parts[0].home.rank, _by_owner(parts)
-    mine = [(x, tuple(value[x.of(own)].to(x.dtype, copy=True) for value in x.values)) for x in of_owner[own]]
-    error = _attempt(compute, mine)
-    sizes = [[*(part.high - part.low for part in of_rank), 1] for of_rank in of_owner]
-    room = max(map(sum, sizes))  # messages of this call are of equal size
-    packed = torch.cat([*(flats[0] for _, flats in mine), _flag(error, parts[0])])
-    received = packed.new_empty(len(of_owner) * room)
-    dist.all_gather_into_tensor(received, nn.functional.pad(packed, (0, room - len(packed))), group=parts[0].home.group)
-    results = _split(received, [[*of_rank, room - sum(of_rank)] for of_rank in sizes])
-    _raise(error, [message[-2] for message in results])
-    for of_rank, message in zip(of_owner, results, strict=True):
-        for part, values in zip(of_rank, message[:-2], strict=True):
-            part.result[part.low : part.high] = values
+class _Replicas:
+    """One round among ranks that each hold all arguments: one message, with the results of each owner.
+
+    Args:
+        parts: The parts of the round, of one process group and dtype.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.first, self.of_owner = parts[0], _by_owner(parts)
+        self.matrices: Matrices = []
+
+    def gather(self) -> Matrices:
+        """The matrices of this rank."""
+        mine = self.of_owner[self.first.home.rank]
+        self.matrices = [(x, tuple(value[x.of(0)].to(x.dtype, copy=True) for value in x.values)) for x in mine]
+        return self.matrices
+
+    def spread(self, error: Exception | None) -> Exception | None:
+        """Send results, or that something has failed; return what has failed on any rank."""
+        sizes = [[1, *(part.high - part.low for part in of_rank)] for of_rank in self.of_owner]
+        room = max(map(sum, sizes))  # messages of this call are of equal size
+        flag = _flag(error, self.first, self.of_owner)
+        packed = torch.cat([flag, *(flats[0] for _, flats in self.matrices)])
+        self.matrices = []
+        received = packed.new_empty(len(sizes) * room)
+        padded = nn.functional.pad(packed, (0, room - len(packed)))
+        dist.all_gather_into_tensor(received, padded, group=self.first.home.group)
+        results = _split(received, [[*of_rank, room - sum(of_rank)] for of_rank in sizes])
+        for of_rank, message in zip(self.of_owner, results, strict=True):
+            for part, values in zip(of_rank, message[1:-1], strict=True):
+                part.result[part.low : part.high] = values
+        return error or _told(flag, [message[0] for message in results])
 
 
 def _by_owner(parts: Sequence[Part]) -> list[list[Part]]:
@@ -175,27 +236,28 @@ def _split(received: Tensor, sizes: Sequence[list[int]]) -> list[Sequence[Tensor
     return [torch.split(message, of_rank) for message, of_rank in zip(messages, sizes, strict=True)]
 
 
-def _attempt(compute: Callable[[Matrices], None], matrices: Matrices) -> Exception | None:
-    """Compute matrices; an error is kept until the other ranks, which wait for the results, know of it."""
-    try:
-        compute(matrices)
-    except Exception as error:
-        return error
-    return None
+def _flag(error: Exception | None, part: Part, of_owner: Sequence[Sequence[Part]]) -> Tensor:
+    """One element of the messages of a rank: 0 where it has failed, else what is equal where all have the same parts.
+
+    The whole numbers up to 256 are exact in all dtypes.
+    """
+    places = [(one.home.number, one.low) for of_rank in of_owner for one in of_rank]
+    return part.matrix(1).fill_(0.0 if error is not None else 1.0 + zlib.crc32(repr(places).encode()) % 255)
 
 
-def _flag(error: Exception | None, part: Part) -> Tensor:
-    """Whether this rank has failed, as the last element of its messages."""
-    return part.matrix(1).fill_(float(error is not None))
-
-
-def _raise(error: Exception | None, flags: Sequence[Tensor]) -> None:
-    if error is not None:
-        raise error
+def _told(own: Tensor, flags: Sequence[Tensor]) -> Exception | None:
+    """What the flags of all ranks say."""
     # Reading them, the host waits for a GPU; else a rank would write what the one that failed has not computed.
-    failed = [rank for rank, flag in enumerate(torch.cat(list(flags)).tolist()) if flag]
-    if failed:
-        raise RuntimeError(
-            f"a function of whole matrices has failed on rank {failed[0]} of those that share its parameters, which "
-            "says why. No parameter has been written in this step."
+    mine, *every = torch.cat([own, *flags]).tolist()
+    if 0.0 in every:
+        return RuntimeError(
+            f"a function of whole matrices has failed on rank {every.index(0.0)} of those that share its parameters, "
+            "which says why. No parameter has been written in this step."
         )
+    other = next((rank for rank, flag in enumerate(every) if flag != mine), None)
+    if other is not None:
+        return RuntimeError(
+            f"rank {other} of those that share these parameters has gradients of other matrices than this one. All "
+            "must have gradients of the same parameters. No parameter has been written in this step."
+        )
+    return None

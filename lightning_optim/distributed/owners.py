@@ -7,7 +7,8 @@ They are decided over all matrices of an optimizer and stay, whichever tensors h
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -67,12 +68,15 @@ class Home:
     Attributes:
         group: The ranks that share the work.
         position: The position of the parameter in the optimizer.
+        number: How many parameters found a home in `group` before: the same on all of its ranks, of which some may have
+            more parameters.
         owners: The rank in `group` that computes each matrix.
         held: What each rank of `group` holds of the tensor; empty where each of them holds all of it (DDP).
     """
 
     group: ProcessGroup
     position: int
+    number: int
     owners: tuple[int, ...]
     held: tuple[Indices, ...] = ()
 
@@ -103,6 +107,7 @@ class Owners:
         self.homes: dict[Tensor, Home | None] = {}
         self._views: dict[Tensor, View] = {}
         self._loads: dict[ProcessGroup, list[tuple[float, int, int]]] = {}  # cost, elements, rank: a heap
+        self._numbers: dict[ProcessGroup, Iterator[int]] = {}
 
     def home(self, p: Tensor) -> Home | None:
         """The home of a parameter; None where each process that holds it computes its matrices by itself."""
@@ -130,8 +135,9 @@ class Owners:
         for group, members in groups.items():
             held = _held([p for _, p, _ in members], group)
             owners = self._assign([view for _, _, view in members], group)
+            numbers = self._numbers.setdefault(group, itertools.count())
             for (i, p, _), of_p, own in zip(members, held, owners, strict=True):
-                self.homes[p] = Home(group, i, own, of_p)
+                self.homes[p] = Home(group, i, next(numbers), own, of_p)
 
     def _assign(self, views: Sequence[View], group: ProcessGroup) -> list[tuple[int, ...]]:
         """The owner of each matrix of each view."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.exchange import Matrices, Part, exchange
+from lightning_optim.distributed.exchange import Matrices, Part, attempt, exchange
 from lightning_optim.distributed.owners import Home
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.engines.step import LocalParameter
@@ -97,8 +97,10 @@ def compute(calls: Sequence[Call]) -> None:
             units += [Unit(call, own, own[0], view.shape(i), i) for i, own in enumerate(arguments) if own[0].numel()]
         else:
             parts += _parts(call, view, home, tuple(value.view(-1) for value in values))
-    run(units)
-    exchange(sorted(parts, key=lambda part: part.home.position), _run_owned)
+    error = attempt(run, units)
+    error = exchange(parts, _run_owned, error)
+    if error is not None:
+        raise error
     for first, result in strided:
         first.copy_(result)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, distribute_tensor
 from torch.distributed.tensor import Shard as Along
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,10 +23,11 @@ from lightning_optim import AdamW, OptionError
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed import exchange, ranks
 from lightning_optim.distributed.owners import Indices, Owners, assign, cost
+from lightning_optim.distributed.placement import local
 from lightning_optim.distributed.shard import Shard
 from lightning_optim.language import Options, Slot, Slots, Value, View, ema, matrix_view, norm, rounded, whole
 from tests.harness.nets import Odd
-from tests.harness.ranks import run_ranks
+from tests.harness.ranks import RankFailure, run_ranks
 from tests.harness.worlds import BATCH, World, batches, spread
 from tests.harness.worlds import whole as weights
 
@@ -68,8 +69,11 @@ class Spread(Optimizer):
         return p - h.lr * (0.1 * whole(squared, one / (1.0 + norm(one)) + other) + m)
 
 
+FAILS = [-1]  # the rank on which `failing` fails
+
+
 def failing(x: Tensor) -> Tensor:
-    if x.shape[1] == 8:
+    if dist.get_rank() == FAILS[0]:
         raise ZeroDivisionError("by the test")
     return x
 
@@ -324,28 +328,95 @@ def test_owners_stay_where_others_join() -> None:
 # ------------------------------------------------------------------ what goes wrong
 
 
-def failing_on_one_rank(world: World, **options: Any) -> tuple[str, bool]:
+Placed = Callable[[int, DeviceMesh], Sequence[Placement] | None]
+# Where each of the four matrices lies on a mesh (2, ranks / 2): one owner fails, and all ranks hear of it.
+ARRANGED: dict[str, tuple[int, Placed]] = {
+    "sharded": (2, lambda i, mesh: [Replicate(), Along(0)]),
+    "one on each rank": (2, lambda i, mesh: [Replicate(), Along(0)] if i else None),
+    "two groups": (4, lambda i, mesh: [Along(0), Replicate()] if i < 2 else [Replicate(), Along(0)]),
+}
+
+
+def failing_on_one_rank(arranged: str, **options: Any) -> list[tuple[str, bool]]:
+    """What a rank hears if the function fails on each rank in turn, and whether a weight has moved then."""
     dist.init_process_group("gloo")
-    model: nn.Module = net(1)
+    shapes = [(8, 3), (5, 8), (7, 8), (8, 8)]
+    params = [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in shapes]
+    if arranged == "ddp":
+        module = DistributedDataParallel(nn.ParameterList(params))
+        params = list(module.parameters())
+    else:
+        size = dist.get_world_size()
+        mesh = init_device_mesh("cpu", (2, size // 2) if size > 2 else (1, 2))
+        places = [ARRANGED[arranged][1](i, mesh) for i in range(len(params))]
+        params = [
+            p if to is None else nn.Parameter(distribute_tensor(p.detach(), mesh, to))
+            for p, to in zip(params, places, strict=True)
+        ]
+    optimizer, found = Once(params, kind="failing", **options), []
+    for FAILS[0] in range(dist.get_world_size()):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        with pytest.raises((ZeroDivisionError, RuntimeError)) as error:
+            optimizer.step()
+        found.append((str(error.value), all(bool((local(p) == 1).all()) for p in params)))
+        dist.barrier()
+    FAILS[0] = -1
+    optimizer.step()
+    assert all(bool((local(p) == 0.9).all()) for p in params), "it goes on when nothing fails"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arranged", "size", "options"),
+    [("ddp", 2, {"owners": True}), *((name, size, {}) for name, (size, _) in ARRANGED.items())],
+)
+def test_all_ranks_know_of_a_function_that_failed(arranged: str, size: int, options: dict[str, Any]) -> None:
+    """Nobody waits for ever or writes a part of a step, in whatever group and on whatever matrix it was."""
+    found = run_ranks(failing_on_one_rank, arranged, world_size=size, **options)
+    for failed in range(size):
+        for rank, of_rank in enumerate(found):
+            words, unchanged = of_rank[failed]
+            assert unchanged
+            assert ("by the test" if rank == failed else "a function of whole matrices has failed on rank") in words
+
+
+def with_a_gradient_missing(world: World, steps: int, **options: Any) -> str:
+    """What a rank hears if a gradient is missing on one rank, in the first step or a later one."""
+    dist.init_process_group("gloo")
+    layers: Any = net(3)
+    model: nn.Module = layers
     if world == "fsdp2":
         fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     else:
-        model = DistributedDataParallel(model)
-    before = weights(model)
-    optimizer = Once(model.parameters(), kind="failing", **options)
+        model = DistributedDataParallel(layers)
+    optimizer = Once(model.parameters(), **options)
     model(torch.ones(2, 8)).square().mean().backward()
-    with pytest.raises((ZeroDivisionError, RuntimeError)) as error:
+    for _ in range(steps):
         optimizer.step()
-    return str(error.value), all(torch.equal(x, before[name]) for name, x in weights(model).items())
+    if dist.get_rank() == 1:
+        layers[0].weight.grad = None
+    elif steps:
+        layers[2].weight.grad = None  # of the same size and owner
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize(("world", "options"), [("fsdp2", {}), ("ddp", {"owners": True})])
-def test_all_ranks_know_of_a_function_that_failed(world: World, options: dict[str, Any]) -> None:
-    """The 8 rows are on the first rank, and 5 on the second, which does not wait for ever and writes nothing."""
-    found = run_ranks(failing_on_one_rank, world, **options)
-    assert [unchanged for _, unchanged in found] == [True, True]
-    assert found[0][0] == "by the test"
-    assert "a function of whole matrices has failed on rank 0" in found[1][0]
+def test_gradients_must_be_those_of_the_same_parameters(world: World, options: dict[str, Any]) -> None:
+    """Another number is found before anything is sent; other matrices of the same sizes by what is sent."""
+    with pytest.raises(RankFailure, match=r"the number of parameters with gradients is [78] on rank"):
+        run_ranks(raising, with_a_gradient_missing, world, 0, **options)
+    for words in run_ranks(with_a_gradient_missing, world, 1, **options):
+        assert "has gradients of other matrices than this one" in words
+
+
+def raising(function: Callable[..., str], *args: Any, **options: Any) -> None:
+    if words := function(*args, **options):
+        raise RuntimeError(words)
 
 
 def test_only_optimizers_with_matrices_have_owners() -> None:

@@ -166,3 +166,20 @@ def save_without_all_ranks() -> None:
 def test_replicas_that_share_the_work_say_how_to_save() -> None:
     with pytest.raises(RankFailure, match=r"Call its consolidate_state_dict\(\) on all ranks first"):
         run_ranks(save_without_all_ranks)
+
+
+def saved_with_an_idle_matrix() -> list[tuple[int, ...]]:
+    dist.init_process_group("gloo")
+    model = spread("ddp")
+    optimizer = SOAP(model.parameters(), **OPTIONS)
+    for p in [*model.parameters()][1:]:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.consolidate_state_dict(to=1)
+    found = optimizer.state_dict()["state"][0] if dist.get_rank() == 1 else {}
+    return [(*found[name].shape,) for name in ("factor_0", "basis_1") if found]
+
+
+def test_a_file_holds_a_matrix_that_had_no_gradient_yet() -> None:
+    """In Lightning too: a branch that no batch has used so far."""
+    assert run_ranks(saved_with_an_idle_matrix) == [[], [(7, 7), (3, 3)]]
