@@ -3,6 +3,8 @@
 from lightning_optim.callbacks.batch_size_scaling import BatchSizeScaling
 from lightning_optim.callbacks.checkpoint_integrity import CheckpointIntegrity
 from lightning_optim.callbacks.communication import Communication
+from lightning_optim.callbacks.curvature_monitor import CurvatureMonitor
+from lightning_optim.callbacks.curvature_schedule import CurvatureSchedule
 from lightning_optim.callbacks.evaluation_weights import EvaluationWeights
 from lightning_optim.callbacks.grad_init import GradInit
 from lightning_optim.callbacks.gradient_noise import GradientNoise
@@ -21,6 +23,8 @@ __all__ = [
     "BatchSizeScaling",
     "CheckpointIntegrity",
     "Communication",
+    "CurvatureMonitor",
+    "CurvatureSchedule",
     "EvaluationWeights",
     "GradInit",
     "GradientNoise",
