@@ -23,7 +23,7 @@ from lightning_optim.analysis.batch_size import (
 )
 from lightning_optim.analysis.measured_spectrum import measured_spectrum
 from lightning_optim.analysis.products import Products, products_of
-from lightning_optim.analysis.spectrum_rates import METHODS, Method, Rates, from_spectrum
+from lightning_optim.analysis.spectrum_rates import METHODS, Method, Rates, Small, from_spectrum
 from lightning_optim.callbacks.looking_callback import LookingCallback, Tick
 from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.training.learning_rates import LearningRates, learning_rates_of
@@ -118,7 +118,9 @@ class CurvatureSchedule(LookingCallback):
         check("safety", safety, is_number(safety) and 0 < safety <= 1, "in (0, 1]")
         bounded = is_number(most_change) and 1 < most_change < math.inf
         check("most_change", most_change, bounded, "a number above 1")
-        self.steps, self.method, self.small = int(steps), method, small
+        self.steps = int(steps)
+        self.method: Method | Literal["auto"] = method
+        self.small: Small = small
         self.safety, self.most_change = float(safety), float(most_change)
 
     @override

@@ -67,7 +67,7 @@ class LookingCallback(FitCallback):
             tick: To be called after each product.
 
         Returns:
-            Numbers by name, the same on every rank.
+            Numbers by name, the same on every rank; NaN for what is not known, which is left out.
         """
         raise NotImplementedError
 
@@ -132,11 +132,12 @@ class LookingCallback(FitCallback):
                 _progress(trainer, name, self.products()) as tick,
                 products_of(name, closure, params, products=way) as times,
             ):
-                found = self.look(trainer, times, tick)
+                seen = self.look(trainer, times, tick)
                 self._way, loss = times.way, times.loss
         except (ValueError, RuntimeError, NotImplementedError) as error:
             self.warn_once(f"{name} cannot look at step {trainer.global_step}: {first_line(error)} Training goes on.")
             return
+        found = {name: value for name, value in seen.items() if not math.isnan(value)}
         self.history.append({"step": trainer.global_step, "loss": loss, **found})
         self._log(trainer, found)
 
@@ -148,7 +149,7 @@ class LookingCallback(FitCallback):
             rank_zero_warn(message)
 
     def _log(self, trainer: Trainer, found: Mapping[str, float]) -> None:
-        values = {f"{self.prefix}/{name}": value for name, value in found.items() if not math.isnan(value)}
+        values = {f"{self.prefix}/{name}": value for name, value in found.items()}
         if not trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:

@@ -7,7 +7,7 @@ Stochastic Lanczos quadrature: Ubaru, Chen & Saad 2017, "Fast estimation of tr(f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -133,10 +133,12 @@ def density_of(
     for number in range(probes):
         start = times.space.random(seed, number, signs=True)
         found.append(quadrature(lambda v: times(v, 1.0), times.space, start, steps, owner))
-    return _smoothed(found, times.space.dimension, points, width)
+    return smoothed(found, times.space.dimension, points, width)
 
 
-def _smoothed(found: list[Quadrature], dimension: int, points: int, width: float | None) -> SpectralDensity:
+def smoothed(
+    found: Sequence[Quadrature], dimension: int, points: int = 1024, width: float | None = None
+) -> SpectralDensity:
     """The mean of the quadratures, each node a normal distribution."""
     most = max(len(one.nodes) for one in found)
     nodes = torch.full((len(found), most), math.nan, dtype=torch.float64, device="cpu")

@@ -1,4 +1,4 @@
-"""What a few runs of Lanczos from random vectors tell about a spectrum: its ends, its trace and its density."""
+"""What a few runs of Lanczos from random vectors tell about a spectrum: its ends and its trace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lightning_optim.analysis.lanczos import Quadrature, Times, quadrature
 from lightning_optim.analysis.vectors import Vectors
@@ -61,23 +60,3 @@ def measured_spectrum(times: Times, space: Vectors, steps: int, probes: int, see
 def _residual(run: Quadrature, i: int) -> float:
     _, vectors = torch.linalg.eigh(torch.diag(run.diagonal) + torch.diag(run.beside, 1) + torch.diag(run.beside, -1))
     return abs(float(vectors[-1, i]) * run.last)
-
-
-def smoothed(runs: Sequence[Quadrature], points: int = 512) -> tuple[Tensor, Tensor]:
-    """The density of a spectrum: the mean over runs of a normal density at each node, with the weight of the node.
-
-    The standard deviation is a hundredth of the range, so what is narrower appears as wide as that.
-
-    Args:
-        runs: Runs of Lanczos.
-        points: Number of points of the grid.
-
-    Returns:
-        Grid and density, (points,) float64 each.
-    """
-    nodes, weights = torch.cat([run.nodes for run in runs]), torch.cat([run.weights for run in runs]) / len(runs)
-    low, high = float(nodes.min()), float(nodes.max())
-    width = max((high - low) / 100, 1e-12 * max(abs(low), abs(high)), torch.finfo(torch.float64).tiny)
-    grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64, device="cpu")
-    bells = torch.exp(-((grid[:, None] - nodes) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
-    return grid, bells @ weights

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_optim.analysis import spectral_density
-from lightning_optim.analysis.density import _smoothed
+from lightning_optim.analysis.density import smoothed
 from lightning_optim.analysis.lanczos import Basis, Quadrature, quadrature
 from lightning_optim.analysis.products import products_of
 from lightning_optim.analysis.vectors import Vectors
@@ -103,13 +103,13 @@ def test_a_vector_of_the_span_leaves_rounding_or_nothing() -> None:
 def test_the_density_of_worked_numbers() -> None:
     """At 0 with a width of 0.1; one point of the grid lies there."""
     found = of_eight(5)
-    curve = _smoothed([found], 8, 3, 0.1)
+    curve = smoothed([found], 8, 3, 0.1)
     at_zero = sum(
         float(w) * float(torch.exp(-0.5 * (n / 0.1) ** 2)) / (0.1 * (2 * torch.pi) ** 0.5)
         for n, w in zip(found.nodes, found.weights, strict=True)
     )
     assert at_zero == pytest.approx(1.678619446795, abs=1e-10)
-    fine = _smoothed([found], 8, 20001, 0.1)
+    fine = smoothed([found], 8, 20001, 0.1)
     nearest = int(fine.grid.abs().argmin())
     assert float(fine.density[nearest]) == pytest.approx(at_zero, rel=1e-3)
     assert curve.trace == pytest.approx(5.129076708039, abs=1e-10)

@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optim import AdamW
-from lightning_optim.callbacks import LocalGeometry
+from lightning_optim import AdamW, Lion, OptionError
+from lightning_optim.analysis import batch_eigenvalue, heavy_ball
+from lightning_optim.callbacks import BatchSizeScaling, CurvatureMonitor, CurvatureSchedule, LocalGeometry
 from lightning_optim.callbacks.looking_callback import LookingCallback
 from lightning_optim.distributed.placement import local
 from tests.harness.data import samples
@@ -32,6 +33,7 @@ from tests.harness.trainers import trainer
 
 MAKERS: dict[str, Callable[..., LookingCallback]] = {
     "LocalGeometry": lambda **options: LocalGeometry(**{"every_n_steps": 2, "probes": 3, **options}),
+    "CurvatureMonitor": lambda **options: CurvatureMonitor(**{"every_n_steps": 2, "steps": 4, **options}),
 }
 
 
@@ -117,14 +119,25 @@ def on_ranks(kind: Kind, precision: Any) -> list[Any]:
     return found
 
 
-def everywhere() -> list[list[Any]]:
-    return [on_ranks("ddp", "bf16-mixed"), on_ranks("fsdp1 full", "bf16-mixed"), on_ranks("fsdp2 full", "32-true")]
+def rates_on(kind: Kind) -> Any:
+    schedule = CurvatureSchedule(every_n_steps=10, steps=5)
+    fit(fresh(norm=False), schedule, strategy=strategy_of(kind), max_steps=2)
+    return schedule.history[0]
+
+
+def everywhere() -> tuple[list[list[Any]], list[Any]]:
+    looks = [on_ranks("ddp", "bf16-mixed"), on_ranks("fsdp1 full", "bf16-mixed"), on_ranks("fsdp2 full", "32-true")]
+    return looks, [rates_on("ddp"), rates_on("fsdp1 full"), rates_on("fsdp2 full")]
 
 
 def test_under_ddp_and_fsdp_it_finds_the_same_without_a_trace() -> None:
     """The first look, before training; under FSDP to the accuracy of differences in float32."""
-    for of_rank in run_ranks(everywhere):
-        ddp, fsdp1, fsdp2 = of_rank
+    ranks = run_ranks(everywhere)
+    for looks, rates in ranks:
+        assert rates == ranks[0][1]
+        assert rates[1] == pytest.approx(rates[0], rel=1e-2)
+        assert rates[2] == pytest.approx(rates[0], rel=1e-2)
+        ddp, fsdp1, fsdp2 = looks
         for one, *others in zip(ddp, fsdp1, fsdp2, strict=True):
             assert [unseen for _, unseen, _ in (one, *others)] == [True] * 3, one[0]
             for _, _, history in others:
@@ -150,8 +163,8 @@ class Exact(LightningModule):
 
 
 def fit_exact(module: LightningModule, *callbacks: Callback, **options: Any) -> None:
-    data = DataLoader(TensorDataset(*six()), batch_size=6)
-    trainer(*callbacks, **{"max_epochs": 2, "log_every_n_steps": 1, **options}).fit(module, data)
+    data, path = DataLoader(TensorDataset(*six()), batch_size=6), options.pop("ckpt_path", None)
+    trainer(*callbacks, **{"max_epochs": 2, "log_every_n_steps": 1, **options}).fit(module, data, ckpt_path=path)
 
 
 def test_r_med_is_that_of_the_matrix_within_its_error() -> None:
@@ -164,6 +177,139 @@ def test_r_med_is_that_of_the_matrix_within_its_error() -> None:
         assert abs(found["r_med"] - float(sizes[-1] / sizes[15])) < 3 * found["r_med_error"]
         assert found["largest"] == pytest.approx(float(sizes[-1]), rel=0.2)
     assert set(first) >= {"layer/net.inward.weight", "layer/net.out.bias"}
+
+
+def test_eigenvalues_and_trace_are_those_of_the_matrix() -> None:
+    module, monitor = Exact(), CurvatureMonitor(every_n_steps=2, steps=31, probes=20)
+    fit_exact(module, monitor)
+    first, last = monitor.history
+    assert (first["largest"], first["smallest"]) == pytest.approx((2.473035665290, -0.723972882584), abs=1e-9)
+    assert abs(first["trace"] - 4.802144159818) < 3 * first["trace_error"]
+    assert first["gradient_norm"] == pytest.approx(0.488176869704, abs=1e-10)
+    values = torch.linalg.eigvalsh(module.hessian())
+    assert last["largest"] == pytest.approx(float(values[-1]), abs=1e-9)
+    assert last["lr_times_largest"] == pytest.approx(0.02 * float(values[-1]), abs=1e-9)
+    assert last["threshold"] == pytest.approx(2 * 1.9 / 0.02)
+    assert last["stability"] == pytest.approx(float(values[-1]) / 190, abs=1e-9)
+
+
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_stability_of_adam_is_that_of_the_preconditioned_matrix(of_torch: bool) -> None:
+    """Two groups with rates of their own; the matrix is written out."""
+
+    def make(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": params[:2], "lr": 0.01}, {"params": params[2:], "lr": 0.03}]
+        return torch.optim.AdamW(groups) if of_torch else AdamW(groups)
+
+    module, monitor = Exact(make), CurvatureMonitor(every_n_steps=2, steps=31, probes=1)
+    fit_exact(module, monitor)
+    state = [module.trainer.optimizers[0].state[p] for p in module.parameters()]
+    root = torch.cat([(s["exp_avg_sq"] / (1 - 0.999**2)).sqrt().reshape(-1) + 1e-8 for s in state])
+    lr = torch.cat(
+        [torch.full((p.numel(),), rate) for p, rate in zip(module.parameters(), (0.01, 0.01, 0.03, 0.03), strict=True)]
+    )
+    scale = (lr.double() * 0.1 / (2 * 1.9) / (root * (1 - 0.9**2))).sqrt()
+    values = torch.linalg.eigvalsh(scale[:, None] * module.hessian() * scale)
+    assert monitor.history[1]["stability"] == pytest.approx(float(values[-1]), rel=1e-6)
+    assert "stability" not in monitor.history[0]  # there is no state yet
+
+
+def test_an_optimizer_without_a_known_preconditioner_is_said_once() -> None:
+    monitor = CurvatureMonitor(every_n_steps=1, steps=3)
+    with pytest.warns(UserWarning, match="logs eigenvalues, but no stability: for Lion") as said:
+        fit_exact(Exact(Lion), monitor, max_epochs=3)
+    assert len([w for w in said if "stability" in str(w.message)]) == 1
+    assert [set(found) & {"stability", "largest"} for found in monitor.history] == [{"largest"}] * 4
+
+
+def test_the_schedule_takes_the_rates_of_the_spectrum() -> None:
+    """On a quadratic with eigenvalues from 1 to 10, whose noise is zero: Polyak's rates, and fast convergence."""
+
+    class Quadratic(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.ones(10, dtype=torch.float64))
+            self.losses: list[float] = []
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            loss = (torch.arange(1.0, 11.0, dtype=torch.float64) * self.p.square()).sum() / 2
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([self.p], lr=0.1, momentum=0.5)
+
+    def run(*callbacks: Callback) -> Quadratic:
+        module = Quadratic()
+        trainer(*callbacks, max_steps=40).fit(module, DataLoader(TensorDataset(torch.zeros(40, 1))))
+        return module
+
+    schedule = CurvatureSchedule(every_n_steps=100, steps=10, small="least", safety=1.0, most_change=1e6)
+    found, plain = run(schedule), run()
+    assert schedule.history[0]["noise"] == pytest.approx(0, abs=1e-20)
+    assert schedule.rates == pytest.approx(heavy_ball(10, 1), rel=1e-9)
+    assert found.losses[-1] < plain.losses[-1] / 10
+    group = found.trainer.optimizers[0].param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.1, 0.5)  # as it was configured, once the fit is over
+
+
+def test_the_schedule_corrects_for_the_batch_size_and_bounds_changes() -> None:
+    """Batches whose Hessians are random matrices: the corrected eigenvalue is that of a batch of two accumulated."""
+    rng, size = torch.Generator().manual_seed(0), 120
+    noise = torch.randn(400, size, size, generator=rng, dtype=torch.float64)
+    noise = (noise + noise.mT) * (0.2 / size) ** 0.5 / 2**0.5
+    noise[:, 0, 0] += 2.0
+    noise += torch.eye(size, dtype=torch.float64) * 1e-3
+
+    class Random(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.full((size,), 1e-3, dtype=torch.float64))
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            return self.p @ batch[0][0] @ self.p / 2
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([self.p], lr=0.01, momentum=0.9)
+
+    schedule = CurvatureSchedule(every_n_steps=1000, steps=60, batches=8)
+    trainer(schedule, max_steps=1, accumulate_grad_batches=2).fit(Random(), DataLoader(TensorDataset(noise)))
+    (found,) = schedule.history
+    kappa = found["noise"]
+    assert kappa == pytest.approx(0.2, rel=0.15)  # of one batch
+    assert found["largest"] == pytest.approx(batch_eigenvalue(2.0, kappa / 8), rel=0.05)
+    assert found["corrected"] == pytest.approx(batch_eigenvalue(2.0, kappa / 2), rel=0.05)
+    assert found["lr"] == pytest.approx(0.02)  # twice what it was, no more
+    assert found["momentum"] == pytest.approx(0.8)  # 1 - momentum is twice what it was
+
+
+def test_the_schedule_resumes_its_rates(tmp_path: Path) -> None:
+    def run(epochs: int, path: str | None = None) -> tuple[CurvatureSchedule, list[Any]]:
+        module, schedule = Exact(), CurvatureSchedule(every_n_steps=3, steps=10)
+        save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+        fit_exact(module, schedule, save, max_epochs=epochs, ckpt_path=path)
+        return schedule, [p.detach() for p in module.parameters()]
+
+    whole, weights = run(8)
+    run(4)
+    resumed, again = run(8, str(tmp_path / "step=4.ckpt"))
+    assert len(whole.history) == 3
+    assert resumed.history == whole.history
+    assert same(weights, again)
+    saved = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]
+    assert saved["lr"] == 0.02  # the configured one
+
+
+@pytest.mark.parametrize(
+    ("make", "callbacks", "words"),
+    [
+        (adamw, [], "AdamW steps otherwise. Use sgd or sgdw"),
+        (momentum, [BatchSizeScaling(4)], "sets the learning rate, and BatchSizeScaling does too"),
+    ],
+)
+def test_the_schedule_refuses_what_it_cannot_set(make: Make, callbacks: list[Callback], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        fit(fresh(make), CurvatureSchedule(), *callbacks)
 
 
 def test_a_loss_that_is_no_number_is_said_once_and_training_goes_on() -> None:

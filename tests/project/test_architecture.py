@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "optimizers": {"language", "core"},
     "checkpoints": {"errors"},
     "analysis": {"errors", "distributed"},
-    "training": {"errors", "distributed", "language", "core", "analysis"},
+    "training": {"errors", "distributed", "language", "storage", "core", "analysis"},
     "reports": {"distributed", "storage", "core", "analysis", "training"},
     "nn": {"errors"},
     "callbacks": {"errors", "distributed", "stages", "core", "analysis", "training", "checkpoints", "reports"},
