@@ -105,7 +105,7 @@ def _fact(owner: nn.Module, attribute: str) -> tuple[str, int] | None:
 def check(
     owner: str, cls: type[Optimizer], module: nn.Module, groups: Sequence[Mapping[str, Any]], options: Any
 ) -> None:
-    """Refuse blocks that do not fit, and a module without a matrix.
+    """Refuse tensors that cannot be taken as matrices, and a module without a matrix where there are other rules.
 
     Args:
         owner: The optimizer, for messages.
@@ -130,7 +130,7 @@ def check(
                 matrices += cls.matrices(h, logical_shape(p)) is not None
             except OptionError as error:
                 raise OptionError(f"{owner}: {names[p]}: {error}") from None
-    if not matrices and not lazy:
+    if cls.matrix_options and not matrices and not lazy:
         raise OptionError(
             f"{owner} has no matrix in {type(module).__name__}: all its parameters are biases, norms, embeddings, the "
             "head, too small, or named in adamw or groups, and AdamW serves these. Use adamw alone, or adamw=[] beside "

@@ -196,7 +196,7 @@ class OptimizerStrategy:
                 f"{' and '.join(f'{label}=[]' for label in labels)}, which treats all alike."
             )
         groups = make_groups(module, split, self.groups)
-        if self.optimizer_class.matrix_options:
+        if self.optimizer_class.has_matrices():
             routing.check(self.name, self.optimizer_class, module, groups, self.options)
         return groups
 

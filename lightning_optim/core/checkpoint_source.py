@@ -146,7 +146,7 @@ def without_misfits(layout: StateLayout, state_dict: dict[str, Any], other: str)
 
 def slots_elsewhere() -> set[str]:
     """Names of the slots of all optimizers and stages, and of torch.optim: what they keep is no other program's."""
-    ours = {name for cls in (*_subclasses(StateLayout), *_subclasses(Stage)) for name in getattr(cls, "slots", ())}
+    ours = {name for cls in (*subclasses(StateLayout), *subclasses(Stage)) for name in getattr(cls, "slots", ())}
     return ours | TORCH_SLOTS
 
 
@@ -159,7 +159,7 @@ TORCH_SLOTS = {
 def _fits(layout: StateLayout, state_dict: Mapping[str, Any], keys: set[str]) -> bool:
     """Whether an earlier version of this class may have written the file: it may only lack an option."""
     every = set().union(*(options for _, options in _options_of_pages()))
-    of_stages = {name for cls in _subclasses(Stage) for name in cls.slots}
+    of_stages = {name for cls in subclasses(Stage) for name in cls.slots}
     if not (keys & every) <= layout.options.keys() or not _slots_of_file(state_dict) - of_stages <= layout.slots.keys():
         return False
     held = [present(state) for state in state_dict["state"].values() if isinstance(state, dict)]
@@ -183,12 +183,12 @@ def _slots_of_file(state_dict: Mapping[str, Any]) -> set[str]:
 
 
 def _slots_of_page(name: str) -> set[str]:
-    return {slot for cls in _subclasses(StateLayout) if cls.__name__ == name for slot in getattr(cls, "slots", ())}
+    return {slot for cls in subclasses(StateLayout) if cls.__name__ == name for slot in getattr(cls, "slots", ())}
 
 
 def _options_of_pages() -> Iterator[tuple[str, set[str]]]:
     """The options of each page by which its files are known."""
-    for cls in _subclasses(StateLayout):
+    for cls in subclasses(StateLayout):
         if "options" in vars(cls) and page_of(cls) == cls.__name__:
             yield cls.__name__, {*cls.options} - {*WHOLE, *STORAGE_OPTIONS}
 
@@ -208,7 +208,8 @@ def _options_of_torch() -> dict[str, set[str]]:
     return found
 
 
-def _subclasses(cls: type[Any]) -> Iterable[type[Any]]:
+def subclasses(cls: type[Any]) -> Iterable[type[Any]]:
+    """All classes that derive from a class, at any distance."""
     for child in cls.__subclasses__():
         yield child
-        yield from _subclasses(child)
+        yield from subclasses(child)

@@ -105,12 +105,15 @@ def join_as_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:
     """
     if not optimizer.waiting or _sizes(optimizer.param_groups) == _sizes(saved):
         return
-    for every in (False, True):
-        waiting, members = optimizer.waiting, [group["params"] for group in optimizer.param_groups]
-        join(optimizer, lambda one, every=every: every or one.param.requires_grad)  # type: ignore[misc]
-        if _sizes(optimizer.param_groups) == _sizes(saved):
-            return
-        undo(optimizer, waiting, members)
+    total = sum(_sizes(saved))
+    for in_groups in (True, False):  # else parameters are in other groups, and are found by their numbers
+        for every in (False, True):
+            waiting, members = optimizer.waiting, [group["params"] for group in optimizer.param_groups]
+            join(optimizer, lambda one, every=every: every or one.param.requires_grad)  # type: ignore[misc]
+            own = _sizes(optimizer.param_groups)
+            if own == _sizes(saved) or not in_groups and sum(own) == total:
+                return
+            undo(optimizer, waiting, members)
 
 
 def undo(optimizer: StateLayout, waiting: list[Waiting], members: list[list[Tensor]]) -> None:

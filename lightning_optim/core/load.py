@@ -50,7 +50,7 @@ def into(layout: StateLayout, state_dict: Any, load: Callable[[dict[str, Any]], 
         if other:
             given = checkpoint_source.without_misfits(layout, torch_files.with_options_of(layout, given), other)
         given = torch_files.without_lent(given, lent)
-        state_check.check(layout, given, partial=bool(other or layout.matrix_options))
+        given = state_check.check(layout, given, partial=bool(other or layout.has_slots_of_matrices))
         found.update(given)
         numbers = {index for group in given["param_groups"] for index in group["params"]}
         # Without the state of parameters: torch would cast all of it to their dtypes.

@@ -105,11 +105,35 @@ def own_part(layout: StateLayout, slot: Slot, i: int, p: Tensor, values: Tensor)
     return torch.cat([flat[low:high] for low, high in ranges]) if ranges else flat[:0].clone()
 
 
+def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict without the slots of matrices of parameters that are other matrices here, which start anew.
+
+    Args:
+        layout: The optimizer, with the options under which it goes on.
+        state_dict: The state_dict.
+    """
+    if not layout.has_slots_of_matrices:
+        return state_dict
+    order = [index for group in state_dict["param_groups"] for index in group["params"]]
+    state = dict(state_dict["state"])
+    of_page = {name for name, slot in layout.slots.items() if slot.per == "matrix"}
+    for index, (i, p) in zip(order, layout.every_parameter(), strict=True):
+        saved = state.get(index) or {}
+        needed = {*layout.slots_of(i, p)}
+        if any(
+            name not in needed or getattr(saved[name], "shape", None) != layout.shape_of(layout.slots[name], i, p)
+            for name in of_page & saved.keys()
+        ):
+            state[index] = {name: value for name, value in saved.items() if name not in of_page}
+    return {**state_dict, "state": state}
+
+
 def are_all_in(layout: StateLayout, saved: Mapping[str, Any], i: int, p: Tensor) -> bool:
     """Whether a file has of a parameter those slots of matrices that it needs, and no others."""
     of_page = {name for name, slot in layout.slots.items() if slot.per == "matrix"}
-    needed = {name for name in of_page & {*layout.slots_of(i, p)} if layout.slot(name, i, p).per == "matrix"}
     always = {name for name in of_page if layout.slots[name].shape == ("rows", "columns")}  # of vectors too
+    needed = {name for name in of_page & {*layout.slots_of(i, p)} if layout.slot(name, i, p).per == "matrix"}
+    needed |= always & {*layout.slots_of(i, p)}
     return needed <= saved.keys() and of_page & saved.keys() <= needed | always
 
 

@@ -135,7 +135,7 @@ class Optimizer(EvaluationMode):
         self.check_all(options)
         refuse_nothing_to_quantize(owner, options, self.slots)
         self.complete(options)
-        self.check_groups([self.options_of(each) for each in (*self.param_groups, {**group, **options})])
+        routing.check_group(self, {**group, **options})
         super().add_param_group({**group, **options})
         self._most_dims = None
         for name in WHOLE:
@@ -144,7 +144,7 @@ class Optimizer(EvaluationMode):
             self.param_groups[-1][MODE] = self.is_training
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("stages", "model_order", "waiting", "reasons", "positions", "total_steps")
+        kept = ("stages", "model_order", "waiting", "reasons", "served", "positions", "total_steps")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

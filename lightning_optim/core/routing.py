@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from lightning_optim.core.checkpoint_source import subclasses
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.errors import OptionError
+from lightning_optim.language.program import namespace
 
 _by_role: ContextVar[bool] = ContextVar("by_role", default=False)
 
@@ -71,7 +75,7 @@ def routes(optimizer: StateLayout) -> list[Route]:
         if view is None:
             told = reason or ("matrix=False" if group["matrix"] is False else "")
             reason = told or (f"{len(shape)} axes" if len(shape) != 1 else "1 axis")
-            reason = reason if told or len(shape) < 2 else _too_small(shape)
+            reason = reason if told or len(shape) < 2 else _too_small(shape, group)
         else:
             told = "matrix=True" if group["matrix"] else "weight" if p in optimizer.reasons else "by its shape"
             sizes = dict.fromkeys(f"{rows} x {view.columns}" for rows in view.rows)
@@ -86,9 +90,14 @@ def _names(group: dict[str, object]) -> Iterable[str]:
     return names if isinstance(names, list) else [""] * len(params)
 
 
-def _too_small(shape: torch.Size) -> str:
+def _too_small(shape: torch.Size, group: dict[str, Any]) -> str:
     """Why a tensor of two axes or more is no matrix: a side of one element, or none."""
     rows, columns = shape[0], shape[1:].numel()
+    blocks = group["heads"] or group["blocks"]
+    if group["experts"]:
+        rows, columns = shape[1], shape[2:].numel()
+    if blocks and rows and columns > 1:
+        return f"{'heads' if group['heads'] else 'blocks'} of 1 row"
     side, size = ("row", rows) if rows <= columns else ("column", columns)
     return f"{size} {side}{'' if size == 1 else 's'}"
 
@@ -114,15 +123,9 @@ def by_rule(every: Sequence[Route]) -> dict[str, list[Route]]:
 
 
 def check_shapes(optimizer: StateLayout) -> None:
-    """Refuse blocks that do not fit. Say once that shapes decide where roles are unknown, and where no matrix is.
-
-    Raises:
-        OptionError: with the name of the parameter, or its index.
-    """
+    """Say once that shapes decide where roles are unknown, and where no matrix is."""
     if not optimizer.matrix_options or _by_role.get():
         return
-    for i, p in optimizer.initialized():
-        _check_view(optimizer, i, p)
     unknown = [(i, p) for i, p in optimizer.initialized() if optimizer.param_groups[i]["matrix"] is None]
     rules = {optimizer.traits_of(i, p)["rule"] for i, p in unknown}
     owner = type(optimizer).__name__
@@ -140,11 +143,32 @@ def check_shapes(optimizer: StateLayout) -> None:
         )
 
 
-def _check_view(optimizer: StateLayout, i: int, p: Tensor) -> None:
-    try:
-        optimizer.view_of(i, p)
-    except OptionError as error:
-        group = optimizer.param_groups[i]
-        k = next(k for k, q in enumerate(group["params"]) if q is p)
-        name = group["param_names"][k] if "param_names" in group else f"parameter {k} of group {i}"
-        raise OptionError(f"{type(optimizer).__name__}: {name}: {error}") from None
+def check_group(optimizer: StateLayout, group: dict[str, Any]) -> None:
+    """Refuse a new parameter group that does not go with the others, or whose tensors cannot be taken as matrices.
+
+    Args:
+        optimizer: The optimizer.
+        group: The group, with all options.
+
+    Raises:
+        OptionError: with the name of the parameter, or its index.
+    """
+    optimizer.check_groups([optimizer.options_of(each) for each in (*optimizer.param_groups, group)])
+    if not optimizer.has_matrices():
+        return
+    owner, h = type(optimizer).__name__, namespace(optimizer.options_of(group))
+    for other in (cls for cls in subclasses(StateLayout) if cls.has_matrices() and "options" in vars(cls)):
+        if strange := [key for key in group if key in other.options and key not in optimizer.options]:
+            raise OptionError(
+                f"{owner} has no option {strange[0]!r}, which is one of {other.__name__}. Its options are "
+                f"{', '.join(optimizer.options)}."
+            )
+    for k, p in enumerate(group["params"]):
+        if is_lazy(p):
+            continue
+        try:
+            optimizer.matrices(h, logical_shape(p))
+        except OptionError as error:
+            name = f"parameter {k} of group {len(optimizer.param_groups)}"
+            name = group["param_names"][k] if "param_names" in group else name
+            raise OptionError(f"{owner}: {name}: {error}") from None

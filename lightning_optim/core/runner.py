@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -136,6 +137,7 @@ class Runner:
         ):
             return cached
         layout.follow_owners()
+        self._begin_anew(params)
         for i, p in (*params, *idle):
             if "step" not in layout.state.get(p, ()):
                 self._note(p)
@@ -180,6 +182,31 @@ class Runner:
                 for name in sorted(batch.program.slots - layout.state[p].keys()):
                     self._note(p)
                     layout.create_slot(name, p, group_of[p], batch.h)
+
+    def _begin_anew(self, params: Parameters) -> None:
+        """Drop the state of parameters that other code has made other matrices since, in their groups.
+
+        Bases and a second moment belong to the axes for which they were made, and a second moment that begins under an
+        old counter would be taken for a whole one.
+        """
+        layout = self.layout
+        if not layout.has_slots_of_matrices:
+            return
+        changed = []
+        for i, p in params:
+            now = layout.served_as(i, p)
+            was = layout.served.setdefault(p, now) if "step" in layout.state.get(p, ()) else now
+            if was[:2] != now[:2] or now[2] - was[2]:
+                self._note(p)
+                layout.state[p].clear()
+                changed.append([*logical_shape(p)])
+        if changed:
+            warnings.warn(
+                f"{type(layout).__name__}: options of parameter groups were changed to other matrices or another rule "
+                f"for {len(changed)} parameter{'s' * (len(changed) > 1)}, the first of shape {changed[0]}. Their state "
+                "starts anew, with their counters.",
+                stacklevel=2,
+            )
 
     def _note(self, p: Tensor) -> None:
         """Remember which slots there are, before some of a parameter are created."""

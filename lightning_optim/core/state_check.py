@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_optim.core import matrix_slots
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, StateLayout
 from lightning_optim.distributed.placement import is_sharded, local, logical_shape
 from lightning_optim.distributed.ranks import gathered
@@ -49,8 +50,11 @@ def check_form(owner: str, state_dict: Any) -> None:
         raise OptionError(f"{owner} cannot load this: the state of a parameter must be a dict of slots.")
 
 
-def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False) -> None:
+def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False) -> dict[str, Any]:
     """Refuse a state_dict that does not fit. With `partial` some parameters may have a slot that others lack.
+
+    Returns:
+        The state_dict without slots of other matrices than those of this optimizer.
 
     Raises:
         OptionError: for options that this class refuses, for state of a wrong shape or type, for values that a slot
@@ -62,7 +66,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False
         names = [name for name in group if name in layout.options and name not in STORAGE_OPTIONS]
         options = check_options({name: group[name] for name in names}, layout.options, f"{owner}, loading a checkpoint")
         if i < len(own):
-            loaded[i].update(options)
+            loaded[i].update({k: v for k, v in options.items() if k not in layout.matrix_options})
             layout.check_all({name: loaded[i][name] for name in layout.options if name in loaded[i]})
         for name in (name for name, slot in layout.slots.items() if slot.per == "optimizer" and name in group):
             _check_value(owner, name, layout.slots[name], group[name], torch.Size(()), "this optimizer")
@@ -71,13 +75,44 @@ def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False
     layout.check_groups([layout.options_of(group) for group in loaded])
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     params = layout.every_parameter()
+    sizes, here = ([len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], own))
+    if sizes != here and _are_named(own, state_dict["param_groups"]):
+        raise OptionError(f"{owner} cannot load this checkpoint. {_what_it_was(own, state_dict['param_groups'])}")
     if len(order) != len(params):
-        return  # torch raises the error
+        return state_dict  # torch raises the error
     if any(is_lazy(p) for _, p in params):
         raise OptionError(
             f"{owner} cannot load state for parameters that are not initialized: their layers are lazy and have seen "
             "no batch. Load the model first, or call it once."
         )
+    layout.param_groups = loaded  # shapes and slots are those under the options of the file
+    try:
+        state_dict = matrix_slots.without_misfits(layout, state_dict)
+        unfit = _check_parameters(layout, state_dict, order, own, partial)
+    finally:
+        layout.param_groups = own
+    if any(is_sharded(p) for _, p in params):  # all ranks raise an error if one finds a bad value in its shard
+        unfit = next((found for found in gathered(unfit) if found), "")
+    if unfit:
+        raise OptionError(
+            f"{owner} cannot load {unfit}. The checkpoint is damaged, or its run was lost before; take an older one."
+        )
+    return state_dict
+
+
+def _check_parameters(
+    layout: StateLayout, state_dict: dict[str, Any], order: list[Any], own: list[dict[str, Any]], partial: bool
+) -> str:
+    """Refuse the state of a parameter that does not fit, and return in words the first that has bad values.
+
+    Args:
+        layout: The optimizer, with the options of the file.
+        state_dict: The state_dict.
+        order: The numbers of the parameters in it.
+        own: The groups of the optimizer.
+        partial: Whether some parameters may have a slot that others lack.
+    """
+    owner, loaded, params = type(layout).__name__, layout.param_groups, layout.every_parameter()
     saved_of: dict[tuple[str, ...], set[str]] = {}  # the saved slots, by the slots that a parameter needs
     unfit, was = "", _what_it_was(own, state_dict["param_groups"])
     for index, (i, p) in zip(order, params, strict=True):
@@ -103,12 +138,7 @@ def check(layout: StateLayout, state_dict: dict[str, Any], partial: bool = False
                 f"{owner} cannot load state that has {name} for some parameters and not for one of shape "
                 f"{tuple(p.shape)}. {TAKE_ANOTHER}"
             )
-    if any(is_sharded(p) for _, p in params):  # all ranks raise an error if one finds a bad value in its shard
-        unfit = next((found for found in gathered(unfit) if found), "")
-    if unfit:
-        raise OptionError(
-            f"{owner} cannot load {unfit}. The checkpoint is damaged, or its run was lost before; take an older one."
-        )
+    return unfit
 
 
 def warn_of_stopped_counters(owner: str, state_dict: dict[str, Any]) -> None:
@@ -157,14 +187,19 @@ def _check_counter(owner: str, saved: Mapping[str, Any], p: Tensor) -> None:
 def _what_it_was(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> str:
     """Words for why shapes may differ: other parameter groups, whose names are known, or another model."""
     here, there = ([(group.get("name"), len(group["params"])) for group in groups] for groups in (own, saved))
-    if here == there or any(name is None for name, _ in (*here, *there)):
+    if here == there or not _are_named(own, saved):
         return "Was it saved from another model?"
     mine, theirs = (", ".join(f"{name} ({count})" for name, count in groups) for groups in (here, there))
     return (
         f"It has the parameter groups {theirs}, and this optimizer {mine}: no_decay, groups or adamw of its spec were "
-        "others, or the model was. Give the optimizer those of the saved run. The checkpoint file of a "
+        "others, or the model was, or which of its layers were frozen. Give the optimizer those of the saved run. The checkpoint file of a "
         "Trainer loads with others too."
     )
+
+
+def _are_named(*of: list[dict[str, Any]]) -> bool:
+    """Whether all parameter groups have names."""
+    return all(group.get("name") is not None for groups in of for group in groups)
 
 
 def _check_value(

@@ -37,6 +37,7 @@ STORAGE_OPTIONS = ("state_bits", "state_format")
 NUMBERS = (float, float | None)
 # The parameter as it is trained, while it holds the weights to evaluate; else the slot is absent.
 RAW = Slot(exact=True, copies=True)
+Served = tuple[View | None, frozenset[str], frozenset[str]]
 
 
 class StateLayout(Definition, torch.optim.Optimizer):
@@ -53,6 +54,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
         positions: The same by parameter, also of those that wait.
         reasons: By parameter its name and why it is no matrix, where the module is known (`core.routing`).
+        served: By parameter what its state was made for (`served_as`); empty for pages without slots of matrices.
         waiting: The parameters that were frozen when it was made, and join when they are trained.
         total_steps: The number of steps of the run; infinite where it is not known, or not yet.
     """
@@ -69,6 +71,7 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self.waiting: list[Any] = getattr(self, "waiting", [])
         self.total_steps: float = getattr(self, "total_steps", math.inf)
         self.reasons: dict[Tensor, tuple[str, str]] = getattr(self, "reasons", {})
+        self.served: dict[Tensor, Served] = getattr(self, "served", {})
         self.compared: bool = getattr(self, "compared", False)
         self.told: bool = getattr(self, "told", False)
         self.evaluated: dict[Tensor, int] = {}
@@ -143,6 +146,13 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def has_slots_of_matrices(self) -> bool:
         """Whether the page has slots of matrices."""
         return any(slot.per == "matrix" for slot in self.slots.values())
+
+    def served_as(self, i: int, p: Tensor) -> Served:
+        """The matrices whose slots a parameter has, the names of these slots, and of its means of squares."""
+        names, view = self.slots_of(i, p), self.view_of(i, p)
+        of_matrix = frozenset(name for name in names if view is not None and self.slots[name].per == "matrix")
+        squares = frozenset(name for name in names if self.slots[name].mean_square_by)
+        return view if of_matrix else None, of_matrix, squares
 
     def most_dims(self) -> int:
         """The largest number of axes of any parameter."""
@@ -260,6 +270,8 @@ class StateLayout(Definition, torch.optim.Optimizer):
         """Create the step counter and the slots of a parameter."""
         device = local(p).device if self.defaults["capturable"] else "cpu"
         self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        if self.has_slots_of_matrices:
+            self.served[p] = self.served_as(i, p)
         h = {**self.options_of(self.param_groups[i]), **self.traits_of(i, p)}
         for name in (*self.slots_of(i, p), *self.slots_of_stages(i, p)):
             self.create_slot(name, p, i, h)

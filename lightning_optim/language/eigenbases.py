@@ -57,9 +57,10 @@ def served_axes(shape: torch.Size, longest: int, own_axes: bool, merge: bool, ve
     axes = merged(axes, longest) if merge else axes
     axes = axes if len(axes) > 1 else [*axes, 1]
     if len(axes) > MOST_AXES:
+        do = "Set view='matrix', which takes all axes but the first together, or merge_dims=True."
         raise OptionError(
-            f"a tensor of shape {[*shape]} has {len(axes)} axes, and bases are kept for {MOST_AXES} at most. Set "
-            "view='matrix', which takes all axes but the first together, or merge_dims=True."
+            f"a tensor of shape {[*shape]} has {len(axes)} axes{' after merging' if merge else ''}, and bases are kept "
+            f"for {MOST_AXES} at most. {'Raise max_precond_dim, or leave out merge_dims.' if merge else do}"
         )
     view = View((axes[0],), torch.Size(axes[1:]).numel(), tuple(axes[1:]) if len(axes) > 2 else ())
     return view if axes_with_bases(view, longest) else None

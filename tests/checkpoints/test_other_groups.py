@@ -72,6 +72,38 @@ def test_every_parameter_finds_its_state(first: Any, second: Any, tmp_path: Path
     assert torch.equal(vector(module), vector(right))
 
 
+@pytest.mark.parametrize("spec", [MUON, ADAMW], ids=str)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_layers_that_joined_during_the_saved_run_find_theirs_too(spec: Any, frozen: bool) -> None:
+    first, second = net(), net()
+    first[1].requires_grad_(False)
+    optimizer = create_optimizer(spec, first)
+    for _ in range(2):
+        optimizer.zero_grad()
+        first(torch.ones(3, 4)).sum().backward()
+        optimizer.step()
+        first[1].requires_grad_(True)
+    optimizer.consolidate_state_dict()
+    saved = optimizer.state_dict()
+    second[1].requires_grad_(not frozen)
+    other = create_optimizer(group(spec, "0.*"), second)
+    other.load_state_dict(saved)
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(optimizer.state[p]["exp_avg"], other.state[q]["exp_avg"])
+        assert optimizer.state[p]["step"] == other.state[q]["step"]
+
+
+def test_other_groups_of_another_model_are_told_in_words_and_nothing_has_changed() -> None:
+    model = net()
+    model[1].requires_grad_(False)
+    optimizer = create_optimizer(MUON, model)
+    saved = create_optimizer(group(MUON, "0.*"), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))).state_dict()
+    sizes = [len(part["params"]) for part in optimizer.param_groups]
+    with pytest.raises(OptionError, match=r"Muon cannot load this checkpoint. It has the parameter groups 0\.\* \("):
+        optimizer.load_state_dict(saved)
+    assert [len(part["params"]) for part in optimizer.param_groups] == sizes
+
+
 def resumed_and_straight(folder: Path) -> list[list[torch.Tensor]]:
     """The moments of matrices of equal shape that have changed places between two groups."""
     first, second = group(MUON, "net.1.weight"), group(MUON, "net.2.weight")

@@ -246,15 +246,6 @@ def test_nan_in_the_first_gradient_is_in_the_weights_after_the_second_and_nothin
     assert bool(other.isfinite().all())
 
 
-def test_a_tensor_of_six_axes_is_refused_for_bases_along_each() -> None:
-    p = Parameter(torch.ones(2, 2, 2, 2, 2, 2))
-    p.grad = torch.ones_like(p)
-    with pytest.raises(OptionError, match=r"6 axes, and bases are kept for 5 at most. Set view='matrix'"):
-        SOAP([p], view="axes").step()
-    SOAP([p], view="axes", merge_dims=True).step()
-    SOAP([p]).step()
-
-
 def test_an_eigendecomposition_that_fails_is_tried_in_float64_and_then_leaves_the_unit_vectors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
