@@ -111,7 +111,7 @@ def join_as_in(optimizer: StateLayout, saved: list[dict[str, Any]]) -> None:
             waiting, members = optimizer.waiting, [group["params"] for group in optimizer.param_groups]
             join(optimizer, lambda one, every=every: every or one.param.requires_grad)  # type: ignore[misc]
             own = _sizes(optimizer.param_groups)
-            if own == _sizes(saved) or not in_groups and sum(own) == total:
+            if own == _sizes(saved) or (not in_groups and sum(own) == total):
                 return
             undo(optimizer, waiting, members)
 

@@ -192,8 +192,8 @@ def _what_it_was(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> str:
     mine, theirs = (", ".join(f"{name} ({count})" for name, count in groups) for groups in (here, there))
     return (
         f"It has the parameter groups {theirs}, and this optimizer {mine}: no_decay, groups or adamw of its spec were "
-        "others, or the model was, or which of its layers were frozen. Give the optimizer those of the saved run. The checkpoint file of a "
-        "Trainer loads with others too."
+        "others, or the model was, or which of its layers were frozen. Give the optimizer those of the saved run. The "
+        "checkpoint file of a Trainer loads with others too."
     )
 
 

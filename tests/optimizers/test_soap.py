@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_optim.errors import OptionError
 from lightning_optim.language import eigenbases
 from lightning_optim.optimizers import SOAP
 from tests.harness.driver import run
