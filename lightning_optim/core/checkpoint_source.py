@@ -124,7 +124,7 @@ def without_misfits(layout: StateLayout, state_dict: dict[str, Any], other: str)
     of size one, or the reverse.
     """
     names = {name.removeprefix("torch.optim.") for name in re.split(" and | or ", other)}
-    pages = [cls for cls in _subclasses(StateLayout) if cls.__name__ in names]
+    pages = [cls for cls in subclasses(StateLayout) if cls.__name__ in names]
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     slots, state = layout.all_slots(), dict(state_dict["state"])
     for index, (i, p) in zip(order, layout.every_parameter(), strict=False):
