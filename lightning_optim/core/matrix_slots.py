@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.owners import Home
-from lightning_optim.distributed.placement import is_dtensor, sharded_like
+from lightning_optim.distributed.placement import is_dtensor, logical_shape, sharded_like
 from lightning_optim.distributed.ranges import Move, Ranges, move
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
@@ -108,6 +108,8 @@ def own_part(layout: StateLayout, slot: Slot, i: int, p: Tensor, values: Tensor)
 def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict without the slots of matrices of parameters that are other matrices here, which start anew.
 
+    What is of no matrices at all, such as a basis of another size than its factor, stays and is refused later.
+
     Args:
         layout: The optimizer, with the options under which it goes on.
         state_dict: The state_dict.
@@ -116,16 +118,26 @@ def without_misfits(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str
         return state_dict
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     state = dict(state_dict["state"])
-    of_page = {name for name, slot in layout.slots.items() if slot.per == "matrix"}
+    of_page = {name: slot for name, slot in layout.slots.items() if slot.per == "matrix"}
     for index, (i, p) in zip(order, layout.every_parameter(), strict=True):
         saved = state.get(index) or {}
+        shapes = {name: getattr(saved[name], "shape", None) for name in of_page if name in saved}
         needed = {*layout.slots_of(i, p)}
-        if any(
-            name not in needed or getattr(saved[name], "shape", None) != layout.shape_of(layout.slots[name], i, p)
-            for name in of_page & saved.keys()
-        ):
+        fits = all(name in needed and shape == layout.shape_of(of_page[name], i, p) for name, shape in shapes.items())
+        if not fits and _are_of_matrices(of_page, shapes, logical_shape(p)):
             state[index] = {name: value for name, value in saved.items() if name not in of_page}
     return {**state_dict, "state": state}
+
+
+def _are_of_matrices(of_page: Mapping[str, Slot], shapes: Mapping[str, Any], logical: torch.Size) -> bool:
+    """Whether slots of these shapes may be those of the matrices of a tensor, under some options."""
+    by_sides: dict[tuple[str | int, ...], Any] = {("rows", "columns"): logical}
+    return all(
+        isinstance(shape, torch.Size)
+        and len(shape) <= max(len(of_page[name].shape) + 1, len(logical))
+        and by_sides.setdefault(of_page[name].shape, shape) == shape
+        for name, shape in shapes.items()
+    )
 
 
 def are_all_in(layout: StateLayout, saved: Mapping[str, Any], i: int, p: Tensor) -> bool:

@@ -167,7 +167,9 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def _is_held(slot: Slot, layout: StateLayout, i: int, p: Tensor) -> bool:
-    """Whether a parameter may have the slot: a row statistic needs rows."""
+    """Whether a parameter may have the slot: a row statistic needs rows, and a basis its axis."""
+    if slot.per == "matrix" and not any(layout.slots[name] is slot for name in layout.slots_of(i, p)):
+        return False
     return slot.without is None or layout.traits_of(i, p)[slot.without] is not None
 
 
