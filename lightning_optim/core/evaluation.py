@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import local
+from lightning_optim.language.program import look_up, namespace
 
 if TYPE_CHECKING:
     from lightning_optim.core.runner import Runner
@@ -117,9 +118,35 @@ class EvaluationMode(StateLayout):
             groups = state_dict["param_groups"]
             training = bool(groups[0].get(MODE, True)) if groups else True
             self._set_mode(training)
-            self.evaluated = {}
+            self.evaluated, self.followed = {}, None
             for _, p in self.every_parameter() if training else ():
                 self.state.get(p, {}).pop("raw", None)
+
+    def _options_of_evaluate(self) -> list[str]:
+        """The numbers among the options from which the weights to evaluate follow, such as "betas.0"."""
+        i, p = self.every_parameter()[0]
+        options = self.options_of(self.param_groups[i])
+        h = {**options, **self.traits_of(i, p), **self.scalars(namespace(options), 1)}
+        names = (symbol.args[0] for symbol in self.program("evaluate", h).symbols if symbol.name == "host")
+        return [name for name in names if name.partition(".")[0] in options]
+
+    def _warn_where_points_part(self) -> None:
+        """Say once that such an option has changed: no step moves the parameter to where the new value has it."""
+        if self.followed is None:
+            names = self._options_of_evaluate()
+            self.followed = {name: [look_up(group, name) for group in self.param_groups] for name in names}
+        for name, before in self.followed.items():
+            now = [look_up(group, name) for group in self.param_groups]
+            if now[: len(before)] != before:
+                self.followed = {}
+                warnings.warn(
+                    f"{name.partition('.')[0]} of {type(self).__name__} has changed during training. The average is "
+                    "computed from the parameter with it, and the parameter was made with the old value, so what is "
+                    "evaluated and saved is no average any more. Keep it as it is: give OneCycleLR and CyclicLR of "
+                    "torch cycle_momentum=False.",
+                    stacklevel=4,
+                )
+                return
 
     def _begin_step(self) -> None:
         """Refuse a step in evaluation mode, and say once where no callback changes modes in a Trainer.
@@ -133,6 +160,7 @@ class EvaluationMode(StateLayout):
                 f"{owner} is in evaluation mode: the parameters are an average, at which no gradients are taken. Call "
                 "train() of the optimizer before the forward pass, and eval() before you evaluate or save."
             )
+        self._warn_where_points_part()
         if self.told:
             return
         trainer, in_finder = _who_steps()

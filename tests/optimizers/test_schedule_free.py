@@ -447,3 +447,24 @@ def test_files_of_its_authors_load(name: str, training: bool) -> None:
         ours.step()
         theirs.step()
         torch.testing.assert_close(flat(params), flat(others), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_momentum_that_cycles_is_said_once(name: str) -> None:
+    """The average follows from the parameter by it."""
+    params = make_params()
+    optimizer = build(name, params)
+
+    def run(cycles: bool) -> None:
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=20, cycle_momentum=cycles)
+        for step, grads in enumerate(gradients(4)):
+            apply(optimizer, params, grads, step)
+            scheduler.step()
+
+    run(cycles=False)
+    with pytest.warns(UserWarning, match=f"(betas|momentum) of {type(optimizer).__name__} has changed") as said:
+        run(cycles=True)
+    assert len(said) == 1
+    again = build(name, make_params())
+    again.load_state_dict(optimizer.state_dict())  # with the momentum of now
+    apply(again, again.param_groups[0]["params"], next(iter(gradients(1))), 0)
