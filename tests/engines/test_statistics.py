@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_optim import engines
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
@@ -206,3 +206,21 @@ def test_many_small_tensors_cost_no_more_calls_than_few() -> None:
         named = [event.key for event in profile.key_averages() for _ in range(event.count)]
         counts.append(sum(key in ("aten::sum", "aten::mul", "aten::div", "aten::add", "aten::lerp") for key in named))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 1 << 31), "has an axis too long for its row and column means"),
+        ((2, 1 << 16, 1 << 15), "has an axis too long"),  # a convolution's axes that count as one
+        ((1 << 31, 2), "has an axis too long"),
+        ((1 << 20, 1 << 12), ""),
+    ],
+)
+def test_triton_refuses_axes_whose_index_does_not_fit(shape: tuple[int, ...], words: str) -> None:
+    """They would be read at another place, and no machine of a test could hold them."""
+    pytest.importorskip("triton")
+    program = Normalizing([nn.Parameter(torch.empty(2, 3, *(1 for _ in shape[2:])))]).first_programs()[0]
+    refusal = engines.ENGINES["triton"].refusal([program], [torch.empty(shape, device="meta")])
+    assert words in refusal
+    assert ("axis too long" in refusal) == bool(words)

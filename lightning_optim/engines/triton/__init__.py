@@ -27,6 +27,7 @@ from lightning_optim.engines.plan import Plan
 from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton import printer
 from lightning_optim.engines.triton.chunks import Chunk, chunks_of
+from lightning_optim.engines.triton.spread import has_long_axis
 from lightning_optim.errors import EngineError, first_line
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
@@ -46,6 +47,8 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
         return "triton is not installed."
     if why := passes.unserved(programs, params):
         return why
+    if too_long := [tuple(p.shape) for p in params if any(has_long_axis(program, p) for program in programs)]:
+        return f"a parameter of shape {too_long[0]} has an axis too long for its row and column means."
     if len({p.device for p in params}) > 1:
         return "the parameters are on several devices."
     if any(p.device.type != "cuda" for p in params) and not _interpreted():

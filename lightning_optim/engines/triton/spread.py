@@ -5,8 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from lightning_optim.distributed.plain import memory_order
 from lightning_optim.engines.signature import Signature
+from lightning_optim.engines.strides import strides_of
+from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
+
+LONGEST = (1 << 31) - (1 << 16)  # of an axis, whose index and the number in the tile are added in 32 bits
+
+
+def has_long_axis(program: Program, p: torch.Tensor) -> bool:
+    """Whether a tensor has an axis, or neighbouring axes that count as one, of which 32 bits cannot hold the index.
+
+    The outermost of three axes may be of any length: its index has 64 bits.
+    """
+    if p.numel() <= LONGEST or not program.axes:
+        return False
+    return max(strides_of(p.shape, memory_order(p), program.axes).sizes[1:]) > LONGEST
 
 
 def spread(signature: Signature, kinds: Sequence[frozenset[Any]], statistics: Mapping[str, Symbol]) -> list[str]:
