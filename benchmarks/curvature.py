@@ -9,6 +9,8 @@ its own, so that the peak of its memory is its own; each is repeated, all in tur
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
@@ -36,7 +39,7 @@ class Problem:
     def __init__(self, size: str, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         widths = WIDTHS[size]
-        layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         net = nn.Sequential(*[part for layer in layers for part in (layer, nn.Tanh())][:-1])
         self.x, self.y = torch.randn(256, widths[0]).to(dtype), torch.arange(256) % widths[-1]
         self.net = net.to(dtype)
@@ -74,35 +77,36 @@ def ours(way: Any) -> Callable[[Problem, int, float], Found]:
 
 def curvlinops(problem: Problem, steps: int, tolerance: float) -> Found:
     """Its operator, with ARPACK of scipy."""
-    import numpy as np
-    from curvlinops import HessianLinearOperator
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
+    linalg: Any = importlib.import_module("scipy.sparse.linalg")
     data = [(problem.x, problem.y)]
-    operator = HessianLinearOperator(
-        problem.net, nn.CrossEntropyLoss(), problem.params, data, check_deterministic=False
-    ).to_scipy()
+    operator = (
+        importlib.import_module("curvlinops")
+        .HessianLinearOperator(problem.net, nn.CrossEntropyLoss(), problem.params, data, check_deterministic=False)
+        .to_scipy()
+    )
     counted = [0]
 
     def times(v: Any) -> Any:
         counted[0] += 1
         return operator @ v
 
-    wrapped = LinearOperator(operator.shape, matvec=times, dtype=operator.dtype)
+    wrapped = linalg.LinearOperator(operator.shape, matvec=times, dtype=operator.dtype)
     start = np.random.default_rng(0).standard_normal(operator.shape[0])
     tolerance = tolerance if operator.shape[0] < 1000 else 1e-3  # it has no limit on products
-    values = eigsh(wrapped, k=2, which="BE", ncv=20, tol=tolerance, v0=start, return_eigenvectors=False)
+    values = linalg.eigsh(wrapped, k=2, which="BE", ncv=20, tol=tolerance, v0=start, return_eigenvectors=False)
     return float(max(values)), float(min(values)), counted[0]
 
 
 def eigenthings(method: Any) -> Callable[[Problem, int, float], Found]:
     def run(problem: Problem, steps: int, tolerance: float) -> Found:
-        from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
-
+        theirs: Any = importlib.import_module("hessian_eigenthings")
         data = [(problem.x, problem.y)]
-        operator = HessianOperator(problem.net, data, supervised_loss(nn.CrossEntropyLoss()), method=method)
+        loss = theirs.supervised_loss(nn.CrossEntropyLoss())
+        operator = theirs.HessianOperator(problem.net, data, loss, method=method)
         ends = [
-            float(lanczos(operator, k=1, max_iter=steps, which=which, seed=0, reorthogonalize=True).eigenvalues[0])
+            float(
+                theirs.lanczos(operator, k=1, max_iter=steps, which=which, seed=0, reorthogonalize=True).eigenvalues[0]
+            )
             for which in ("LA", "SA")
         ]
         return ends[0], ends[1], 2 * steps
@@ -112,9 +116,8 @@ def eigenthings(method: Any) -> Callable[[Problem, int, float], Found]:
 
 def pyhessian(problem: Problem, steps: int, tolerance: float) -> Found:
     """Power iteration: the eigenvalue of largest absolute value."""
-    from pyhessian import hessian as theirs
-
-    made = theirs(problem.net, nn.CrossEntropyLoss(), data=(problem.x, problem.y), cuda=False)
+    theirs: Any = importlib.import_module("pyhessian")
+    made = theirs.hessian(problem.net, nn.CrossEntropyLoss(), data=(problem.x, problem.y), cuda=False)
     values, _ = made.eigenvalues(maxIter=steps, tol=tolerance, top_n=1)
     return float(values[0]), None, steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -28,6 +28,10 @@ from lightning_optim.errors import OptionError, check_choice, first_line
 
 Matrix = Literal["hessian", "ggn"]
 Way = Literal["autograd", "differences"]
+NO_PATH = (
+    "No gradient path leads from the loss to any of the params. Are they those of the model that the closure calls? "
+    "Checkpointing hides it with use_reentrant=True; use False."
+)
 Times = Callable[..., Tensor]
 
 
@@ -70,21 +74,31 @@ class Products:
         count: The number of products so far.
     """
 
-    def __init__(self, owner: str, closure: Closure, params: Iterable[Tensor], matrix: Matrix, way: Way | None) -> None:
+    def __init__(
+        self,
+        owner: str,
+        closure: Closure,
+        params: Iterable[Tensor],
+        matrix: Matrix,
+        way: Way | None,
+        stack: ExitStack,
+    ) -> None:
         check_choice(owner, "operator", matrix, ["hessian", "ggn"])
         check_choice(owner, "products", way, ["autograd", "differences", None])
         self.owner, self.matrix, self.count = owner, matrix, 0
         self.space = Vectors(checked(owner, params))
         self.ranks, self.gradients = Ranks(self.space.params), Gradients(self.space)
+        stack.enter_context(self.ranks.unnoticed())
         self._closure, self._asked = closure, way
         first = self._evaluate()
         value = first.loss.detach().double().reshape(1).cpu()
         self.gradient = self.mean(self.gradients.of(first.loss))
-        self.ranks.refuse("" if self.gradients.found else "No gradient path leads from the loss to any of the params.")
+        self.ranks.refuse("" if self.gradients.found else f"{owner}: {NO_PATH}")
         with torch.set_grad_enabled(not self.gradients.modules):  # no backward pass follows under FSDP
             second = self._evaluate(graph=not self.gradients.modules)
         self.gradients.forget()
-        self.ranks.refuse(problem_of_repetition(float(value), float(second.loss.detach()), second.loss.dtype))
+        problem = problem_of_repetition(float(value), float(second.loss.detach()), second.loss.dtype)
+        self.ranks.refuse(problem and f"{owner}: {problem}")
         self.loss = float(self.ranks.mean(value))
         self._times = self._choose(second)
 
@@ -243,5 +257,5 @@ def products_of(
         ...     times(torch.ones(2))
         tensor([ 6., 12.])
     """
-    with generators_kept(), torch.inference_mode(False), torch.enable_grad():
-        yield Products(owner, closure, params, operator, products)
+    with generators_kept(), torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        yield Products(owner, closure, params, operator, products, stack)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,29 @@ class Ranks:
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self.process_groups = [group for group in _process_groups(params) if dist.get_world_size(group) > 1]
+        several = not is_alone() and dist.is_available() and dist.is_initialized()
+        sharded = any(map(is_sharded, params))
+        self._module = data_parallel(params) if several and not sharded else None
+        found = _process_groups(params, self._module) if several else []
+        self.process_groups = [group for group in found if dist.get_world_size(group) > 1]
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Inside, DDP does not learn from backward passes.
+
+        With `static_graph=True` it takes the first one as that of all later steps. If that goes past `.grad`, as here,
+        it would never average gradients.
+        """
+        name = "_static_graph_delay_allreduce_enqueued"
+        if not getattr(self._module, "static_graph", False) or not hasattr(self._module, name):
+            yield
+            return
+        before = getattr(self._module, name)
+        setattr(self._module, name, True)
+        try:
+            yield
+        finally:
+            setattr(self._module, name, before)
 
     def mean(self, values: Tensor) -> Tensor:
         """Elementwise means over the ranks, in place where there are several, in one message for each process group."""
@@ -59,11 +82,8 @@ class Ranks:
         return bool(self.mean(torch.tensor([float(flag)], dtype=torch.float64, device="cpu")))
 
 
-def _process_groups(params: Sequence[Tensor]) -> list[ProcessGroup | None]:
-    if is_alone() or not (dist.is_available() and dist.is_initialized()):
-        return []
+def _process_groups(params: Sequence[Tensor], module: Any) -> list[ProcessGroup | None]:
     for p in params:
         if is_dtensor(p):
             return [p.device_mesh.get_group(i) for i in range(p.device_mesh.ndim)]
-    module = None if any(map(is_sharded, params)) else data_parallel(params)
     return [None if module is None else module.process_group]

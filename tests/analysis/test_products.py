@@ -282,8 +282,20 @@ def on_ranks() -> dict[str, Any]:
             kept = all(p.grad is g for p, g in zip(params, grads, strict=True)) or world == "fsdp1"
             found[f"{world} {operator}"] = (dots, times.loss, times.way, len(said), kept)
     found["refused"] = refused(rank)
+    found["static graph"] = averaged_after_a_look(rank, size)
     dist.destroy_process_group()
     return found
+
+
+def averaged_after_a_look(rank: int, size: int) -> Tensor:
+    """A gradient of DDP that takes its first backward pass as that of all later ones; products come before it."""
+    model = nn.parallel.DistributedDataParallel(Small(), static_graph=True)
+    params = [p for p in model.parameters() if p.requires_grad]
+    closure = closure_of(model, "hessian", rank, size)
+    with products_of("test", closure, params) as times:
+        times(times.space.random(seed=0))
+    closure().backward()
+    return times.gradient - times.space.flat([p.grad for p in params])
 
 
 def refused(rank: int) -> list[str]:
@@ -321,6 +333,8 @@ def test_every_strategy_finds_the_products_of_one_process() -> None:
             assert loss == pytest.approx(whole.loss, rel=1e-14)
             assert kept, world
     assert first["refused"] == second["refused"]
+    for found in (first, second):
+        assert float(found["static graph"].abs().max()) < 1e-15
 
 
 # ---------------------------------------------------------------- vectors
