@@ -153,24 +153,28 @@ def test_a_run_is_the_same_bit_for_bit(name: str) -> None:
 
 def on_ranks(kind: Kind) -> dict[str, Any]:
     """The profiles of a run, and whether a run without the callback is the same to the last bit."""
-    found: dict[str, Any] = {}
-    states = []
-    for looking in (True, False):
-        for dropout in (0.0, 0.2) if looking else (0.2,):
-            profile = GradientNormProfile(every=3, batches=3, table=False)
-            train = DataLoader(samples(), batch_sampler=Parts(rank(), world_size()))
-            strategy = strategy_of(kind, TransformerBlock)
-            net = functools.partial(transformer, dropout)
-            options: dict[str, Any] = {"gradient_clip_val": None if "fsdp1" in kind else 0.2}
-            callbacks = [profile] if looking else []
-            module = fit(*callbacks, net=net, train=train, strategy=strategy, max_epochs=1, **options)
-            if not dropout:
-                found["profiles"] = profile.profiles
-            else:
-                states.append((whole(module.net), module.losses, torch.get_rng_state()))
-    one, other = states
+    found: dict[str, Any] = {"refusal": ""}
+    train = DataLoader(samples(), batch_sampler=Parts(rank(), world_size()))
+    options: dict[str, Any] = {"train": train, "max_epochs": 1, "accumulate_grad_batches": 2}
+    profile = GradientNormProfile(every=1, batches=3, table=False)
+    fit(profile, strategy=strategy_of(kind, TransformerBlock), **options)
+    found["profiles"] = profile.profiles
+
+    runs = []
+    net = functools.partial(transformer, 0.2)
+    clip = None if "fsdp1" in kind else 0.2
+    for callbacks in ([GradientNormProfile(every=2, batches=3, table=False)], []):
+        strategy = strategy_of(kind, TransformerBlock)
+        module = fit(*callbacks, net=net, strategy=strategy, gradient_clip_val=clip, train=train, max_epochs=1)
+        runs.append((whole(module.net), module.losses, torch.get_rng_state()))
+    one, other = runs
     found["same"] = one[1] == other[1] and torch.equal(one[2], other[2])
     found["same"] &= all(torch.equal(p, other[0][name]) for name, p in one[0].items())
+    if "fsdp1" in kind:
+        try:
+            fit(profile, strategy=strategy_of(kind, TransformerBlock, use_orig_params=False), **options)
+        except OptionError as error:
+            found["refusal"] = str(error)
     return found
 
 
@@ -179,7 +183,7 @@ KINDS: list[Kind] = ["ddp", "fsdp1 full", "fsdp2 full"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks(kind: Kind) -> None:
-    """They see what one process sees of the whole batches."""
+    """They see what one process sees of the whole batches, accumulated ones too."""
     one, two = run_ranks(on_ranks, kind)
     assert one["same"]
     assert two["same"]
@@ -190,8 +194,9 @@ def test_ranks(kind: Kind) -> None:
     assert first.norms["attention_output"] == pytest.approx(by_hand(3, "attention.output.weight")[0], rel=1e-4)
     assert first.residual == pytest.approx(sizes, rel=1e-4)
     seen = Seen()
-    fit(seen, train=batches(), max_epochs=1, gradient_clip_val=None if "fsdp1" in kind else 0.2)
-    assert second.norms["block"] == pytest.approx(seen.norms[3], rel=1e-4)
+    fit(seen, train=batches(), max_epochs=1, accumulate_grad_batches=2)
+    assert second.norms["block"] == pytest.approx(seen.norms[1], rel=1e-4)
+    assert ("Set use_orig_params=True" in one["refusal"]) == ("fsdp1" in kind)
 
 
 def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
