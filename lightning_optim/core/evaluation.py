@@ -28,7 +28,18 @@ TUNERS = tuple(f"{name}tuner." for name in LIGHTNING)
 
 
 class EvaluationMode(StateLayout):
-    """What `train()` and `eval()` do. For a page without `evaluate` they do nothing."""
+    """What `train()` and `eval()` do. For a page without `evaluate` they do nothing.
+
+    Attributes:
+        evaluated: The version of each parameter when it came to hold the weights to evaluate; empty in training.
+        followed: The options from which the weights to evaluate follow, in each group, as the first step found them;
+            empty once it was said that one has changed.
+    """
+
+    def _prepare_layout(self) -> None:
+        super()._prepare_layout()
+        self.evaluated: dict[Tensor, int] = {}
+        self.followed: dict[str, list[Any]] | None = None
 
     @property
     def is_training(self) -> bool:

@@ -50,9 +50,6 @@ class StateLayout(Definition, torch.optim.Optimizer):
         stages: The stages that callbacks have attached.
         compared: Whether the first step has compared it with the optimizers of other ranks.
         told: Whether the first step has looked for what is missing in a Trainer.
-        evaluated: The version of each parameter when it came to hold the weights to evaluate; empty in training.
-        followed: The options from which the weights to evaluate follow, in each group, as the first step found them;
-            empty once it was said that one has changed.
         model_order: The index of each parameter in `module.parameters()`; empty where it is unknown.
         positions: The same by parameter, also of those that wait.
         reasons: By parameter its name and why it is no matrix, where the module is known (`core.routing`).
@@ -76,8 +73,6 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self.served: dict[Tensor, Served] = getattr(self, "served", {})
         self.compared: bool = getattr(self, "compared", False)
         self.told: bool = getattr(self, "told", False)
-        self.evaluated: dict[Tensor, int] = {}
-        self.followed: dict[str, list[Any]] | None = None
         self._programs: dict[str, Programs] = {}
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}
         self._most_dims: int | None = None
