@@ -164,7 +164,7 @@ def on_ranks(kind: Kind) -> dict[str, Any]:
     net = functools.partial(transformer, 0.2)
     clip = None if "fsdp1" in kind else 0.2
     for callbacks in ([GradientNormProfile(every=2, batches=3, table=False)], []):
-        strategy = strategy_of(kind, TransformerBlock)
+        strategy = strategy_of(kind, TransformerBlock, **({"static_graph": True} if kind == "ddp" else {}))
         module = fit(*callbacks, net=net, strategy=strategy, gradient_clip_val=clip, train=train, max_epochs=1)
         runs.append((whole(module.net), module.losses, torch.get_rng_state()))
     one, other = runs
