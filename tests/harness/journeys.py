@@ -1,4 +1,4 @@
-"""A fit under any strategy with validation, the best checkpoint and a test of it; what each of them saw."""
+"""A fit under any strategy with validation, and its best checkpoint tested and predicted with; what each saw."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Outer(Toy):
         norm = nn.BatchNorm1d(6) if with_norm else nn.Identity()
         super().__init__(make, lambda: nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), nn.Linear(6, 2)))
         self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 0.5, -1.0]))
-        self.seen: dict[str, list[float]] = {"train": self.losses, "val": [], "test": []}
+        self.seen: dict[str, list[float]] = {"train": self.losses, "val": [], "test": [], "predict": []}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs * self.scale)
@@ -41,6 +41,11 @@ class Outer(Toy):
 
     def test_step(self, batch: Sequence[Tensor], index: int) -> None:
         self.seen["test"].append(self.loss(batch).item())
+
+    def predict_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+        loss = self.loss(batch)
+        self.seen["predict"].append(loss.item())
+        return loss
 
 
 def journey(
@@ -59,10 +64,17 @@ def journey(
     scores = {path.split("step=")[-1]: float(score) for path, score in saving.best_k_models.items()}
     best = saving.best_model_path
     if kind.startswith("fsdp"):  # Lightning does not shard a module again that is sharded
-        fresh = Outer(make, with_norm)
-        trainer(strategy=strategy_of(kind)).test(fresh, batches(batch_size=16), ckpt_path=best, verbose=False)
-        module.seen["test"] = fresh.seen["test"]
+        for what in ("test", "predict"):
+            fresh, running = Outer(make, with_norm), trainer(strategy=strategy_of(kind))
+            getattr(running, what)(fresh, batches(batch_size=16), ckpt_path=best)
+            module.seen[what] = fresh.seen[what]
     else:
+        fitting.predict(module, batches(batch_size=16), return_predictions=False)
+        last = module.seen["predict"].copy()
         fitting.test(module, batches(batch_size=16), ckpt_path="best", verbose=False)
+        module.seen["predict"].clear()
+        fitting.predict(module, batches(batch_size=16), ckpt_path="best", return_predictions=False)
+        assert last == module.seen["val"][-len(last) :]  # of the model as the fit leaves it
+    assert module.seen["predict"] == module.seen["test"]
     assert saving.best_model_score is not None
     return {**module.seen, "scores": scores, "best": float(saving.best_model_score)}
