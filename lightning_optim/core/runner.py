@@ -196,7 +196,7 @@ class Runner:
         for i, p in params:
             now = layout.served_as(i, p)
             was = layout.served.setdefault(p, now) if "step" in layout.state.get(p, ()) else now
-            if was[:2] != now[:2] or now[2] - was[2]:
+            if was[0] == now[0] and (was[1:3] != now[1:3] or now[3] - was[3]):  # another shape is refused later
                 self._note(p)
                 layout.state[p].clear()
                 changed.append([*logical_shape(p)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.language.eigenbases import turned
 
-# Its options, by their names here; others do not change how a step is computed here.
+# Its options, by their names here, and those without one.
 OPTIONS = {"precondition_frequency": "frequency"}
 LEFT = ("normalize_grads",)
 
@@ -19,6 +20,12 @@ def group_of(layout: StateLayout, group: dict[str, Any]) -> dict[str, Any]:
     """The group with the options of this package; the same object where it is no group of that program."""
     if not ("precondition_frequency" in group and "factor_0" in layout.slots):
         return group
+    if group.get("normalize_grads"):
+        warnings.warn(
+            f"{type(layout).__name__} loads a run with normalize_grads=True, which it has not: steps have the size that "
+            "they have without it from here on, and the learning rate is for others.",
+            stacklevel=8,
+        )
     found = {OPTIONS.get(key, key): value for key, value in group.items() if key not in LEFT}
     return {**found, "shampoo_beta": found["shampoo_beta"] if found.get("shampoo_beta", -1) >= 0 else None}
 
@@ -42,7 +49,7 @@ def slots_of(layout: StateLayout, slots: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(m, Tensor) and pairs:
         whole = m.dim() == len(factors)
         axes = [m.shape[i] if whole else len(pairs[i][0]) if i in pairs else -1 for i in range(len(factors))]
-        back = turned(m.reshape(1, *axes), {i: basis.to(m.dtype).mT for i, (_, basis) in pairs.items()})
+        back = turned(m.reshape(1, *axes, 1), {i: basis.to(m.dtype).mT for i, (_, basis) in pairs.items()})
         found["exp_avg"] = back.reshape(m.shape)
     return found
 

@@ -37,7 +37,7 @@ STORAGE_OPTIONS = ("state_bits", "state_format")
 NUMBERS = (float, float | None)
 # The parameter as it is trained, while it holds the weights to evaluate; else the slot is absent.
 RAW = Slot(exact=True, copies=True)
-Served = tuple[View | None, frozenset[str], frozenset[str]]
+Served = tuple[torch.Size, View | None, frozenset[str], frozenset[str]]
 
 
 class StateLayout(Definition, torch.optim.Optimizer):
@@ -146,11 +146,11 @@ class StateLayout(Definition, torch.optim.Optimizer):
         return any(slot.per == "matrix" for slot in self.slots.values())
 
     def served_as(self, i: int, p: Tensor) -> Served:
-        """The matrices whose slots a parameter has, the names of these slots, and of its means of squares."""
+        """The shape of a parameter, the matrices whose slots it has, their names, and those of its means of squares."""
         names, view = self.slots_of(i, p), self.view_of(i, p)
         of_matrix = frozenset(name for name in names if view is not None and self.slots[name].per == "matrix")
         squares = frozenset(name for name in names if self.slots[name].mean_square_by)
-        return view if of_matrix else None, of_matrix, squares
+        return logical_shape(p), view if of_matrix else None, of_matrix, squares
 
     def most_dims(self) -> int:
         """The largest number of axes of any parameter."""

@@ -332,6 +332,28 @@ def test_a_missing_gradient_leaves_a_matrix_alone() -> None:
     assert_same(run("muon", params, gaps, weight_decay=0.3), muon(params, gaps, weight_decay=0.3))
 
 
+def test_one_cycle_lowers_the_beta_of_adamw_and_leaves_the_momentum_of_matrices() -> None:
+    """As docs/muon.md says: torch takes the first of `betas` where there is one, and the matrix is what it would be."""
+    torch.manual_seed(0)
+    start, paths = torch.randn(4, 3), []
+    for cycles in (True, False):
+        w, bias = Parameter(start.clone()), Parameter(torch.ones(4))
+        optimizer = Muon([{"params": [w], "matrix": True}, {"params": [bias]}])
+        one = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9, cycle_momentum=cycles)
+        torch.manual_seed(1)
+        betas = set()
+        for _ in range(8):
+            w.grad, bias.grad = torch.randn(4, 3), torch.randn(4)
+            optimizer.step()
+            one.step()
+            betas.add(optimizer.param_groups[1]["betas"][0])
+            assert optimizer.param_groups[0]["momentum"] == 0.95
+        assert len(betas) == (8 if cycles else 1)
+        paths.append((w.detach(), bias.detach()))
+    assert torch.equal(paths[0][0], paths[1][0])
+    assert not torch.equal(paths[0][1], paths[1][1])
+
+
 def test_eight_bits_keep_the_momentum_of_a_matrix() -> None:
     params, gradients = problem(((64, 70),), steps=20)
     ends = []

@@ -157,6 +157,16 @@ def test_options_that_change_during_training_begin_anew(other: dict[str, Any]) -
         begins_anew(optimizer, p)
 
 
+def test_a_parameter_that_gets_another_shape_is_refused_and_keeps_its_state() -> None:
+    p = matrix(4, 3)
+    optimizer = SOAP([p])
+    steps(optimizer, p, 2)
+    p.data = torch.randn(6, 3)
+    with pytest.raises(RuntimeError, match=r"shape \(4, 3\), and its parameter \(6, 3\)"):
+        steps(optimizer, p, 1)
+    assert float(optimizer.state[p]["step"]) == 2
+
+
 def begins_anew(optimizer: torch.optim.Optimizer, p: Parameter) -> None:
     """The first gradient moves nothing, and the next steps are those of a new optimizer."""
     q = Parameter(p.detach().clone())

@@ -306,9 +306,18 @@ def test_no_step_warns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "shape"), [({}, (4, 3)), ({"view": "axes"}, (2, 3, 2)), ({"max_precond_dim": 3}, (4, 3))]
+    ("options", "shape", "axes"),
+    [
+        ({}, (4, 3), (4, 3)),
+        ({"view": "axes"}, (2, 3, 2), (2, 3, 2)),
+        ({"max_precond_dim": 3}, (4, 3), (4, 3)),
+        ({"precondition_1d": True}, (5,), (5,)),
+        ({"merge_dims": True, "max_precond_dim": 6}, (4, 3, 2), (4, 6)),
+    ],
 )
-def test_files_of_the_authors_program_go_on(options: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_files_of_the_authors_program_go_on(
+    options: dict[str, Any], shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
     """Its state is a list of factors and one of bases; m stands in the bases, and the first gradient is not counted."""
     start = torch.randn(shape, dtype=torch.float64)
     p, other = Parameter(start.clone()), Parameter(start.clone())
@@ -318,18 +327,18 @@ def test_files_of_the_authors_program_go_on(options: dict[str, Any], shape: tupl
         p.grad = g
         optimizer.step()
     state = optimizer.state[p]
-    bases = [state.get(f"basis_{i}", []) for i in range(len(shape))]
-    m = state["exp_avg"]
+    bases = [state.get(f"basis_{i}", []) for i in range(len(axes))]
+    m = state["exp_avg"].view(axes)
     for i, basis in enumerate(bases):
         if isinstance(basis, Tensor):
             pair: Any = ([i], [0])  # torch says that this is a number
             m = torch.tensordot(m, basis, dims=pair).movedim(-1, i)
-    theirs = {"step": 3, "exp_avg": m, "exp_avg_sq": state["exp_avg_sq"], "Q": bases}
-    theirs |= {"GG": [state.get(f"factor_{i}", []) for i in range(len(shape))]}
+    theirs = {"step": 3, "exp_avg": m.reshape(shape), "exp_avg_sq": state["exp_avg_sq"], "Q": bases}
+    theirs |= {"GG": [state.get(f"factor_{i}", []) for i in range(len(axes))]}
     theirs |= {"shampoo_beta": 0.95, "precondition_frequency": 2}
     group = {"lr": 3e-3, "betas": (0.95, 0.95), "shampoo_beta": -1, "eps": 1e-8, "weight_decay": 0.01, "params": [0]}
     group |= {"precondition_frequency": 2, "merge_dims": False, "precondition_1d": False, "normalize_grads": False}
-    group |= {"max_precond_dim": options.get("max_precond_dim", 10000), "correct_bias": True}
+    group |= {"max_precond_dim": 10000, "correct_bias": True, **{k: v for k, v in options.items() if k != "view"}}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fresh.load_state_dict({"state": {0: theirs}, "param_groups": [group]})
@@ -341,6 +350,9 @@ def test_files_of_the_authors_program_go_on(options: dict[str, Any], shape: tupl
         optimizer.step()
         fresh.step()
     torch.testing.assert_close(other, p, rtol=0, atol=1e-12)
+    group["normalize_grads"] = True
+    with pytest.warns(UserWarning, match="normalize_grads=True, which it has not"):
+        fresh.load_state_dict({"state": {}, "param_groups": [group]})
 
 
 def test_state_of_another_optimizer_starts_bases_and_counter_anew() -> None:
