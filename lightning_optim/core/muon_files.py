@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.errors import OptionError, shown
@@ -21,9 +22,10 @@ def translated(layout: StateLayout, group: dict[str, Any], state: dict[Any, Any]
     """
     if "ns_steps" not in group or "exp_avg" not in layout.slots or not layout.matrix_options:
         return group
-    if tuple(group["ns_coefficients"]) != CLASSIC:
+    coefficients = group.get("ns_coefficients", CLASSIC)
+    if not isinstance(coefficients, Sequence | Tensor) or tuple(coefficients) != CLASSIC:
         raise OptionError(
-            f"Muon cannot load ns_coefficients={shown(group['ns_coefficients'])}: of torch's it knows {CLASSIC}, which "
+            f"Muon cannot load ns_coefficients={shown(coefficients)}: of torch's it knows {CLASSIC}, which "
             "is coefficients='classic'."
         )
     for index in group["params"]:
@@ -31,9 +33,25 @@ def translated(layout: StateLayout, group: dict[str, Any], state: dict[Any, Any]
             rest = {name: value for name, value in state[index].items() if name != "momentum_buffer"}
             begun = torch.ones((), dtype=torch.float32, device="cpu")
             state[index] = {"step": begun, "exp_avg": state[index]["momentum_buffer"], **rest}
-    named = {"coefficients": "classic", "steps": group["ns_steps"], "adjust": group["adjust_lr_fn"] or "original"}
+    named = {"coefficients": "classic", "steps": group["ns_steps"], "adjust": group.get("adjust_lr_fn") or "original"}
     own = {key: value for key, value in group.items() if key not in ("ns_steps", "ns_coefficients", "adjust_lr_fn")}
     return {**own, **named}
+
+
+def refuse_half(layout: StateLayout, state_dict: Mapping[str, Any]) -> None:
+    """Refuse the file of torch.optim.Muon where this optimizer has other parameters too.
+
+    Raises:
+        OptionError: for such a file.
+    """
+    groups = state_dict["param_groups"]
+    of_muon = layout.matrix_options and any("ns_steps" in group for group in groups)
+    count, own = sum(len(group["params"]) for group in groups), len(layout.every_parameter())
+    if of_muon and count < own:
+        raise OptionError(
+            f"{type(layout).__name__} cannot load this alone: torch.optim.Muon had {count} of the {own} parameters. "
+            "Give a list of two: [its state_dict, that of torch.optim.AdamW for the rest of the model]."
+        )
 
 
 def joined(layout: StateLayout, files: Sequence[Any]) -> dict[str, Any]:
@@ -46,7 +64,11 @@ def joined(layout: StateLayout, files: Sequence[Any]) -> dict[str, Any]:
         OptionError: for anything else, and where the numbers of parameters differ.
     """
     owner = type(layout).__name__
-    by_rule = {"muon" if "ns_steps" in group else "adamw": file for file in files for group in _groups(file)[:1]}
+    by_rule = {
+        "muon" if "ns_steps" in group else "adamw" if "betas" in group else "": file
+        for file in files
+        for group in _groups(file)[:1]
+    }
     if not layout.matrix_options or len(files) != 2 or by_rule.keys() != {"muon", "adamw"}:
         raise OptionError(
             f"{owner} loads one state_dict; Muon also a list of two: of torch.optim.Muon, and of torch.optim.AdamW for "

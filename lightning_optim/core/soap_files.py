@@ -22,8 +22,8 @@ def group_of(layout: StateLayout, group: dict[str, Any]) -> dict[str, Any]:
         return group
     if group.get("normalize_grads"):
         warnings.warn(
-            f"{type(layout).__name__} loads a run with normalize_grads=True, which it has not: steps have the size that "
-            "they have without it from here on, and the learning rate is for others.",
+            f"{type(layout).__name__} loads a run with normalize_grads=True, which it has not: from here on steps have "
+            "the size that they have without it, and the learning rate is for others.",
             stacklevel=8,
         )
     found = {OPTIONS.get(key, key): value for key, value in group.items() if key not in LEFT}

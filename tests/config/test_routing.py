@@ -212,9 +212,12 @@ def test_the_pair_of_torch_goes_on() -> None:
     for p, q in zip(other.parameters(), net.parameters(), strict=True):
         if q is not net.inner.weight:
             torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
-    for wrong in ([pair[0].state_dict()], [pair[1].state_dict()] * 2):
+    of_sgd = torch.optim.SGD(rest).state_dict()
+    for wrong in ([pair[0].state_dict()], [pair[1].state_dict()] * 2, [pair[0].state_dict(), of_sgd]):
         with pytest.raises(OptionError, match="a list of two"):
             optimizer.load_state_dict(wrong)
+    with pytest.raises(OptionError, match=r"torch.optim.Muon had 1 of the \d+ parameters. Give a list of two"):
+        optimizer.load_state_dict(pair[0].state_dict())
 
 
 def test_a_file_of_torchs_muon_loads_with_its_options() -> None:
@@ -232,8 +235,16 @@ def test_a_file_of_torchs_muon_loads_with_its_options() -> None:
         *(0.25, 0.8, 3, "match_rms_adamw", "classic", 1e-7)
     ]
     assert torch.equal(optimizer.state[group["params"][0]]["exp_avg"], theirs.state[p]["momentum_buffer"])
-    with pytest.raises(OptionError, match="ns_coefficients"):
-        optimizer.load_state_dict(torchs([p], ns_coefficients=(1.0, 1.0, 1.0)).state_dict())
+    for wrong in ((1.0, 1.0, 1.0), None):
+        saved = theirs.state_dict()
+        saved["param_groups"][0]["ns_coefficients"] = wrong
+        with pytest.raises(OptionError, match="ns_coefficients"):
+            optimizer.load_state_dict(saved)
+    for key in ("ns_coefficients", "adjust_lr_fn"):  # as an early version may have written it
+        saved = theirs.state_dict()
+        del saved["param_groups"][0][key]
+        optimizer.load_state_dict(saved)
+    assert (optimizer.param_groups[0]["adjust"], optimizer.param_groups[0]["coefficients"]) == ("original", "classic")
 
 
 def test_a_tensor_that_changes_its_rule() -> None:
