@@ -36,7 +36,6 @@ def into(layout: StateLayout, state_dict: Any, load: Callable[[dict[str, Any]], 
         nonlocal source
         found.update(given)
         state_check.check_form(type(layout).__name__, given)
-        muon_files.refuse_half(layout, given)
         frozen.drop_groups_not_in(layout, given["param_groups"])
         given = frozen.in_order_of(layout, given)
         frozen.join_as_in(layout, given["param_groups"])

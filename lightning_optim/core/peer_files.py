@@ -39,6 +39,7 @@ def translated(layout: StateLayout, state_dict: dict[str, Any]) -> dict[str, Any
         layout: The optimizer.
         state_dict: A state_dict of the right form.
     """
+    muon_files.refuse_half(layout, state_dict)
     state = {key: _slots(layout, slots) for key, slots in state_dict["state"].items()}
     groups: list[dict[str, Any]] = []
     for group in state_dict["param_groups"]:
