@@ -45,7 +45,7 @@ class GradientNoiseScale(FitCallback):
     Squared norms of gradients at two batch sizes tell noise from signal. The small ones are the gradients of each
     rank and of each accumulated batch, seen by hooks on their way, before ranks are averaged; the large one is the
     gradient of the step. With one rank and no accumulation, each half of a batch is run once more, without a trace.
-    Ranks exchange one message of eight numbers for a measurement. Nothing is copied; the halves hold one more gradient
+    Ranks exchange one message of ten numbers for a measurement. Nothing is copied; the halves hold one more gradient
     while they run. Between measurements the callback does nothing.
 
     Put it before callbacks that change gradients. The loss must be a mean over the samples of a batch.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.analysis.block_means import LEVEL, Change, Window
+from lightning_optim.analysis.block_means import LEVEL, Change, Window, merged
 from lightning_optim.analysis.gradient_square import FullGradient
-from lightning_optim.analysis.stationarity import Stationarity, judge
+from lightning_optim.analysis.stationarity import Stationarity, Verdict, judge, too_short
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.errors import OptionError, is_whole
 from lightning_optim.training import extra_pass
@@ -32,6 +32,8 @@ from lightning_optim.training.trajectory import Trajectory, from_state, to_state
 NAME = "StationarityMonitor"
 SHORTEST = 128  # steps of a window by default
 UNKNOWN_EPOCH = 1000  # steps of a window where an epoch has no length
+MOST = 64  # windows that are kept
+INVARIANT: Verdict = "invariant measure reached"
 FROZEN = 1e-2  # of the highest learning rate
 
 
@@ -104,11 +106,12 @@ class StationarityMonitor(FitCallback):
         self.history: list[tuple[int, Stationarity]] = []
         self._trajectory: Trajectory | None = None
         self._zero: Tensor | None = None
-        self._windows: list[Window | None] = [None, None]  # the first, and the last so far
+        self._first: Window | None = None
+        self._windows: list[Window] = []  # the last so far
         self._gradients: list[FullGradient | None] = [None, None]
         self._measured = 0  # windows since the last measurement
         self._step, self._top_rate = 0, 0.0
-        self._verdict = ""
+        self._verdict, self._doubted = "", False
         self._loaded: dict[str, Any] = {}
         self._warned: set[str] = set()
 
@@ -162,42 +165,55 @@ class StationarityMonitor(FitCallback):
         self._zero = trajectory.zero
         if not all(bool(x.isfinite().all()) for x in (window.means[:, :-1], window.movement)):
             self._warn("weights are not finite, so windows with such weights are left out.")
-            self._windows[1] = None
+            self._windows = []
             return
-        first, previous = self._windows
-        self._windows = [first or window, window]
+        self._first = self._first or window
+        self._windows = [*self._windows[1 - MOST :], window]
         self._measured += 1
-        if first is None or previous is None:
+        if len(self._windows) < 2:
             return
-        found = self._judge(trainer, trajectory, first, previous, window, drift)
+        found = self._confirmed(self._judge(trainer, trajectory, drift))
         settled = found.verdict != "still moving" and found.verdict != self._verdict
         if settled or self._measured >= self.every:
             now = self._measure(trainer, module, trajectory)
             self._measured, self._gradients[1] = 0, now
-            found = self._judge(trainer, trajectory, first, previous, window, drift)
+            found = self._confirmed(self._judge(trainer, trajectory, drift))
+        self._doubted = found.verdict == INVARIANT and bool(found.changed)
         self.history.append((trainer.global_step, found))
         if found.verdict != self._verdict:
             _print(f"{NAME}: step {trainer.global_step}: {found}")
         self._verdict = found.verdict
         self._log(trainer, found)
 
-    def _judge(
-        self,
-        trainer: Trainer,
-        trajectory: Trajectory,
-        first: Window,
-        previous: Window,
-        last: Window,
-        drift: list[Change],
-    ) -> Stationarity:
+    def _confirmed(self, found: Stationarity) -> Stationarity:
+        """Leave an invariant measure only if two windows in a row say so: one in a hundred says so by chance."""
+        steady = 0.9 <= found.slowdown <= 1.1
+        if self._verdict != INVARIANT or self._doubted or found.verdict != "still moving" or not steady:
+            return found
+        return replace(found, verdict=INVARIANT, evidence=f"as before, though {found.evidence}")
+
+    def _judge(self, trainer: Trainer, trajectory: Trajectory, drift: list[Change]) -> Stationarity:
+        """Compare the last window with that before; and twice as many with those before, where these are too short."""
+        found = self._compare(trainer, trajectory, drift, 1)
+        length = 2
+        while too_short(found) and 2 * length <= len(self._windows):
+            longer = self._compare(trainer, trajectory, drift, length)
+            if not too_short(longer):
+                return longer
+            length *= 2
+        return found
+
+    def _compare(self, trainer: Trainer, trajectory: Trajectory, drift: list[Change], length: int) -> Stationarity:
+        previous, last = merged(self._windows[-2 * length : -length]), merged(self._windows[-length:])
         has_loss = all(bool(window.means[:, -1].isfinite().all()) for window in (previous, last))
         pair = (previous, last) if has_loss else (without_loss(previous), without_loss(last))
+        assert self._first is not None
         start, end = self._gradients
         known = None if start is None or end is None or self._measured else (start, end)
         eps = max(torch.finfo(p.dtype).eps for p in trajectory.space.params)
         frozen = self._top_rate > 0 and _rate(trainer) < FROZEN * self._top_rate
-        sure = tuple(change for change in drift if change.p < LEVEL)
-        return judge(first, *pair, gradients=known, has_loss=has_loss, eps=eps, frozen=frozen, also=sure)
+        sure = tuple(change for change in drift if change.p < LEVEL / 100)
+        return judge(self._first, *pair, gradients=known, has_loss=has_loss, eps=eps, frozen=frozen, also=sure)
 
     def _measure(self, trainer: Trainer, module: LightningModule, trajectory: Trajectory) -> FullGradient | None:
         if not self.batches:
@@ -215,7 +231,7 @@ class StationarityMonitor(FitCallback):
     # ------------------------------------------------------------------ what comes of it
 
     def _log(self, trainer: Trainer, found: Stationarity) -> None:
-        order = {"undecided": -1.0, "still moving": 0.0, "invariant measure reached": 1.0}
+        order = {"undecided": -1.0, "still moving": 0.0, INVARIANT: 1.0}
         values = {"verdict": order.get(found.verdict, 2.0), "changed": float(len(found.changed))}
         for name in ("slowdown", "level", "displacement", "straightness", "loss_slope", "loss_slope_error"):
             values[name] = float(getattr(found, name))
@@ -246,11 +262,13 @@ class StationarityMonitor(FitCallback):
             return self._loaded
         return {
             "zero": self._zero,
+            "first": to_state(self._first),
             "windows": [to_state(window) for window in self._windows],
             "gradients": [None if gradient is None else asdict(gradient) for gradient in self._gradients],
             "measured": self._measured,
             "top_rate": self._top_rate,
             "verdict": self._verdict,
+            "doubted": self._doubted,
         }
 
     @override
@@ -264,9 +282,11 @@ class StationarityMonitor(FitCallback):
         self._zero = state["zero"]
         if self._trajectory is not None:
             self._trajectory.zero = self._zero
-        self._windows = [from_state(window) for window in state["windows"]]
+        self._first = from_state(state["first"])
+        self._windows = [window for one in state["windows"] if (window := from_state(one)) is not None]
         self._gradients = [None if gradient is None else FullGradient(**gradient) for gradient in state["gradients"]]
-        self._measured, self._top_rate, self._verdict = state["measured"], state["top_rate"], state["verdict"]
+        self._measured, self._top_rate = state["measured"], state["top_rate"]
+        self._verdict, self._doubted = state["verdict"], state["doubted"]
 
 
 def _rate(trainer: Trainer) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEVEL = 0.01  # probability to find a change where there is none, over all series and tests together
+LEVEL = 0.005  # probability to find a change where there is none, over all series and tests together
 LEAST_CHANGE = 0.1  # of a series' standard deviation: a smaller drift over two windows is no other law
 LEAST_GROWTH = 1.3  # of a variance, likewise
 UNIT_ROOT = 20.5  # 99 % of random walks have K (1 - rho) below this: Dickey & Fuller 1979, with a constant
@@ -47,6 +47,30 @@ class Window:
     def step(self) -> float:
         """The root of the mean squared length of a step."""
         return math.sqrt(float(self.movement.mean()))
+
+
+def merged(windows: Sequence[Window]) -> Window:
+    """Consecutive windows of equal length as one, with as many blocks as each of them has.
+
+    The displacement, the path and the size are those of the last.
+    """
+    last, k = windows[-1], len(windows)
+
+    def longer(name: str) -> Tensor:
+        every = torch.cat([getattr(window, name) for window in windows])
+        return every.view(-1, k, *every.shape[1:]).mean(1)
+
+    points = torch.cat([window.points for window in windows])
+    return Window(
+        means=longer("means"),
+        squares=longer("squares"),
+        points=points[within_block(len(last.points), k) + k * torch.arange(len(last.points))],
+        movement=longer("movement"),
+        shrinking=sum(window.shrinking for window in windows) / k,
+        displacement=last.displacement,
+        path=last.path,
+        size=last.size,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,7 @@ def changes(previous: Window, last: Window) -> tuple[list[Change], int]:
     for first-order autocorrelation. Variances: the same for the squared distance from the mean. Distributions: the
     two-sample test of Kolmogorov and Smirnov, on values thinned by their autocorrelation. The level is divided by the
     number of tests (Bonferroni). A series wanders if a unit root is not rejected at 1 %: then nothing shows yet that
-    it stays where it is.
+    it stays where it is, trends mean nothing, and it is only tested for a drift of its steps.
     """
     both = torch.cat([previous.means, last.means])
     squares = torch.cat([previous.squares, last.squares])
@@ -99,10 +123,15 @@ def changes(previous: Window, last: Window) -> tuple[list[Change], int]:
         sd = math.sqrt(float(variance[i]))
         if float(both[:, i].std(correction=0)) < 0.05 * sd:
             shift, p = 0.0, 1.0  # blocks are longer than anything that happens in it, such as a cycle
+        elif wanders(both[:, i]):
+            wandering += 1
+            step, p = drift(both[:, i])
+            if p < LEVEL / tests:
+                found.append(Change(i, "mean", step * len(both) / sd, p))
+            continue  # the other tests are for series that return
         else:
             slope, p = trend(both[:, i])
             shift = slope * len(both) / sd
-            wandering += len(both) * (1 - autocorrelation(both[:, i])) < UNIT_ROOT
         own = torch.cat([_around_mean(window, i) for window in (previous, last)])
         ratio = float(own[len(previous.means) :].mean() / own[: len(previous.means)].mean().clamp_min(1e-300))
         of_variance = trend(own.clamp_min(1e-300).log())[1] if own.std() > 0.05 * own.mean() else 1.0
@@ -134,6 +163,25 @@ def trend(y: Tensor) -> tuple[float, float]:
     if error <= 1e-12 * abs(slope):
         return slope, 0.0 if slope else 1.0
     return slope, two_sided(slope / error, left)
+
+
+def wanders(y: Tensor) -> bool:
+    """Whether a series may be a random walk."""
+    return len(y) * (1 - autocorrelation(y)) < UNIT_ROOT
+
+
+def drift(y: Tensor) -> tuple[float, float]:
+    """The mean step of a random walk, and the probability of one as large where there is no drift.
+
+    Example:
+        >>> drift(torch.arange(10.0, dtype=torch.float64))
+        (1.0, 0.0)
+    """
+    steps = y.diff()
+    mean, error = float(steps.mean()), float(steps.std()) / math.sqrt(len(steps))
+    if error <= 1e-9 * abs(mean):
+        return mean, 0.0 if mean else 1.0
+    return mean, two_sided(mean / error, len(steps) - 1.0)
 
 
 def slope_of(y: Tensor) -> tuple[float, float, float]:

@@ -48,7 +48,7 @@ class Measurement:
 def over_ranks(
     seen: PartGradients | None, params: Sequence[Tensor], sizes: Sequence[int], scale: float, unscaled: float
 ) -> Measurement:
-    """Squared norms of the parts and of the gradient of a step, with one message of eight numbers.
+    """Squared norms of the parts and of the gradient of a step, with one message of ten numbers.
 
     Args:
         seen: The gradients of this rank; None to look at that of the step only.

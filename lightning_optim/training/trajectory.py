@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_optim.analysis.block_means import LEAST_CHANGE, Change, Window, trend, within_block
+from lightning_optim.analysis.block_means import LEAST_CHANGE, Change, Window, drift, trend, wanders, within_block
 from lightning_optim.analysis.vectors import Vectors
 from lightning_optim.distributed.placement import shard_of
 from lightning_optim.distributed.ranks import mean_over_ranks
@@ -116,7 +116,7 @@ class Trajectory:
         lengths = values[:, SKETCHES].sqrt()
         now = self.space.flat(self.space.params)
         size = self.space.norm(now)
-        drift = _drift(values[:, SKETCHES + 1], self._in_block) if self._direction is not None else []
+        going_on = _drift(values[:, SKETCHES + 1], self._in_block) if self._direction is not None else []
         self._direction, self._start = now - self._start, now
         return Window(
             means=blocks.mean(1),
@@ -127,7 +127,7 @@ class Trajectory:
             displacement=self.space.norm(self._direction),
             path=float(lengths.mean()) * self.steps,
             size=size,
-        ), drift
+        ), going_on
 
 
 def _buckets(p: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _buckets(p: Tensor) -> Tensor:
 def _drift(along: Tensor, in_block: int) -> list[Change]:
     """Whether the parameters have gone on in the direction of the window before."""
     means = along.view(BLOCKS, in_block).mean(1)
-    slope, p = trend(means)
+    slope, p = drift(means) if wanders(means) else trend(means)
     sd = float(along.std())
     return [Change(-1, "mean", slope * BLOCKS / sd, p)] if sd > 0 and abs(slope) * BLOCKS > LEAST_CHANGE * sd else []
 

@@ -29,7 +29,7 @@ class Process(LightningModule):
     def __init__(self, noise: float, slope: float = 0.0, gamma: float = 1.0, start: float = 3.0) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.full((20,), start))
-        self.noise, self.slope, self.gamma = noise, slope, gamma
+        self.noise, self.slope, self.gamma, self.rate = noise, slope, gamma, 0.7
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         away = self.theta - self.noise * batch[0][0]
@@ -37,7 +37,7 @@ class Process(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(self.parameters(), lr=0.7)
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate)
         decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.gamma)
         return [optimizer], [{"scheduler": decay, "interval": "step"}]
 
@@ -212,3 +212,14 @@ def test_a_frozen_model_is_nothing_to_watch() -> None:
     with pytest.warns(UserWarning, match="no parameter is trained"):
         trainer(monitor, max_epochs=1).fit(Constant(), batches())
     assert monitor.history == []
+
+
+def test_slow_weights_are_compared_over_more_windows() -> None:
+    """They are correlated over twenty steps, too long for windows of 64."""
+    module = Process(1.0)
+    module.rate = 0.1
+    monitor = StationarityMonitor(window=64, batches=0)
+    trainer(monitor, max_epochs=1).fit(module, noise(64 * 24))
+    verdicts = [found.verdict for _, found in monitor.history]
+    assert verdicts[0] == MOVING
+    assert verdicts[-1] == INVARIANT
