@@ -213,7 +213,16 @@ class StationarityMonitor(FitCallback):
         eps = max(torch.finfo(p.dtype).eps for p in trajectory.space.params)
         frozen = self._top_rate > 0 and _rate(trainer) < FROZEN * self._top_rate
         sure = tuple(change for change in drift if change.p < LEVEL / 100)
-        return judge(self._first, *pair, gradients=known, has_loss=has_loss, eps=eps, frozen=frozen, also=sure)
+        return judge(
+            self._first,
+            *pair,
+            gradients=known,
+            has_loss=has_loss,
+            eps=eps,
+            frozen=frozen,
+            penalized=_decays(trainer),
+            also=sure,
+        )
 
     def _measure(self, trainer: Trainer, module: LightningModule, trajectory: Trajectory) -> FullGradient | None:
         if not self.batches:
@@ -287,6 +296,11 @@ class StationarityMonitor(FitCallback):
         self._gradients = [None if gradient is None else FullGradient(**gradient) for gradient in state["gradients"]]
         self._measured, self._top_rate = state["measured"], state["top_rate"]
         self._verdict, self._doubted = state["verdict"], state["doubted"]
+
+
+def _decays(trainer: Trainer) -> bool:
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return any(float(group.get("weight_decay") or 0.0) != 0 for group in groups)
 
 
 def _rate(trainer: Trainer) -> float:

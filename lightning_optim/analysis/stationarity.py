@@ -146,6 +146,7 @@ def judge(
     has_loss: bool = False,
     eps: float = 2e-16,
     frozen: bool = False,
+    penalized: bool = False,
     also: Sequence[Change] = (),
 ) -> Stationarity:
     """The verdict from two consecutive windows and the first one.
@@ -158,6 +159,7 @@ def judge(
         has_loss: Whether the last series is the loss.
         eps: Relative precision of the parameters.
         frozen: Whether the schedule has lowered the learning rate to nothing.
+        penalized: Whether a weight decay pulls too, so that the gradient need not vanish where weights come to rest.
         also: Changes that were found elsewhere.
     """
     slow, p = trend(torch.cat([previous.movement, last.movement]).clamp_min(1e-300).log())
@@ -182,18 +184,18 @@ def judge(
         facts = replace(facts, loss=loss, loss_slope=slope * n, loss_slope_error=error * n)
     at_rest = last.step <= max(AT_REST * first.step, 8 * eps * last.size)
     shrinks = slowdown < 0.9 and (p < SURE or last.shrinking >= SMOOTH)
-    verdict, evidence = _decide(facts, last, at_rest, shrinks, slowdown > 1.1 and p < SURE, frozen)
+    verdict, evidence = _decide(facts, last, at_rest, shrinks, slowdown > 1.1 and p < SURE, frozen, penalized)
     return replace(facts, verdict=verdict, evidence=evidence)
 
 
 def _decide(
-    facts: Stationarity, last: Window, at_rest: bool, shrinks: bool, grows: bool, frozen: bool
+    facts: Stationarity, last: Window, at_rest: bool, shrinks: bool, grows: bool, frozen: bool, penalized: bool
 ) -> tuple[Verdict, str]:
     """The verdict and the sentence."""
     small = _is_small(facts.gradient, facts.first_gradient)
     steps = f"steps are {facts.level:.2g} of what they were at the beginning"
     if at_rest or (shrinks and (facts.level <= SMALL or small or last.shrinking >= SMOOTH)):
-        if frozen or (small is False and facts.level <= SMALL):
+        if frozen or (small is False and facts.level <= SMALL and not penalized):
             return "undecided", (
                 f"{steps}, and the full gradient is not: a schedule has frozen the weights, or they converge slowly"
             )

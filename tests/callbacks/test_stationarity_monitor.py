@@ -214,6 +214,22 @@ def test_a_frozen_model_is_nothing_to_watch() -> None:
     assert monitor.history == []
 
 
+class Pulled(Process):
+    """Comes to rest between the minimum of the loss and zero, where the gradient is not small."""
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return (self.theta - 2).square().sum() / 2
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.3, weight_decay=0.5)
+
+
+def test_a_weight_decay_balances_the_gradient() -> None:
+    monitor = StationarityMonitor(window=64, batches=8)
+    trainer(monitor, max_epochs=1).fit(Pulled(0.0), noise(192))
+    assert monitor.history[-1][1].verdict == APPROACHING
+
+
 def test_slow_weights_are_compared_over_more_windows() -> None:
     """They are correlated over twenty steps, too long for windows of 64."""
     module = Process(1.0)
