@@ -27,17 +27,19 @@ class Shift:
 
     The step h is (eps max(1, |theta|))^(1/3), with eps the precision of the coarsest parameter: rounding of
     theta +- h v is an error of eps |theta| / h in the product, and the third derivative along v one of h^2, here
-    equally large. For |theta| = 10 a step is 1.3e-5 in float64 and 1e-2 in float32.
+    equally large. For |theta| = 10 a step is 1.3e-5 in float64 and 1e-2 in float32. Gradients that are computed in
+    half precision, as under autocast, are means of many numbers that were rounded: a sixteenth of their precision.
 
     Args:
         space: The space.
         gradients: Knows what must be gathered again once parameters have moved.
+        computed: The precision in which gradients are computed.
     """
 
-    def __init__(self, space: Vectors, gradients: Gradients) -> None:
+    def __init__(self, space: Vectors, gradients: Gradients, computed: float = 0.0) -> None:
         self.space, self.gradients = space, gradients
         self._kept = [local(p).detach().clone() for p in space.params]
-        eps = max(torch.finfo(p.dtype).eps for p in space.params)
+        eps = max(computed / 16, *(torch.finfo(p.dtype).eps for p in space.params))
         self.step = (eps * max(1.0, space.norm(space.flat(self._kept)))) ** (1 / 3)
 
     @contextmanager

@@ -42,3 +42,9 @@ def has_functions_of_users(tensors: Iterable[Tensor]) -> bool:
     """
     kind: Any = torch.autograd.function.BackwardCFunction
     return any(isinstance(node, kind) and not node.name().startswith(TRANSPARENT) for node in nodes(tensors))
+
+
+def precision(tensors: Iterable[Tensor]) -> float:
+    """The relative rounding of the coarsest type of number in which their gradients are computed."""
+    kinds = {kind.dtype for node in nodes(tensors) for kind in getattr(node, "_input_metadata", ())}
+    return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)

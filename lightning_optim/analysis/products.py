@@ -22,6 +22,7 @@ from lightning_optim.analysis.closures import (
     problem_of_repetition,
 )
 from lightning_optim.analysis.gradients import Gradients
+from lightning_optim.analysis.graphs import precision
 from lightning_optim.analysis.ranks import Ranks
 from lightning_optim.analysis.vectors import Vectors
 from lightning_optim.errors import OptionError, check_choice, first_line
@@ -92,6 +93,7 @@ class Products:
         self._closure, self._asked = closure, way
         first = self._evaluate()
         value = first.loss.detach().double().reshape(1).cpu()
+        self._precision = precision([first.loss])
         self.gradient = self.mean(self.gradients.of(first.loss))
         self.ranks.refuse("" if self.gradients.found else f"{owner}: {NO_PATH}")
         with torch.set_grad_enabled(not self.gradients.modules):  # no backward pass follows under FSDP
@@ -204,7 +206,7 @@ class Products:
     def _difference(self, found: Tensor, v: Tensor) -> str:
         """What is wrong with a product that is far from that by differences. Of kernels it may lack a term."""
         norm = float(v.double().norm())
-        shift = central_differences.Shift(self.space, self.gradients)
+        shift = central_differences.Shift(self.space, self.gradients, self._precision)
         other = self._differences(shift)(v, norm)
         eps = torch.finfo(self.space.dtype).eps
         noise = 100 * eps * float(self.gradient.double().norm()) * norm / shift.step
@@ -222,7 +224,7 @@ class Products:
 
     def _by_differences(self) -> Times:
         self.way = "differences"
-        return self._differences(central_differences.Shift(self.space, self.gradients))
+        return self._differences(central_differences.Shift(self.space, self.gradients, self._precision))
 
     def _differences(self, shift: central_differences.Shift) -> Times:
         kind = central_differences.Hessian if self.matrix == "hessian" else central_differences.GaussNewton
