@@ -155,6 +155,32 @@ def test_each_slot_lies_at_one_rank(kind: Spread) -> None:
     assert all(predicted == exact for _, predicted, exact in (one, other))
 
 
+def changed(kind: Spread) -> list[Tensor]:
+    """Parameters that come late, a reset, and options that say of other axes that they are turned."""
+    if kind != "single":
+        dist.init_process_group("gloo")
+    model = spread(kind)
+    every = list(model.parameters())
+    optimizer = SOAP(every[:3], **OPTIONS)
+    go_on(model, optimizer, 0, 3)
+    optimizer.add_param_group({"params": every[3:]})
+    go_on(model, optimizer, 3, 6)
+    optimizer.param_groups[1].update(view="axes", precondition_1d=True)
+    with pytest.warns(UserWarning, match="for 2 parameters, the first of shape .* starts anew"):
+        go_on(model, optimizer, 6, 9)
+    optimizer.reset()
+    go_on(model, optimizer, 9, 12)
+    return weights(model)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_what_changes_during_training_changes_alike_on_every_rank(kind: Spread) -> None:
+    expected = changed("single")
+    for found in run_ranks(changed, kind):
+        for got, value in zip(found, expected, strict=True):
+            torch.testing.assert_close(got, value, rtol=0, atol=1e-10)
+
+
 def save_without_all_ranks() -> None:
     dist.init_process_group("gloo")
     model = spread("ddp")
