@@ -19,6 +19,7 @@ from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.owners import Home
 from lightning_optim.distributed.placement import is_dtensor, logical_shape, sharded_like
 from lightning_optim.distributed.ranges import Move, Ranges, move
+from lightning_optim.errors import OptionError
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
 
@@ -74,6 +75,9 @@ def gather(layout: StateLayout, to: int) -> dict[Key, Tensor]:
     Args:
         layout: The optimizer.
         to: The rank that gets them.
+
+    Raises:
+        OptionError: where that rank is none of those that share a parameter.
     """
     found: dict[Key, Tensor] = {}
     moves: dict[ProcessGroup, list[tuple[Key, torch.Size, Move]]] = {}
@@ -81,7 +85,13 @@ def gather(layout: StateLayout, to: int) -> dict[Key, Tensor]:
         if home is None or home.held:
             continue
         shape, size = slot.shape_of(p.shape, {}, view), dist.get_world_size(home.group)
-        target = dist.get_group_rank(home.group, to)
+        sharing = dist.get_process_group_ranks(home.group)
+        if to not in sharing:
+            raise OptionError(
+                f"consolidate_state_dict(to={to}) brings slots of matrices to rank {to}, and a parameter of shape "
+                f"{tuple(p.shape)} is on the ranks {sharing}. Let `to` be the one of them that writes the file."
+            )
+        target = sharing.index(to)
         wanted: list[Ranges] = [((0, shape.numel()),) if rank == target else () for rank in range(size)]
         one = Move(layout.state[p][name].view(-1), _held(slot, view, home, size), wanted)
         moves.setdefault(home.group, []).append(((p, name), shape, one))

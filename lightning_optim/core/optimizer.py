@@ -312,10 +312,10 @@ class Optimizer(EvaluationMode):
         of the model, also when it reads a file. Torch ignores the numbers. Slots of matrices that replicas share are
         brought to the rank `to`, so all ranks must call it.
         """
-        self._for_file = True
         if self.has_slots_of_matrices:
             self.start_idle()  # before, for `state_dict` finds nothing else at the owners
         self._gathered = matrix_slots.gather(self, to)
+        self._for_file = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class, or of the same algorithm in `torch.optim`.

@@ -226,7 +226,7 @@ def _of_rule(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> t
     Zeros are what FSDP1 was given for a slot that the parameter did not have.
     """
     own = {*layout.slots_of(i, p), *layout.all_slots().keys() - layout.slots.keys()}
-    holds = {name for name, value in saved.items() if isinstance(value, Tensor) and bool(local(value).any())}
+    holds = _holding(p, saved)
     padding = (
         {name for name, slot in layout.slots.items() if slot.mean_square_by and name not in holds} if holds else set()
     )
@@ -235,6 +235,15 @@ def _of_rule(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any]) -> t
         name: value for name, value in saved.items() if name not in unused | (padding if "exp_avg" in holds else set())
     }
     return kept, unused & holds
+
+
+def _holding(p: Tensor, saved: dict[str, Any]) -> set[str]:
+    """The names of the saved slots that are not zero everywhere. All ranks that share a DTensor must call it."""
+    names = sorted(name for name, value in saved.items() if isinstance(value, Tensor))
+    found: list[Any] = [float(local(saved[name]).any()) for name in names]
+    if is_dtensor(p) and names:
+        found = Reductions([p]).reduce(found, [shard_of(p).process_groups] * len(names), "tensor", "max")
+    return {name for name, held in zip(names, found, strict=True) if held}
 
 
 def _can_be_quantized_beside(saved: dict[str, Any], slot: Any) -> bool:

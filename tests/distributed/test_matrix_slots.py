@@ -19,8 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_optim import OptionError
+from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import is_dtensor, local
-from lightning_optim.optimizers import SOAP
+from lightning_optim.optimizers import SOAP, Muon
 from lightning_optim.reports.memory import predicted_memory, state_memory
 from tests.harness.ranks import RankFailure, run_ranks
 
@@ -52,7 +54,7 @@ def spread(kind: Spread) -> nn.Module:
     return model
 
 
-def go_on(model: nn.Module, optimizer: SOAP, first: int, last: int) -> None:
+def go_on(model: nn.Module, optimizer: Optimizer, first: int, last: int) -> None:
     """Steps with the same gradients on every rank and under every strategy, to the bit."""
     for k in range(first, last):
         generator = torch.Generator().manual_seed(k)
@@ -201,6 +203,8 @@ def saved_with_an_idle_matrix() -> list[tuple[int, ...]]:
     for p in [*model.parameters()][1:]:
         p.grad = torch.ones_like(p)
     optimizer.step()
+    with pytest.raises(OptionError, match=r"brings slots of matrices to rank 7, .* is on the ranks \[0, 1\]"):
+        optimizer.consolidate_state_dict(to=7)
     optimizer.consolidate_state_dict(to=1)
     found = optimizer.state_dict()["state"][0] if dist.get_rank() == 1 else {}
     return [(*found[name].shape,) for name in ("factor_0", "basis_1") if found]
@@ -209,3 +213,22 @@ def saved_with_an_idle_matrix() -> list[tuple[int, ...]]:
 def test_a_file_holds_a_matrix_that_had_no_gradient_yet() -> None:
     """In Lightning too: a branch that no batch has used so far."""
     assert run_ranks(saved_with_an_idle_matrix) == [[], [(7, 7), (3, 3)]]
+
+
+def load_as_another_rule() -> list[float]:
+    """The counters after a load of a file that FSDP1 filled up with zeros, of which one rank has only zeros."""
+    dist.init_process_group("gloo")
+    model = spread("fsdp2")
+    optimizer = Muon(model.parameters(), matrix=False)
+    go_on(model, optimizer, 0, 1)
+    file = optimizer.state_dict()
+    for slots in file["state"].values():
+        local(slots["exp_avg_sq"]).zero_()
+        if dist.get_rank() == 1:
+            local(slots["exp_avg"]).zero_()
+    optimizer.load_state_dict(file)
+    return [float(optimizer.state[p]["step"]) for p in model.parameters()]
+
+
+def test_ranks_load_alike_what_only_one_of_them_holds() -> None:
+    assert run_ranks(load_as_another_rule) == [[0.0] * 6] * 2
