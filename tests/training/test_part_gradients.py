@@ -47,9 +47,7 @@ def seen(world: World) -> tuple[float, float, int, str]:
     return measured.small, measured.square, measured.parts, measured.refusal
 
 
-@pytest.mark.parametrize(
-    "world", [pytest.param(w, marks=() if w == "hybrid fsdp2" else pytest.mark.full) for w in WORLDS]
-)
+@pytest.mark.parametrize("world", ["hybrid fsdp2", *(pytest.param(world, marks=pytest.mark.full) for world in WORLDS)])
 def test_sums_are_those_of_all_ranks(world: World) -> None:
     ranks = 4 if "hybrid" in world or "tensor" in world else 2
     for small, square, parts, refusal in run_ranks(seen, world, world_size=ranks):
