@@ -91,6 +91,8 @@ class CurvatureSchedule(LookingCallback):
 
         .. code-block:: yaml
 
+            model:
+              optimizer: {name: sgd, lr: 0.01, momentum: 0.9}
             trainer:
               callbacks:
                 - class_path: lightning_optim.callbacks.CurvatureSchedule

@@ -32,6 +32,8 @@ def trajectories(runs: Mapping[str, History]) -> Any:
         axis.set_xlabel(title)
         axis.set_yscale("log")
         axis.grid(alpha=0.3)
+    if all(look["loss"] > 0 for history in runs.values() for look in history):
+        right.set_xscale("log")
     right.invert_xaxis()
     left.set_ylabel("R_med = max |H_ii| / median |H_ii|")
     left.legend()
