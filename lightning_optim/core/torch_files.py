@@ -104,12 +104,16 @@ def creates_state(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def lent(state_dict: dict[str, Any]) -> Lent:
-    """The sharded tensors of a state_dict before the first step. FSDP2 fills them in place when it loads a file."""
+    """The tensors of sharded parameters in a state_dict before the first step.
+
+    When FSDP2 loads a file, it fills them in place, or puts others there.
+    """
+    early = (slots for slots in state_dict["state"].values() if any(map(is_dtensor, slots.values())))
     return {
         id(value): (weakref.ref(value), local(value)._version)
-        for slots in state_dict["state"].values()
-        for value in slots.values()
-        if isinstance(value, Tensor) and is_dtensor(value) and not float(slots["step"])
+        for slots in early
+        for name, value in slots.items()
+        if isinstance(value, Tensor) and name != "step" and not float(slots["step"])
     }
 
 

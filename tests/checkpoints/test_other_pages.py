@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from tests.harness.data import batches
+from tests.harness.modules import Configured
 from tests.harness.problems import NAMES, apply, build
+from tests.harness.ranks import run_ranks
+from tests.harness.strategies import Kind, strategy_of
+from tests.harness.trainers import trainer
 
 BEFORE, AFTER = 30, 5
 SHAPE = (6, 4)
@@ -90,3 +97,24 @@ def test_no_step_is_longer_than_after_a_fresh_start(name: str, other: str, scale
         steps = AFTER if other != "prodigy" else 3 * AFTER
         longest.append(stepped(optimizer, p, range(BEFORE, BEFORE + steps), scale))
     assert 0.5 * longest[1] <= longest[0] <= 2 * longest[1]
+
+
+def continued(kind: Kind, folder: Path) -> list[float]:
+    """The losses of NAdam from a checkpoint of AdamW on, which lacks the product of its momenta."""
+    warnings.simplefilter("ignore")
+    for name, resumes in (("adamw", None), ("nadam", folder / "saved.ckpt")):
+        torch.manual_seed(0)
+        module = Configured({"name": name, "lr": 0.01})
+        fitting = trainer(strategy=strategy_of(kind), max_epochs=1 if resumes is None else 3)
+        fitting.fit(module, batches(), ckpt_path=resumes)
+        if resumes is None:
+            fitting.save_checkpoint(folder / "saved.ckpt")
+    return module.losses
+
+
+def test_a_number_that_a_full_file_lacks_starts_fresh_under_fsdp2_too(tmp_path: Path) -> None:
+    """FSDP2 hands the optimizer its own first value, as if the file had it."""
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "whole").mkdir()
+    for losses in run_ranks(continued, "fsdp2 full", tmp_path / "whole"):
+        assert losses == pytest.approx(continued("single", tmp_path / "alone"), rel=1e-5)
