@@ -135,7 +135,8 @@ class LookingCallback(FitCallback):
                 seen = self.look(trainer, times, tick)
                 self._way, loss = times.way, times.loss
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            self.warn_once(f"{name} cannot look at step {trainer.global_step}: {first_line(error)} Training goes on.")
+            why = first_line(error).removeprefix(f"{name}: ")
+            self.warn_once(f"{name} cannot look at step {trainer.global_step}: {why} Training goes on.")
             return
         found = {name: value for name, value in seen.items() if not math.isnan(value)}
         self.history.append({"step": trainer.global_step, "loss": loss, **found})
