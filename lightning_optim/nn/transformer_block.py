@@ -46,6 +46,8 @@ class SelfAttention(nn.Module):
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3) for layer in (self.query, self.key, self.value)
         )
+        if mask is not None:
+            mask = _checked(mask, q.dtype)
         if mask is not None and self.causal:
             later = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).triu(1)
             mask = mask.masked_fill(later, False if mask.dtype == torch.bool else float("-inf"))
@@ -128,8 +130,15 @@ class TransformerBlock(nn.Module):
         _check(width, heads, norm, mlp_ratio, dropout, eps)
         for name, flag in (("causal", causal), ("bias", bias), ("norm_affine", norm_affine)):
             errors.check("TransformerBlock", name, flag, isinstance(flag, bool), "True or False")
+        if isinstance(activation, type):
+            raise OptionError(
+                f"TransformerBlock: activation={activation.__name__} is a class. Give a function or a module, such as "
+                f"{activation.__name__}()."
+            )
         if not callable(activation):
             errors.check_choice("TransformerBlock", "activation", activation, list(ACTIVATIONS))
+        floating = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+        errors.check("TransformerBlock", "dtype", dtype, floating, "a floating point dtype of torch")
         function = ACTIVATIONS[activation] if isinstance(activation, str) else activation
         where = {"device": None if device is None else torch.device(device), "dtype": dtype}
         self.norm: Literal["pre", "post"] = norm
@@ -145,10 +154,14 @@ class TransformerBlock(nn.Module):
         Args:
             x: Tokens, (..., tokens, width).
             mask: Which tokens (last axis) a token (axis before it) attends to: True or a number to add to the score.
-                It broadcasts to (..., heads, tokens, tokens); a mask of padding is (batch, 1, 1, tokens).
+                It broadcasts to (..., heads, tokens, tokens); a mask of padding is (batch, 1, 1, tokens). A token
+                that attends to none gets zeros from the attention.
 
         Returns:
             A tensor of the shape of `x`.
+
+        Raises:
+            OptionError: if `mask` is neither a bool nor a floating point tensor.
         """
         if self.norm == "pre":
             x = x + self.dropout(self.attention(self.attention_norm(x), mask))
@@ -159,6 +172,18 @@ class TransformerBlock(nn.Module):
     def extra_repr(self) -> str:
         """The choices that the submodules do not show."""
         return f"norm={self.norm!r}, heads={self.attention.heads}, causal={self.attention.causal}"
+
+
+def _checked(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as torch's attention takes it. Integers are refused: 1 may be meant as True or as a number to add."""
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise OptionError(
+            f"TransformerBlock: mask is of {kind} and must be a tensor of bool, True where a token may look, or of "
+            "floating point numbers, which are added to the scores. Of ones and zeros give mask.bool()."
+        )
+    mask = mask if mask.dim() > 1 else mask[None]
+    return mask if mask.dtype in (torch.bool, torch.float32) else mask.to(dtype)
 
 
 def _check(width: int, heads: int, norm: str, mlp_ratio: float, dropout: float, eps: float) -> None:

@@ -107,6 +107,23 @@ def test_it_computes_what_the_layer_of_torch_does(norm: Norm, mask: str | None, 
     torch.testing.assert_close(block(x[0], None if mask != "added" else bias), block(x, masks[mask])[0])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_as_users_write_them(causal: bool) -> None:
+    """Of one axis, of another floating point dtype, of integers, and one that leaves a token nothing to look at."""
+    torch.manual_seed(0)
+    block, x = TransformerBlock(8, 2, causal=causal), torch.randn(2, 5, 8)
+    keep = torch.tensor([True, True, False, True, False])
+    expected = block(x, keep.expand(2, 1, 5, 5))
+    assert torch.equal(block(x, keep), expected)
+    score = torch.zeros(5).masked_fill(~keep, -math.inf)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        torch.testing.assert_close(block(x, score.to(dtype)), expected)
+    with pytest.raises(OptionError, match=r"mask is of torch.int64 and must be a tensor of bool.*give mask.bool"):
+        block(x, keep.long())
+    nothing = block(x, torch.zeros(5, 5, dtype=torch.bool))
+    torch.testing.assert_close(nothing, x + block.feed_forward(block.feed_forward_norm(x)))
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_initial_sizes_are_those_of_the_theory(norm: Norm) -> None:
     """Equations 4.8 and 4.9: 1 after a Post-LN block, between 1 + l/2 and 1 + 3l/2 after l blocks of Pre-LN."""
@@ -186,6 +203,8 @@ def test_roles_and_matrices_of_muon() -> None:
         ({"mlp_ratio": 0}, "mlp_ratio=0 must be a number above 0"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"activation": "swish"}, "activation='swish' must be 'gelu', 'relu' or 'silu'"),
+        ({"activation": nn.ReLU}, r"activation=ReLU is a class. Give a function or a module, such as ReLU\(\)"),
+        ({"dtype": "float32"}, "dtype='float32' must be a floating point dtype of torch"),
         ({"causal": "yes"}, "causal='yes' must be True or False"),
         ({"eps": -1}, "eps=-1 must be a number above 0"),
     ],
