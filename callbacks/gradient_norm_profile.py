@@ -153,11 +153,9 @@ class GradientNormProfile(FitCallback):
             return
         step = trainer.global_step
         if step == 0 and self.batches and pl_module.automatic_optimization:
-            self._look_first(trainer, pl_module)
-        elif step == 0:
-            self._next = 0
-            return
-        self._next = math.inf if self.every is None else step - step % self.every + self.every
+            self._next = self._after(step) if self._look_first(trainer, pl_module) else step
+        else:  # at this step too if it is a multiple, for what is saved after a step has not looked at the next one
+            self._next = self._after(step - 1) if step else 0
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -182,7 +180,7 @@ class GradientNormProfile(FitCallback):
         if self._look is not None and self._look.has_gradients:
             look = self._end_look()
             if self._report(trainer, look.profiles()):
-                self._next = math.inf if self.every is None else look.step - look.step % self.every + self.every
+                self._next = self._after(look.step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -201,14 +199,20 @@ class GradientNormProfile(FitCallback):
 
     # ------------------------------------------------------------------ looks
 
+    def _after(self, step: int) -> float:
+        return math.inf if self.every is None else step - step % self.every + self.every
+
     def _end_look(self) -> Any:
         look, self._look = getattr(self, "_look", None), None
         if look is not None:
             look.residuals.close()
         return look
 
-    def _look_first(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the first batches without a step; with a smaller loss scale as long as that of training overflows."""
+    def _look_first(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Look at the first batches without a step, and tell whether there was something to see.
+
+        The loss scale is that of training, or smaller as long as it overflows.
+        """
         batches = min(self.batches, int(vars(trainer).get("fast_dev_run") or self.batches))
         batches = int(min(batches, *gathered(trainer.num_training_batches)))
         extra_pass.check(
@@ -233,10 +237,12 @@ class GradientNormProfile(FitCallback):
             if scale <= 1 or _finite(profiles):
                 break
             scale /= SMALLER
-        if look.has_gradients:
-            self._report(trainer, profiles)
-        else:
-            self._warn("GradientNormProfile: training_step has returned no loss for the first batches.")
+        if not look.has_gradients:
+            self._warn(
+                "GradientNormProfile: training_step has returned no loss for the first batches. It looks again in the "
+                "next steps."
+            )
+        return look.has_gradients and self._report(trainer, profiles)
 
     def _report(self, trainer: Trainer, profiles: Sequence[DepthProfile]) -> bool:
         """Keep, print and log what was seen, and tell whether it was finite."""

@@ -81,14 +81,12 @@ class DepthProfile:
             >>> DepthProfile(0, "", names, {"block": falling[::-1]}, (1.0,) * 6).pattern()
             'post'
         """
-        sizes = [size for size in self.residual if math.isfinite(size)]
         levels = len(self.names) - 1
-        slope, growth = self.slope(self.part), self.growth()
-        if not levels or math.isnan(slope) or math.isnan(growth):
+        slope, change = self.slope(self.part), self._change()
+        if not levels or math.isnan(slope) or math.isnan(change):
             return "unknown"
         few = len(self.names) < FEW
         falls = math.exp(slope * levels) < FALLS
-        change = growth * levels / max(sum(sizes) / len(sizes), 1e-300)
         if change > GROWS and (falls or few):
             return "pre"
         if abs(change) <= GROWS and (few or not falls):
@@ -98,7 +96,7 @@ class DepthProfile:
     def verdict(self) -> str:
         """What was seen and what it means, in a sentence."""
         part, levels = self.part, len(self.names) - 1
-        slope, growth = self.slope(part), self.growth()
+        slope, change = self.slope(part), self._change()
         words = f"{WORDS[part]} "
         if math.isnan(slope):
             words += "is unknown"
@@ -107,12 +105,21 @@ class DepthProfile:
             moves = "falls towards the output" if fitted < FALLS else "is flat"
             moves = "rises towards the output" if fitted > 1 / FALLS else moves
             words += f"{moves} (last/first {self.last_over_first(part):.3g}, slope of its logarithm {slope:+.2g})"
-        if not math.isnan(growth):
-            change = growth * levels / max(sum(self.residual) / len(self.residual), 1e-300)
+        if not math.isnan(change):
+            sizes = self._sizes()
             moves = "grows" if change > GROWS else "shrinks" if change < -GROWS else "is constant"
-            words += f", and the residual norm |x|²/d {moves} ({self.residual[0]:.3g} to {self.residual[-1]:.3g})"
+            words += f", and the residual norm |x|²/d {moves} ({sizes[0]:.3g} to {sizes[-1]:.3g})"
         few = " With fewer than 4 blocks the residual alone decides." if 0 < levels < FEW - 1 else ""
         return f"{words}: {MEANING[self.pattern()]}.{few}"
+
+    def _sizes(self) -> list[float]:
+        return [size for size in self.residual if math.isfinite(size)]
+
+    def _change(self) -> float:
+        """The fitted change of the residual size over all blocks, relative to its mean; NaN where it is not known."""
+        sizes = self._sizes()
+        mean = sum(sizes) / len(sizes) if sizes else math.nan
+        return self.growth() * (len(self.names) - 1) / max(mean, 1e-300)
 
     def as_plain(self) -> dict[str, Any]:
         """Numbers, words, lists and dicts, for a checkpoint."""

@@ -16,6 +16,7 @@ from lightning_optim.distributed.norms import squared_norms
 from lightning_optim.distributed.placement import drop_gradients, gradient_of, is_sharded
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.training import extra_pass
+from lightning_optim.training.without_trace import nesting
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class Residuals:
     """The mean square of an element of what each block returns, over the batches that pass between `open` and `close`.
 
-    A block returns a tensor, or a collection whose first tensor is the residual stream.
+    A block returns a tensor, or a collection whose first tensor is the residual stream. Passes without gradients
+    (validation, samples that a callback draws) and those of other looks do not count.
 
     Args:
         blocks: The blocks.
@@ -38,6 +40,7 @@ class Residuals:
 
     def open(self) -> None:
         """Register the hooks."""
+        self._nesting = nesting()
         self._handles = [block.register_forward_hook(self._hook(i)) for i, block in enumerate(self._blocks)]
 
     def close(self) -> None:
@@ -47,6 +50,8 @@ class Residuals:
 
     def _hook(self, i: int) -> Callable[[nn.Module, Any, Any], None]:
         def see(block: nn.Module, inputs: Any, output: Any) -> None:
+            if not torch.is_grad_enabled() or nesting() != self._nesting:
+                return
             tensors = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor) and x.is_floating_point()]
             if tensors and tensors[0].numel():
                 with torch.no_grad():

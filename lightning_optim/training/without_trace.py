@@ -36,6 +36,12 @@ GENERATORS: tuple[tuple[Any, Callable[[Any], Any], Callable[[Any, Any], Any]], .
     (random.SystemRandom, lambda g: None, lambda g, state: None),  # it has none
     (random.Random, random.Random.getstate, random.Random.setstate),
 )
+_INSIDE: list[None] = []  # an item for each `without_trace` that has begun and not ended
+
+
+def nesting() -> int:
+    """How many `without_trace` the program is inside of: 0 in training itself."""
+    return len(_INSIDE)
 
 
 @contextmanager
@@ -48,6 +54,8 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     were; a stop that the step asks for is none. Files and objects of other kinds are not known here.
     """
     with ExitStack() as stack:
+        _INSIDE.append(None)
+        stack.callback(_INSIDE.pop)
         stack.enter_context(torch.inference_mode(False))  # validation is in inference mode, training is not
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_uncompiled())

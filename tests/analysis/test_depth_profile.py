@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Literal
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_patterns(norms: tuple[float, ...], residual: tuple[float, ...], pattern
     }
     assert words[pattern] in found.verdict()
     assert ("the residual alone decides" in found.verdict()) == (len(norms) == 2)
+
+
+@pytest.mark.parametrize("residual", [(1.6, math.nan, 3.2, 4.1, 5.0), (math.nan, 2.3, 3.2, 4.1, 5.0)])
+def test_a_block_that_was_not_seen(residual: tuple[float, ...]) -> None:
+    """As under stochastic depth: sentence and pattern are those of the other blocks."""
+    found = profile(FALLING, residual)
+    assert found.pattern() == "pre"
+    assert "nan" not in found.verdict()
+    assert re.search(r"grows \((1.6|2.3) to 5\)", found.verdict())
 
 
 def test_a_profile_survives_a_file() -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from lightning_optim import OptionError
 from lightning_optim.callbacks import GradientNormProfile, NonFiniteGuard
 from lightning_optim.nn import TransformerBlock
+from lightning_optim.training.without_trace import without_trace
 from tests.harness.data import batches, samples
 from tests.harness.modules import Made, Toy, vector
 from tests.harness.ranks import run_ranks
@@ -201,16 +202,63 @@ def test_ranks(kind: Kind) -> None:
 
 def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
     def run(epochs: int, resume: Path | None = None) -> GradientNormProfile:
-        profile = GradientNormProfile(every=3, table=False)
+        profile = GradientNormProfile(every=4, table=False)
         fitting = trainer(profile, max_epochs=epochs)
         fitting.fit(Model(), batches(), ckpt_path=resume)
         fitting.save_checkpoint(tmp_path / f"{epochs}.ckpt")
         return profile
 
-    run(1)
+    run(1)  # which is saved just before a look
     resumed, straight = run(3, tmp_path / "1.ckpt"), run(3)
-    assert [p.step for p in straight.profiles["net"]] == [0, 3, 6, 9]
+    assert [p.step for p in straight.profiles["net"]] == [0, 4, 8]
     assert resumed.profiles == straight.profiles
+
+
+class Late(Model):
+    """Whose loss says nothing of the weights, or is None, before training."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.first, self.begun = first, False
+
+    def on_train_start(self) -> None:  # after that of callbacks
+        self.begun = True
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Any:
+        loss = super().training_step(batch, index)
+        return loss if self.begun else None if self.first == "none" else 0 * loss
+
+
+@pytest.mark.parametrize("first", ["none", "zero"])
+def test_a_first_look_that_sees_nothing_is_made_up_for(first: str) -> None:
+    profile = GradientNormProfile(every=None, table=False)
+    with pytest.warns(UserWarning, match="It looks again in the next steps"):
+        trainer(profile, max_epochs=1).fit(Late(first), batches())
+    [seen] = profile.profiles["net"]
+    assert seen.step == 0
+    assert seen.norms["block"] == pytest.approx(by_hand(1)[0], rel=1e-5)
+
+
+class Samples(Callback):
+    """Other passes in the middle of a look: one without gradients, and one of another callback that looks."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():
+            pl_module(50 * batch[0])
+        with without_trace(trainer, pl_module):
+            pl_module(50 * batch[0])
+
+
+class Validated(Model):
+    def validation_step(self, batch: Sequence[Tensor], index: int) -> None:
+        self(50 * batch[0])
+
+
+def test_residuals_are_those_of_training_alone() -> None:
+    profile = GradientNormProfile(batches=0, table=False)
+    options: dict[str, Any] = {"accumulate_grad_batches": 4, "max_epochs": 1, "val_check_interval": 1}
+    trainer(profile, Samples(), **options).fit(Validated(), batches(), batches())
+    assert profile.profiles["net"][0].residual == pytest.approx(by_hand(4)[1], rel=1e-5)
 
 
 class Adversaries(Toy):
