@@ -26,7 +26,7 @@ class Residuals:
     """The mean square of an element of what each block returns, over the batches that pass between `open` and `close`.
 
     A block returns a tensor, or a collection whose first tensor is the residual stream. Passes without gradients
-    (validation, samples that a callback draws) and those of other looks do not count.
+    (validation, text that a callback generates) and those of other looks do not count.
 
     Args:
         blocks: The blocks.
