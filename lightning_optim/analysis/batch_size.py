@@ -9,7 +9,7 @@ matrix; it falls with the batch size like 1 / B.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -40,7 +40,7 @@ def learning_rate_factor(batch: int, reference: int, rule: Rule = "linear", most
         >>> learning_rate_factor(4096, 256, most=8)
         8
     """
-    _check("learning_rate_factor", batch=batch, reference=reference)
+    _check("learning_rate_factor", batch=batch, reference=reference, most=most)
     errors.check_choice("learning_rate_factor", "rule", rule, ["linear", "sqrt"])
     ratio = batch / reference
     return min(math.sqrt(ratio) if rule == "sqrt" else ratio, most)
@@ -49,8 +49,8 @@ def learning_rate_factor(batch: int, reference: int, rule: Rule = "linear", most
 def curvature_factor(
     batch: int,
     reference: int,
-    eigenvalue: float,
-    noise: float,
+    eigenvalue: float | Tensor,
+    noise: float | Tensor,
     rule: Rule = "linear",
     samples: float = math.inf,
 ) -> float:
@@ -64,7 +64,7 @@ def curvature_factor(
         batch: Global batch size, in samples.
         reference: Batch size for which the learning rate is right, in samples.
         eigenvalue: The largest eigenvalue of the Hessian on all data, above 0.
-        noise: κ at batch size `reference`.
+        noise: κ at batch size `reference`; 0 where that is all data.
         rule: "linear" for SGD, "sqrt" for adaptive methods.
         samples: Number of samples in the data set, for batches that are drawn without replacement.
 
@@ -77,10 +77,15 @@ def curvature_factor(
         >>> round(curvature_factor(4, 1, eigenvalue=1e-3, noise=0.8), 6)  # noise alone: the root, as of its norm
         2.0
     """
-    owner = "curvature_factor"
+    owner, eigenvalue, noise = "curvature_factor", number(eigenvalue), number(noise)
     _check(owner, batch=batch, reference=reference, eigenvalue=eigenvalue, samples=samples)
     errors.check_choice(owner, "rule", rule, ["linear", "sqrt"])
-    there = noise * effective_batch(reference, samples) / effective_batch(batch, samples)
+    _check_noise(owner, noise)
+    one, other = effective_batch(reference, samples), effective_batch(batch, samples)
+    known = math.isfinite(one) or (noise == 0 and batch == reference)
+    allowed = f"below {samples:g}, the size of the data set: on all of it nothing is known about the noise of a batch"
+    errors.check(owner, "reference", reference, known, allowed)
+    there = noise * one / other if noise else 0.0
     ratio = batch_eigenvalue(eigenvalue, noise) / batch_eigenvalue(eigenvalue, there)
     return math.sqrt(ratio) if rule == "sqrt" else ratio
 
@@ -104,7 +109,7 @@ def effective_batch(batch: float, samples: float = math.inf) -> float:
     return math.inf if batch == samples else batch / (1 - batch / samples)
 
 
-def batch_eigenvalue(eigenvalue: float, noise: float) -> float:
+def batch_eigenvalue(eigenvalue: float | Tensor, noise: float | Tensor) -> float:
     """Where an extreme eigenvalue of the Hessian on all data lies in the Hessian of a batch (equation 6.4).
 
     It moves outward to λ + κ / λ if |λ| > √κ. Otherwise it disappears in the noise, whose spectrum ends at ±2√κ.
@@ -117,13 +122,14 @@ def batch_eigenvalue(eigenvalue: float, noise: float) -> float:
         >>> round(batch_eigenvalue(0.5, 0.05), 6), round(batch_eigenvalue(0.5, 0.8), 6)
         (0.6, 1.788854)
     """
-    _check_noise("batch_eigenvalue", noise)
+    eigenvalue, noise = number(eigenvalue), number(noise)
+    _check_noise("batch_eigenvalue", noise, eigenvalue=eigenvalue)
     if abs(eigenvalue) > math.sqrt(noise):
         return eigenvalue + noise / eigenvalue
     return math.copysign(noise_edge(noise), eigenvalue)
 
 
-def full_eigenvalue(of_batch: float, noise: float) -> float:
+def full_eigenvalue(of_batch: float | Tensor, noise: float | Tensor) -> float:
     """The extreme eigenvalue on all data, from that of a batch: the inverse of `batch_eigenvalue`.
 
     Args:
@@ -137,13 +143,14 @@ def full_eigenvalue(of_batch: float, noise: float) -> float:
         >>> round(full_eigenvalue(0.6, 0.05), 6)
         0.5
     """
-    _check_noise("full_eigenvalue", noise)
+    of_batch, noise = number(of_batch), number(noise)
+    _check_noise("full_eigenvalue", noise, of_batch=of_batch)
     if abs(of_batch) <= noise_edge(noise):
         raise OptionError(
             f"full_eigenvalue: of_batch={of_batch:g} lies within the noise, whose spectrum ends at "
             f"{noise_edge(noise):g}, so it does not depend on the eigenvalue of all data. Take a larger batch."
         )
-    size = (abs(of_batch) + math.sqrt(of_batch**2 - 4 * noise)) / 2
+    size = abs(of_batch) * (1 + math.sqrt(1 - (noise_edge(noise) / of_batch) ** 2)) / 2
     return math.copysign(size, of_batch)
 
 
@@ -158,18 +165,19 @@ def noise_edge(noise: float) -> float:
     return 2 * math.sqrt(noise)
 
 
-def eigenvector_overlap(eigenvalue: float, noise: float) -> float:
+def eigenvector_overlap(eigenvalue: float | Tensor, noise: float | Tensor) -> float:
     """The squared cosine between an extreme eigenvector on all data and that of a batch: 1 - κ / λ² (equation 6.5).
 
     Example:
         >>> round(eigenvector_overlap(0.5, 0.05), 6), eigenvector_overlap(0.5, 0.8)
         (0.8, 0.0)
     """
-    _check_noise("eigenvector_overlap", noise)
-    return max(0.0, 1 - noise / eigenvalue**2) if eigenvalue else 0.0
+    eigenvalue, noise = number(eigenvalue), number(noise)
+    _check_noise("eigenvector_overlap", noise, eigenvalue=eigenvalue)
+    return max(0.0, 1 - noise / eigenvalue / eigenvalue) if eigenvalue else 0.0
 
 
-def hessian_noise(products: Sequence[Sequence[Tensor]]) -> float:
+def hessian_noise(products: Sequence[Tensor | Sequence[Tensor]]) -> float:
     """Estimate κ from the products of the Hessians of several batches with one vector of norm 1 (equation 6.7).
 
     It is the variance of the products over batches, summed over elements, without bias.
@@ -178,17 +186,24 @@ def hessian_noise(products: Sequence[Sequence[Tensor]]) -> float:
         products: For each batch the list of tensors H_b z, whole or DTensors.
 
     Raises:
-        OptionError: for fewer than two batches.
+        OptionError: for fewer than two batches, for tensors of other shapes than those of the first, or where one is
+            not finite.
 
     Example:
         >>> round(hessian_noise([[torch.tensor([1.0, 0.0])], [torch.tensor([0.0, 0.0])]]), 6)
         0.5
     """
-    many = len(products)
-    errors.check("hessian_noise", "products", f"{many} of them", many > 1, "of two batches or more")
-    space = Vectors(products[0])
-    vectors = [space.flat(product) for product in products]
-    return noise_between(space, vectors)
+    several = isinstance(products, Iterable)
+    found = [[one] if isinstance(one, Tensor) else list(one) for one in products] if several else []
+    if len(found) < 2:
+        raise OptionError(f"hessian_noise: products of {len(found)} batches given; it needs those of two or more.")
+    if not found[0] or any([x.shape for x in one] != [x.shape for x in found[0]] for one in found):
+        raise OptionError("hessian_noise: give the same tensors for each batch, one for each parameter.")
+    space = Vectors(found[0])
+    noise = noise_between(space, [space.flat(product) for product in found])
+    if not math.isfinite(noise):
+        raise OptionError("hessian_noise: a product is not finite. Leave that batch out.")
+    return noise
 
 
 def noise_between(space: Vectors, vectors: Sequence[Tensor]) -> float:
@@ -197,7 +212,7 @@ def noise_between(space: Vectors, vectors: Sequence[Tensor]) -> float:
     return math.fsum(float(space.dots((v - mean)[None], v - mean)) for v in vectors) / (len(vectors) - 1)
 
 
-def least_damping(lr: float, eigenvalue: float, noise: float) -> float:
+def least_damping(lr: float, eigenvalue: float | Tensor, noise: float | Tensor) -> float:
     """The least damping δ with which steps along (H + δ)⁻¹ g are stable on a batch (equation 6.10).
 
     Args:
@@ -209,7 +224,19 @@ def least_damping(lr: float, eigenvalue: float, noise: float) -> float:
         >>> round(least_damping(2.0, 0.5, 0.05), 6), round(least_damping(4.0, 0.5, 0.05), 6)
         (0.1, 0.7)
     """
+    eigenvalue = number(eigenvalue)
+    _check("least_damping", lr=lr)
     return max(0.0, lr / 2 * batch_eigenvalue(eigenvalue, noise) - eigenvalue)
+
+
+def number(value: float | Tensor) -> float:
+    """A tensor with one element, such as an eigenvalue that `extreme_eigenvalues` has found, as a number.
+
+    Example:
+        >>> number(torch.tensor([2.0])), number(3.0)
+        (2.0, 3.0)
+    """
+    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else value  # type: ignore[return-value]
 
 
 def _check(owner: str, **values: float) -> None:
@@ -217,5 +244,7 @@ def _check(owner: str, **values: float) -> None:
         errors.check(owner, name, value, is_number(value) and value > 0, "a number above 0")
 
 
-def _check_noise(owner: str, noise: float) -> None:
+def _check_noise(owner: str, noise: float, **eigenvalues: float) -> None:
     errors.check(owner, "noise", noise, is_number(noise) and 0 <= noise < math.inf, "a number of at least 0")
+    for name, value in eigenvalues.items():
+        errors.check(owner, name, value, is_number(value) and math.isfinite(value), "a finite number")

@@ -7,15 +7,17 @@ B = tr(Sigma) / |G|^2 (section 2.2), unbiased estimates of both from two batch s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_optim.distributed.placement import local, shard_of
 from lightning_optim.distributed.reductions import Reductions
-from lightning_optim.errors import OptionError, is_number, shown
+from lightning_optim.errors import OptionError, check, is_number, shown
 
 Part = Tensor | Sequence[Tensor | None]
 """The gradient over one part: a tensor, or one for each parameter, None where there is none."""
@@ -78,8 +80,8 @@ def noise_scale(gradients_of_parts: Sequence[Part] | Tensor, sizes: float | Sequ
         float64, twice.
 
     Raises:
-        OptionError: if there are less than two parts, if parts have other tensors than the first, without gradients,
-            for a size not above 0, or where a gradient is not finite.
+        OptionError: if there are less than two parts, if parts are no lists of real tensors or have other tensors than
+            the first, without gradients, for a size not above 0, or where a gradient is not finite.
 
     Example:
         >>> one_by_one = [(1, 0), (0, 2), (3, 1), (-1, 1), (2, 2), (0, 1), (1, -1), (2, 0)]
@@ -90,7 +92,7 @@ def noise_scale(gradients_of_parts: Sequence[Part] | Tensor, sizes: float | Sequ
         (2.7857, 1.2143)
         >>> estimate, standard_error = found
     """
-    parts = [[part] if isinstance(part, Tensor) else list(part) for part in gradients_of_parts]
+    parts = _listed(gradients_of_parts)
     _check_parts(parts)
     b = torch.tensor(_sizes(sizes, len(parts)), dtype=torch.float64, device="cpu")
     squares, products, whole = _inner_products(parts, b / b.sum())
@@ -110,11 +112,16 @@ def from_two_sizes(small: float, large: float, small_size: float, large_size: fl
         small_size: Samples in a small batch; the harmonic mean, if they differ.
         large_size: Samples in a large batch, more than in a small one.
 
+    Raises:
+        OptionError: if the sizes are not in this order, or not above 0.
+
     Example:
         >>> trace, signal = from_two_sizes(2.5, 1.0, 8, 64)
         >>> round(trace, 9), round(signal, 9), round(trace / signal, 9)
         (13.714285714, 0.785714286, 17.454545455)
     """
+    ordered = is_number(small_size) and is_number(large_size) and 0 < small_size < large_size
+    check("from_two_sizes", "small_size", small_size, ordered, f"above 0 and below large_size={shown(large_size)}")
     trace = (small - large) / (1 / small_size - 1 / large_size)
     return trace, (large_size * large - small_size * small) / (large_size - small_size)
 
@@ -127,12 +134,18 @@ def steps_and_samples(batch: float, critical: float) -> tuple[float, float]:
 
     Args:
         batch: Samples in a step, above 0.
-        critical: The critical batch size, in samples.
+        critical: The critical batch size, in samples, at least 0.
+
+    Raises:
+        OptionError: if a size is out of range.
 
     Example:
         >>> steps_and_samples(100, 100), steps_and_samples(25, 100)
         ((2.0, 2.0), (5.0, 1.25))
     """
+    check("steps_and_samples", "batch", batch, is_number(batch) and batch > 0, "a number above 0")
+    known = is_number(critical) and critical >= 0
+    check("steps_and_samples", "critical", critical, known, "a number of at least 0; a noise scale may be unresolved")
     return 1 + critical / batch, 1 + batch / critical if critical else math.inf
 
 
@@ -153,6 +166,23 @@ def ratio(trace: float, signal: float, variances: tuple[float, float, float]) ->
     return NoiseScale(estimate, error, trace, math.sqrt(of_trace), signal, math.sqrt(of_signal))
 
 
+def _listed(gradients_of_parts: Any) -> list[list[Tensor | None]]:
+    """The parts, each as a list of real tensors."""
+    try:
+        given = [[part] if isinstance(part, Tensor | np.ndarray) else list(part) for part in gradients_of_parts]
+    except TypeError:
+        given = [[gradients_of_parts]]
+    parts: list[list[Any]] = [[torch.from_numpy(g) if isinstance(g, np.ndarray) else g for g in one] for one in given]
+    parts = [[g.to_dense() if isinstance(g, Tensor) and g.is_sparse else g for g in part] for part in parts]
+    wrong = [g for part in parts for g in part if g is not None and not (isinstance(g, Tensor) and not g.is_complex())]
+    if wrong:
+        raise OptionError(
+            f"noise_scale: gradients_of_parts holds {shown(wrong[0])}; it must have one entry for each part, a real "
+            "tensor or a list of such tensors."
+        )
+    return parts
+
+
 def _check_parts(parts: Sequence[Sequence[Tensor | None]]) -> None:
     if len(parts) < 2:
         raise OptionError(
@@ -171,7 +201,7 @@ def _check_parts(parts: Sequence[Sequence[Tensor | None]]) -> None:
 
 def _sizes(sizes: float | Sequence[float] | Tensor, parts: int) -> list[float]:
     listed = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-    found = [listed] * parts if is_number(listed) else list(listed)  # type: ignore[arg-type]
+    found = list(listed) if isinstance(listed, Iterable) else [listed] * parts
     if len(found) != parts or not all(is_number(size) and 0 < size < math.inf for size in found):
         raise OptionError(
             f"noise_scale: sizes={shown(sizes)} must be the samples in a part, a number above 0, or one such number "
@@ -187,6 +217,7 @@ def _inner_products(parts: Sequence[Sequence[Tensor | None]], shares: Tensor) ->
     found = []
     for i in given:
         gradients = [local(part[i]).reshape(-1) for part in parts]  # type: ignore[arg-type]
+        gradients = [g if g.is_floating_point() else g.double() for g in gradients]
         mean = torch.zeros_like(gradients[0], dtype=torch.float64)
         for g, share in zip(gradients, shares.tolist(), strict=True):
             mean.add_(g.double(), alpha=share)
@@ -202,6 +233,9 @@ def _inner_products(parts: Sequence[Sequence[Tensor | None]], shares: Tensor) ->
 def _jackknife(squares: Tensor, products: Tensor, whole: Tensor, b: Tensor) -> NoiseScale:
     """Estimates from all parts, and variances from leaving out one after the other."""
     n, total = len(b), b.sum()
+    # Variances are squares of squares: in units of the largest, they neither overflow nor vanish.
+    unit = float(squares.max()) or 1.0
+    squares, products, whole = squares / unit, products / unit, whole / unit
 
     def estimates(square_sum: Tensor, mean_square: Tensor, size: Tensor, count: int) -> Tensor:
         trace = (square_sum - size * mean_square) / (count - 1)
@@ -216,4 +250,6 @@ def _jackknife(squares: Tensor, products: Tensor, whole: Tensor, b: Tensor) -> N
         away = without - without.mean(1, keepdim=True)
         covariance = away @ away.T * (n - 1) / n
     trace, signal = full.tolist()
-    return ratio(trace, signal, (float(covariance[0, 0]), float(covariance[1, 1]), float(covariance[0, 1])))
+    scaled = ratio(trace, signal, (float(covariance[0, 0]), float(covariance[1, 1]), float(covariance[0, 1])))
+    measured = ("trace", "trace_error", "signal", "signal_error")
+    return replace(scaled, **{name: unit * getattr(scaled, name) for name in measured})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_optim.analysis.noise_scale import NoiseScale, ratio
+from lightning_optim.errors import check, is_number
 
 
 class RunningNoiseScale:
@@ -17,7 +18,10 @@ class RunningNoiseScale:
     measurements, so they also hold what changes during training.
 
     Args:
-        decay: Weight of the past for one measurement, in (0, 1): 0.99 averages over about 100.
+        decay: Weight of the past for one measurement, in [0, 1): 0.99 averages over about 100.
+
+    Raises:
+        OptionError: if decay is out of range.
 
     Example:
         >>> running = RunningNoiseScale(0.9)
@@ -28,6 +32,7 @@ class RunningNoiseScale:
     """
 
     def __init__(self, decay: float = 0.99) -> None:
+        check("RunningNoiseScale", "decay", decay, is_number(decay) and 0 <= decay < 1, "in [0, 1)")
         self.decay = decay
         self.count = 0
         self._weight = self._squares = 0.0  # sum of the weights so far, and of their squares

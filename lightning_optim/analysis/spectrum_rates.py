@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim import errors
+from lightning_optim.analysis.batch_size import number
 from lightning_optim.errors import is_number
 
 Method = Literal["gradient_descent", "heavy_ball", "nesterov"]
@@ -32,7 +33,7 @@ class Rates(NamedTuple):
     momentum: float
 
 
-def heavy_ball(largest: float, smallest: float) -> Rates:
+def heavy_ball(largest: float | Tensor, smallest: float | Tensor) -> Rates:
     """The rates with which SGD with momentum contracts fastest on a quadratic: each end by √momentum a step.
 
     Args:
@@ -46,12 +47,12 @@ def heavy_ball(largest: float, smallest: float) -> Rates:
         >>> heavy_ball(10.0, 0.1)
         Rates(lr=0.330578512396694..., momentum=0.66942148760330...)
     """
-    _check("heavy_ball", largest, smallest)
+    largest, smallest = _checked("heavy_ball", largest, smallest)
     total = math.sqrt(largest) + math.sqrt(smallest)
     return Rates((2 / total) ** 2, ((math.sqrt(largest) - math.sqrt(smallest)) / total) ** 2)
 
 
-def gradient_descent(largest: float, smallest: float) -> Rates:
+def gradient_descent(largest: float | Tensor, smallest: float | Tensor) -> Rates:
     """The learning rate with which gradient descent contracts fastest on a quadratic; no momentum.
 
     Args:
@@ -65,11 +66,11 @@ def gradient_descent(largest: float, smallest: float) -> Rates:
         >>> gradient_descent(10.0, 0.1)
         Rates(lr=0.19801980198019..., momentum=0.0)
     """
-    _check("gradient_descent", largest, smallest)
+    largest, smallest = _checked("gradient_descent", largest, smallest)
     return Rates(2 / (largest + smallest), 0.0)
 
 
-def nesterov(largest: float, smallest: float) -> Rates:
+def nesterov(largest: float | Tensor, smallest: float | Tensor) -> Rates:
     """Nesterov's rates for a strongly convex function: 1 / L, and (√L - √μ) / (√L + √μ) for eigenvalues in [μ, L].
 
     Args:
@@ -83,7 +84,7 @@ def nesterov(largest: float, smallest: float) -> Rates:
         >>> nesterov(4.0, 1.0)
         Rates(lr=0.25, momentum=0.333333333333333...)
     """
-    _check("nesterov", largest, smallest)
+    largest, smallest = _checked("nesterov", largest, smallest)
     low, high = math.sqrt(smallest), math.sqrt(largest)
     return Rates(1 / largest, (high - low) / (high + low))
 
@@ -100,7 +101,7 @@ def from_spectrum(values: Tensor, weights: Tensor, method: Method = "heavy_ball"
     further step of Lanczos.
 
     Args:
-        values: The Ritz values of Lanczos from one random vector.
+        values: The Ritz values of Lanczos from one random vector, as `nodes[0]` of `spectral_density`.
         weights: The weight of each, which add up to 1: the squared first components of the eigenvectors of the
             tridiagonal matrix.
         method: "heavy_ball" for SGD with momentum, "gradient_descent" without, "nesterov" for Nesterov's momentum.
@@ -108,7 +109,8 @@ def from_spectrum(values: Tensor, weights: Tensor, method: Method = "heavy_ball"
         small: Which value is the smallest: "median" or "least".
 
     Raises:
-        OptionError: if there is no positive value, or if an option is not one of those above.
+        OptionError: if all values are zero or one is not finite, if there is not one weight for each, or if an option
+            is not one of those above.
 
     Example:
         >>> values, weights = torch.tensor([-1.0, 0.0, 4.0, 9.0]), torch.tensor([0.1, 0.6, 0.2, 0.1])
@@ -117,7 +119,15 @@ def from_spectrum(values: Tensor, weights: Tensor, method: Method = "heavy_ball"
     """
     errors.check_choice("from_spectrum", "method", method, list(METHODS))
     errors.check_choice("from_spectrum", "small", small, ["median", "least"])
-    sizes = values.detach().double().abs()
+    values, weights = (torch.as_tensor(x).detach().double() for x in (values, weights))
+    if values.dim() != 1 or values.shape != weights.shape or not bool(((weights >= 0) & weights.isfinite()).all()):
+        raise errors.OptionError(
+            f"from_spectrum: values of shape {tuple(values.shape)} and weights of shape {tuple(weights.shape)} must be "
+            "those of one probe, a weight of at least 0 for each value."
+        )
+    there = ~values.isnan() | (weights > 0)  # shorter probes of a density are filled up with NaN of weight 0
+    values, weights = values[there], weights[there]
+    sizes = values.abs()
     largest = float(sizes.max()) if len(sizes) else 0.0
     errors.check("from_spectrum", "values", values.tolist(), 0 < largest < math.inf, "finite, and not all zero")
     spike = int(weights.argmax())
@@ -145,7 +155,10 @@ def _positive(value: float, largest: float) -> float:
     return max(value, 1e-16 * largest)
 
 
-def _check(owner: str, largest: float, smallest: float) -> None:
+def _checked(owner: str, largest: float | Tensor, smallest: float | Tensor) -> tuple[float, float]:
+    """Both as numbers, if they are in range."""
+    largest, smallest = number(largest), number(smallest)
     errors.check(owner, "largest", largest, is_number(largest) and 0 < largest < math.inf, "a number above 0")
     between = is_number(smallest) and 0 < smallest <= largest
     errors.check(owner, "smallest", smallest, between, f"above 0 and at most {largest:g}, the largest eigenvalue")
+    return largest, smallest

@@ -26,7 +26,8 @@ def stability_threshold(
         kind: How momentum enters: "heavy_ball" is m ← β m + g, as in torch's SGD, with the threshold 2 (1 + β) / lr;
             "nesterov" is the same with Nesterov's look ahead, 2 (1 + β) / (lr (1 + 2 β)); "ema" is m ← β m + (1 - β) g,
             as in Adam, 2 (1 + β) / (lr (1 - β)).
-        dampening: That of torch's SGD, in [0, 1): the gradient enters its momentum times 1 - dampening.
+        dampening: That of torch's SGD, in [0, 1): the gradient enters its momentum times 1 - dampening. Without
+            momentum it has no effect, and Nesterov's has none.
 
     Raises:
         OptionError: if an argument is out of range.
@@ -41,8 +42,10 @@ def stability_threshold(
     errors.check_choice(owner, "kind", kind, ["heavy_ball", "nesterov", "ema"])
     for name, value in (("momentum", momentum), ("dampening", dampening)):
         errors.check(owner, name, value, is_number(value) and 0 <= value < 1, "in [0, 1)")
+    fits = kind == "heavy_ball" or dampening == 0
+    errors.check(owner, "dampening", dampening, fits, f"0 where kind={kind!r}; only 'heavy_ball' knows it")
     if kind == "ema":
         return 2 * (1 + momentum) / (lr * (1 - momentum))
     if kind == "nesterov":
         return 2 * (1 + momentum) / (lr * (1 + 2 * momentum))
-    return 2 * (1 + momentum) / (lr * (1 - dampening))
+    return 2 * (1 + momentum) / (lr * (1 - dampening if momentum else 1))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_optim.analysis.block_means import Change, Window, changes, slope_of, trend, within_block
-from lightning_optim.analysis.gradient_square import FullGradient, full_gradient
-from lightning_optim.errors import OptionError, shown
+from lightning_optim.analysis.gradient_square import FullGradient, flat_rows, full_gradient
+from lightning_optim.errors import OptionError, check, is_whole, shown
 
 Verdict = Literal["approaching a stationary point", "invariant measure reached", "still moving", "undecided"]
 
@@ -71,9 +71,9 @@ class Stationarity:
 
 
 def stationarity(
-    iterates: Tensor | Sequence[Tensor | Sequence[Tensor]],
+    iterates: Tensor | Sequence[Any],
     losses: Tensor | Sequence[float] | None = None,
-    gradients: Tensor | Sequence[Tensor] | None = None,
+    gradients: Tensor | Sequence[Any] | None = None,
     seed: int = 0,
 ) -> Stationarity:
     """Judge the end of a trajectory.
@@ -84,8 +84,9 @@ def stationarity(
     Verdicts do not depend on the units of loss and parameters, nor on where their zero is.
 
     Args:
-        iterates: The parameters after each step, (steps, parameters), or a sequence of vectors or of lists of tensors.
-            At least 64, and for an invariant measure some 100 times the steps over which iterates are correlated.
+        iterates: The parameters after each step, (steps, parameters), or a sequence of vectors, of lists of tensors, or
+            of numbers where there is one parameter. At least 64, and for an invariant measure some 100 times the steps
+            over which iterates are correlated.
         losses: The loss at each of them.
         gradients: Measurements of the full gradient along the trajectory, the first at its beginning, the last at its
             end: each a (parameters,) full gradient, or the (batches, parameters) gradients of two batches or more at
@@ -94,7 +95,8 @@ def stationarity(
         seed: Of the random projections.
 
     Raises:
-        OptionError: if there are less than 64 iterates, if numbers do not fit together, or for NaN or infinity.
+        OptionError: if there are less than 64 iterates, if something has no numbers or they do not fit together, or for
+            NaN or infinity.
 
     Example:
         >>> descent = [torch.tensor([3.0, 1.0], dtype=torch.float64)]
@@ -105,24 +107,22 @@ def stationarity(
         >>> print(stationarity(torch.arange(400.0)[:, None]).verdict)
         still moving
     """
-    theta = _matrix(iterates)
-    values = None if losses is None else torch.as_tensor(losses, dtype=torch.float64, device=theta.device).reshape(-1)
-    if values is not None and len(values) != len(theta):
-        raise OptionError(f"stationarity: {len(values)} losses for {len(theta)} iterates; give one for each.")
+    check("stationarity", "seed", seed, is_whole(seed, 0), "a whole number of at least 0")
+    theta, eps = _matrix(iterates)
+    values = None if losses is None else _losses(losses, theta)
     if not bool(theta.isfinite().all()) or (values is not None and not bool(values.isfinite().all())):
         raise OptionError("stationarity: an iterate or a loss is NaN or infinite. Has the run diverged?")
-    measured = None if gradients is None else [full_gradient(one) for one in gradients]
-    if measured is not None and not measured:
-        raise OptionError("stationarity: gradients is empty. Give one at the beginning and one at the end, or None.")
-    eps = torch.finfo(iterates.dtype).eps if isinstance(iterates, Tensor) and iterates.is_floating_point() else 2e-16
-    ends = None if measured is None else (measured[0], measured[-1])
+    ends = None if gradients is None else _ends(gradients, theta.shape[1])
+    unit, of_loss = _unit(theta), 1.0 if values is None else _unit(values)
+    theta, values = theta / unit if unit != 1 else theta, None if values is None else values / of_loss
     first = _window(theta, values, 0.0, 0.25, None, seed)
     found: Stationarity | None = None
     for begin in (0.5, 0.25, 0.0):  # the more the better, as long as the beginning is of the same law
         middle = (1 + begin) / 2
         direction = _mean(theta, 0.25, 0.5) - _mean(theta, 0, 0.25) if begin == 0.5 else None
         pair = [_window(theta, values, *part, direction, seed) for part in ((begin, middle), (middle, 1.0))]
-        now = judge(first, pair[0], pair[1], ends, has_loss=values is not None, eps=eps)
+        now = judge(first, *pair, ends, has_loss=values is not None, eps=eps)
+        now = _times(_times(now, unit, "displacement"), of_loss, "loss", "loss_slope", "loss_slope_error")
         found = found or now
         if now.verdict == "invariant measure reached":
             return now
@@ -242,26 +242,61 @@ def _of_gradient(facts: Stationarity) -> str:
 # ---------------------------------------------------------------- windows of a trajectory
 
 
-def _matrix(iterates: Tensor | Sequence[Tensor | Sequence[Tensor]]) -> Tensor:
-    if isinstance(iterates, Tensor):
-        theta = iterates.detach().double()
+def _matrix(iterates: Any) -> tuple[Tensor, float]:
+    """The iterates as a float64 matrix, and the relative precision of what was given."""
+    if isinstance(iterates, Tensor) and iterates.dim() > 1 and not iterates.is_complex():
+        found = iterates.detach().flatten(1)
     else:
-        rows = [
-            one.detach().double().reshape(-1)
-            if isinstance(one, Tensor)
-            else torch.cat([torch.as_tensor(part).detach().double().reshape(-1) for part in one])
-            for one in iterates
-        ]
-        if len({len(row) for row in rows}) > 1:
-            raise OptionError("stationarity: iterates have different numbers of parameters.")
-        theta = torch.stack(rows) if rows else torch.zeros(0, 1, dtype=torch.float64, device="cpu")
-    theta = theta.reshape(len(theta), -1)
+        rows = flat_rows("stationarity", "iterates", iterates)
+        found = torch.stack(rows) if rows else torch.zeros(0, 1, dtype=torch.float64, device="cpu")
+    theta, eps = found.double(), torch.finfo(found.dtype).eps if found.is_floating_point() else 2e-16
     if len(theta) < LEAST or not theta.shape[1]:
         raise OptionError(
             f"stationarity: iterates={shown(tuple(theta.shape))} (steps, parameters); it needs at least {LEAST} steps "
             "and one parameter."
         )
-    return theta
+    return theta, eps
+
+
+def _losses(losses: Any, theta: Tensor) -> Tensor:
+    rows = losses.detach() if isinstance(losses, Tensor) else flat_rows("stationarity", "losses", losses)
+    values = (rows if isinstance(rows, Tensor) else torch.stack(rows) if rows else theta[:0, 0]).to(theta).reshape(-1)
+    if len(values) != len(theta):
+        raise OptionError(f"stationarity: {len(values)} losses for {len(theta)} iterates; give one for each.")
+    return values
+
+
+def _ends(gradients: Any, parameters: int) -> tuple[FullGradient, FullGradient]:
+    """The first and the last measurement of the full gradient."""
+    try:
+        measured = list(gradients)
+    except TypeError:
+        measured = []
+    if not measured:
+        raise OptionError("stationarity: gradients is empty. Give one at the beginning and one at the end, or None.")
+    return _measurement(measured[0], parameters), _measurement(measured[-1], parameters)
+
+
+def _measurement(given: Any, parameters: int) -> FullGradient:
+    """From one gradient, whole or as a list with a tensor for each parameter, or from those of several batches."""
+    whole = flat_rows("stationarity", "gradients", [given])[0]
+    if len(whole) == 0 or len(whole) % parameters:
+        raise OptionError(
+            f"stationarity: a measurement of the gradient has {len(whole)} elements, and iterates have {parameters}. "
+            "Give a full gradient, or those of several batches."
+        )
+    return full_gradient(whole.view(-1, parameters))
+
+
+def _times(found: Stationarity, unit: float, *names: str) -> Stationarity:
+    """With some attributes in other units."""
+    return replace(found, **{name: unit * getattr(found, name) for name in names})
+
+
+def _unit(values: Tensor) -> float:
+    """A power of two in which no square of values of a usual size overflows or vanishes; 1 for most runs."""
+    largest = float(values.abs().max())
+    return 1.0 if largest == 0 or 1e-60 < largest < 1e60 else 2.0 ** (math.frexp(largest)[1] - 1)
 
 
 def _mean(theta: Tensor, begin: float, end: float) -> Tensor:

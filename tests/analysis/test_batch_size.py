@@ -19,6 +19,7 @@ from lightning_optim.analysis.batch_size import (
     full_eigenvalue,
     hessian_noise,
     learning_rate_factor,
+    least_damping,
     noise_edge,
 )
 from lightning_optim.analysis.spectrum_rates import Method, Small, from_spectrum, heavy_ball
@@ -77,7 +78,7 @@ def test_noise_is_estimated_without_bias() -> None:
     noise = [torch.from_numpy(rng.standard_normal((size, size)) * 0.1) for _ in range(batches)]
     products = [[((n + n.mT) / math.sqrt(2) + torch.eye(size)) @ z] for n in noise]
     assert hessian_noise(products) == pytest.approx(size * 0.01, rel=0.15)
-    with pytest.raises(OptionError, match="two batches or more"):
+    with pytest.raises(OptionError, match="of two or more"):
         hessian_noise(products[:1])
 
 
@@ -149,8 +150,34 @@ def _radius(eigenvalue: float, lr: float, momentum: float, kind: str) -> float:
         (lambda: from_spectrum(torch.zeros(2), torch.ones(2) / 2), "must be finite, and not all zero"),
         (lambda: stability_threshold(0), "lr=0 must be a number above 0"),
         (lambda: stability.stability_threshold(1, 1), r"momentum=1 must be in \[0, 1\)"),
+        (lambda: stability_threshold(1, 0.9, "nesterov", 0.1), "dampening=0.1 must be 0 where kind='nesterov'"),
+        (lambda: learning_rate_factor(2, 1, most=-1), "most=-1 must be a number above 0"),
+        (lambda: batch_eigenvalue(math.nan, 0.1), "eigenvalue=nan must be a finite number"),
+        (lambda: full_eigenvalue(math.nan, 0.1), "of_batch=nan must be a finite number"),
+        (lambda: curvature_factor(8, 64, 0.5, 0.1, samples=64), "reference=64 must be below 64, the size of the data"),
+        (lambda: least_damping(math.nan, 0.5, 0.1), "lr=nan must be a number above 0"),
+        (lambda: hessian_noise([[torch.ones(2)]]), "products of 1 batches given"),
+        (lambda: hessian_noise([[torch.ones(2)], [torch.ones(2), torch.ones(3)]]), "the same tensors for each batch"),
+        (lambda: hessian_noise([[torch.ones(1)], [torch.tensor([math.nan])]]), "not finite. Leave that batch out"),
+        (lambda: from_spectrum(torch.ones(2), torch.ones(3)), "a weight of at least 0 for each value"),
+        (lambda: from_spectrum(torch.ones(2), torch.tensor([math.nan, 1])), "a weight of at least 0 for each value"),
     ],
 )
 def test_what_is_out_of_range_gets_a_sentence(call: Any, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         call()
+
+
+def test_eigenvalues_may_be_tensors_and_probes_shorter_than_others() -> None:
+    """As `extreme_eigenvalues` and `spectral_density` return them."""
+    one, nodes = torch.tensor([0.5], dtype=torch.float64), torch.tensor([-1.0, 4.0, 9.0, math.nan])
+    assert batch_eigenvalue(one[0], 0.05) == batch_eigenvalue(0.5, 0.05)
+    assert full_eigenvalue(one, one * 0) == 0.5
+    assert heavy_ball(one, one / 2) == heavy_ball(0.5, 0.25)
+    assert from_spectrum(nodes, torch.tensor([0.3, 0.4, 0.3, 0.0]), small="least") == heavy_ball(9.0, 1.0)
+
+
+def test_dampening_needs_momentum() -> None:
+    """In torch's SGD it belongs to the momentum buffer, which there is none of."""
+    assert stability_threshold(0.01, 0.0, dampening=0.5) == 200
+    assert stability_threshold(0.01, 0.9, dampening=0.5) == pytest.approx(760)

@@ -57,9 +57,13 @@ def test_estimates_scatter_around_the_exact_value_by_their_standard_error(sizes:
 
 def test_units_do_not_matter_to_the_estimate() -> None:
     parts = normal(0, 8, 5) + 3
-    found, other = noise_scale(parts, 4), noise_scale(parts * 1024, 4)
-    assert tuple(found) == tuple(other)
-    assert found.resolved is other.resolved is True
+    found = noise_scale(parts, 4)
+    for factor in (2.0**-400, 1024, 2.0**400):  # whose fourth power is no number any more
+        other = noise_scale(parts * factor, 4)
+        assert tuple(found) == tuple(other)
+        assert found.trace_error * factor**2 == other.trace_error
+        assert found.resolved is other.resolved is True
+    assert noise_scale(list(parts.numpy()), 4) == found
 
 
 def test_noise_that_hides_the_gradient_is_not_resolved() -> None:
@@ -81,6 +85,11 @@ def test_noise_that_hides_the_gradient_is_not_resolved() -> None:
         ([torch.ones(2), torch.tensor([1.0, math.nan])], 1, "NaN or infinity"),
         ([torch.ones(2), torch.ones(2)], 0, "sizes=0 must be"),
         ([torch.ones(2), torch.ones(2)], [1, 2, 3], "for each of the 2 parts"),
+        ([torch.ones(2), torch.ones(2)], None, "sizes=None must be"),
+        ([torch.ones(2), torch.ones(2)], math.nan, "sizes=nan must be"),
+        (None, 1, "gradients_of_parts holds None|0 parts|1 part"),
+        ([{"w": torch.ones(2)}] * 2, 1, "gradients_of_parts holds 'w'; it must have one entry for each part"),
+        (torch.ones(2, 3, dtype=torch.complex64), 1, "a real tensor"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(parts: Any, sizes: Any, words: str) -> None:

@@ -171,6 +171,13 @@ def test_tests_are_those_of_scipy() -> None:
         ([torch.ones(100, 1), [1.0]], "1 losses for 100 iterates"),
         ([torch.ones(100, 1), None, []], "gradients is empty"),
         ([torch.ones(100, 1), None, [torch.tensor([math.inf])]], "NaN or infinite"),
+        ([torch.ones(100, 2), None, [torch.ones(3)]], "has 3 elements, and iterates have 2"),
+        ([[]], "at least 64"),
+        ([None], "iterates=None must be a tensor of real numbers"),
+        ([[{"w": torch.ones(2)}] * 100], "must be a tensor of real numbers"),
+        ([torch.ones(100, 1, dtype=torch.complex64)], "must be a tensor of real numbers"),
+        ([torch.ones(100, 1), ["low"] * 100], r"losses=\['low'"),
+        ([torch.ones(100, 1), None, None, -1], "seed=-1 must be a whole number"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(arguments: list[Any], words: str) -> None:
@@ -180,3 +187,26 @@ def test_what_cannot_be_is_refused_in_a_sentence(arguments: list[Any], words: st
 
 def test_weights_at_rest_have_arrived() -> None:
     assert stationarity(torch.ones(100, 3)).verdict == APPROACHING
+
+
+def test_a_run_that_diverges_is_moving_however_large_it_gets() -> None:
+    """Squares of 1e180 are no numbers any more."""
+    iterates = torch.tensor([-1.5], dtype=torch.float64) ** torch.arange(1000, dtype=torch.float64)
+    found = stationarity(iterates, iterates.abs())
+    assert found.verdict == MOVING
+    assert "growing" in found.evidence
+    assert found.loss == pytest.approx(float(iterates[750:].abs().mean()), rel=0.1)
+
+
+def test_iterates_may_be_lists_of_anything_with_numbers() -> None:
+    g = torch.Generator().manual_seed(3)
+    iterates = normal(g, 200, 3)
+    gradients = normal(g, 2, 3)
+    expected = stationarity(iterates, iterates[:, 0], gradients)
+    parts = [(row[:1], row[1:].view(1, 2)) for row in iterates]
+    pairs = [[one[:2], one[2:]] for one in gradients]
+    assert stationarity(parts, iterates[:, 0].tolist(), pairs) == expected
+    arrays: list[Any] = [iterates.numpy(), iterates[:, 0].numpy(), gradients.numpy()]
+    assert stationarity(*arrays) == stationarity(iterates.tolist(), *arrays[1:]) == expected
+    one = stationarity(iterates[:, 0].tolist(), gradients=[1.0, 0.5])
+    assert str(one) == str(stationarity(iterates[:, :1], gradients=[torch.ones(1), torch.ones(1) / 2]))
