@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -32,7 +32,7 @@ class LanguageModel(ConfiguredOptimizer, LightningModule):
 
     def __init__(
         self,
-        norm: Literal["pre", "post"] = "pre",
+        norm: str = "pre",
         depth: int = 6,
         width: int = 64,
         heads: int = 4,
@@ -43,7 +43,9 @@ class LanguageModel(ConfiguredOptimizer, LightningModule):
         self.save_hyperparameters()
         self.tokens = nn.Embedding(BYTES, width)
         self.positions = nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(TransformerBlock(width, heads, norm, causal=True) for _ in range(depth))
+        # A word that is neither gets its sentence from the block; a Literal here would get that of the parser.
+        blocks = (TransformerBlock(width, heads, norm, causal=True) for _ in range(depth))  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(blocks)
         self.last_norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
         self.head = nn.Linear(width, BYTES)
 

@@ -42,6 +42,14 @@ def test_a_few_steps_by_the_command(
     assert len(profile["norms"]["feed_forward_output"]) == 4
 
 
+def test_a_wrong_word_gets_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", CONFIG, "--model.norm=both"])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == "lightning-optim: TransformerBlock: norm='both' must be 'pre' or 'post'."
+
+
 def test_what_is_committed_is_what_the_script_runs() -> None:
     """All arms and seeds, at the learning rate of the config too; a warm-up changes nothing before the first step."""
     folder = ROOT / "examples/language_model"
