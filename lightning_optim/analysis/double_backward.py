@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.analysis.graphs import dead_end, has_functions_of_users
+from lightning_optim.analysis.graphs import dead_end, has_functions_of_users, wrong_twice
 from lightning_optim.analysis.vectors import Vectors
 
 
@@ -31,7 +31,7 @@ class Hessian:
         grads = torch.autograd.grad(loss, space.params, create_graph=True, allow_unused=True)
         found = [g for g in grads if g is not None]
         self._grads = {i: g for i, g in enumerate(grads) if g is not None and g.requires_grad}
-        if problem := dead_end(found):
+        if problem := dead_end(found) or wrong_twice(loss):
             raise RuntimeError(problem)
         self.doubtful = len(found) > len(self._grads) or has_functions_of_users([loss])
 

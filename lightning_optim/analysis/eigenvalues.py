@@ -25,7 +25,8 @@ class Extremes(NamedTuple):
         smallest: (k,) float64, ascending; negative where the matrix is indefinite.
         bound: (2, k) float64, of the errors of `largest` and of `smallest`: the norm of the residuals of these k
             vectors, and rounding. Within this distance there are k eigenvalues, one for each (Kahan 1967). Where the
-            bound is not small, these need not be the outermost ones: more steps are needed.
+            bound is not small, these need not be the outermost ones: more steps are needed. Where steps were over
+            before it was sure that no copy of a multiple eigenvalue is missing, it reaches to the outermost value.
     """
 
     largest: Tensor
@@ -58,7 +59,8 @@ def extreme_eigenvalues(
             mode sees its batches; keep its buffers yourself if they matter.
         params: The parameters, a list of tensors with `requires_grad`. One that the loss does not use has zero rows.
         k: How many at each end, at most the number of elements.
-        steps: The largest number of products, 200 if None. It ends earlier where the tolerance is met.
+        steps: The largest number of products. If None 200 for k = 1 and 100 more for each further one. It ends earlier
+            where the tolerance is met.
         operator: "hessian", or "ggn": J^T H_L J with the Jacobian J of the outputs and the Hessian H_L of the loss as
             a function of the outputs.
         products: "autograd" is exact and differentiates twice. "differences" takes central differences of gradients,
@@ -116,7 +118,7 @@ def outermost(
         owner, "k", k, is_whole(k) and k <= dimension, f"a whole number from 1 to {dimension}, the number of elements"
     )
     least = min(2 * k + 3, dimension)
-    steps = max(STEPS, 20 * k) if steps is None else steps
+    steps = STEPS + 100 * (k - 1) if steps is None else steps
     check(owner, "steps", steps, is_whole(steps, k), f"a whole number of at least k={k}")
     fits = is_whole(basis, least) if basis is not None else True
     check(owner, "basis", basis, fits, f"None, or a whole number of at least {least}, which k={k} needs")
@@ -135,6 +137,8 @@ def outermost(
     rounding = 32 * max(torch.finfo(p.dtype).eps for p in times.space.params) * (1 + machine.restarts) ** 0.5
     high, low = values[-k:].sort(descending=True).values, values[:k].sort().values
     bounds = [float(part.norm()) + rounding * machine.scale for part in (residuals[-k:], residuals[:k])]
+    if not machine.complete:
+        bounds = [bound + abs(float(end[0] - end[-1])) for bound, end in zip(bounds, (high, low), strict=True)]
     return Extremes(high, low, torch.tensor(bounds, dtype=torch.float64, device="cpu")[:, None].expand(2, k).clone())
 
 

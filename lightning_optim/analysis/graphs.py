@@ -10,6 +10,7 @@ from torch import Tensor
 
 # Functions of torch that hand gradients through.
 TRANSPARENT = ("_DDPSink",)
+WRONG_TWICE = ("WeightNormInterfaceBackward",)
 
 
 def nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
@@ -42,6 +43,12 @@ def has_functions_of_users(tensors: Iterable[Tensor]) -> bool:
     """
     kind: Any = torch.autograd.function.BackwardCFunction
     return any(isinstance(node, kind) and not node.name().startswith(TRANSPARENT) for node in nodes(tensors))
+
+
+def wrong_twice(loss: Tensor) -> str:
+    """Why a second backward pass would be wrong without an error; empty where nothing is known."""
+    found = any(node.name().startswith(WRONG_TWICE) for node in nodes([loss]))
+    return "What torch computes as the second derivative of weight norm is wrong." if found else ""
 
 
 def precision(tensors: Iterable[Tensor]) -> float:

@@ -55,12 +55,14 @@ class ThickRestart:
         products: Number of products so far.
         restarts: Number of restarts so far.
         scale: The largest absolute value of a Ritz value so far, a lower bound of the norm of the matrix.
+        complete: Whether further copies of a multiple eigenvalue were looked for until there were none.
     """
 
     def __init__(self, times: Times, space: Vectors, k: int, size: int, seed: int = 0, owner: str = "Lanczos") -> None:
         self.times, self.space, self.k, self.size, self.seed = times, space, k, size, seed
         self.basis = Basis(space, size)
         self.owner, self.products, self.restarts, self.scale = owner, 0, 0, 0.0
+        self.complete = k == 1
         self._randoms = 0
         self._lost = 0.0  # of a residual, where the vector behind it was dropped
         # A Q = Q H[:n, :n] + q H[n, :n] with n vectors Q and the next vector q.
@@ -88,12 +90,14 @@ class ThickRestart:
             ritz = self._ritz(n)
             allowed = tolerance() * self.scale
             if n == self.space.dimension or self.products >= steps:
+                self.complete = self.complete or n == self.space.dimension
                 return ritz
             wanted = self._wanted(n)
             if len(wanted) == 2 * self.k and ritz.converged(wanted, allowed + self._lost):
                 values = ritz.values[wanted]
                 same = before is not None and float((values - before).abs().max()) <= 2 * allowed + self._lost
                 if self.k == 1 or (same and self._nothing_beyond(ritz, allowed)):
+                    self.complete = True
                     return ritz
                 if not same:
                     before = values

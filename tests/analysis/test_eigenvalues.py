@@ -248,6 +248,17 @@ def test_ranks_find_what_one_process_finds() -> None:
         assert sent == (1 if world == "ddp" else 2), world
 
 
+def test_a_triple_eigenvalue_is_found_three_times_or_the_bound_says_so() -> None:
+    values = torch.arange(600, dtype=torch.float64).div(3, rounding_mode="floor")
+    closure, params = quadratic(torch.diag(values))
+    found = extreme_eigenvalues(closure, params, k=3)
+    assert torch.allclose(found.largest, values[-3:], atol=1e-8)
+    assert torch.allclose(found.smallest, values[:3], atol=1e-8)
+    short = extreme_eigenvalues(closure, params, k=3, steps=150)
+    for part, exact, bound in zip(short[:2], (values[-3:], values[:3]), short.bound, strict=True):
+        assert ((part - exact).abs() <= bound).all()
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_optim.analysis.products import Matrix, Products, Way, products_of
 from lightning_optim.analysis.vectors import Vectors
@@ -158,6 +159,27 @@ def test_without_a_second_backward_pass_autograd_is_refused_where_it_is_asked_fo
         products_of("test", closure, [q]) as times,
     ):
         assert (times(v) - exact).norm() < 1e-3 * exact.norm()
+
+
+def test_the_second_derivative_of_weight_norm_is_not_that_of_torch() -> None:
+    """Its matrix is not even symmetric. In plain arithmetic it is right."""
+    x, _ = samples()
+    layer = weight_norm(nn.Linear(3, 2).double())
+    params = list(layer.parameters())
+    bias, norm, direction = params
+
+    def plain() -> Tensor:
+        weight = direction * (norm / direction.norm(dim=1, keepdim=True))
+        return nn.functional.linear(x, weight, bias).sin().mean()
+
+    with products_of("test", plain, params) as times:
+        v = times.space.random(seed=0)
+        exact = times(v)
+    with (
+        pytest.warns(UserWarning, match="weight norm is wrong"),
+        products_of("test", lambda: layer(x).sin().mean(), params) as times,
+    ):
+        assert torch.allclose(times(v), exact, rtol=1e-7, atol=1e-9)
 
 
 def test_a_function_of_a_user_that_is_right_stays_exact() -> None:
