@@ -59,8 +59,7 @@ def extreme_eigenvalues(
             mode sees its batches; keep its buffers yourself if they matter.
         params: The parameters, a list of tensors with `requires_grad`. One that the loss does not use has zero rows.
         k: How many at each end, at most the number of elements.
-        steps: The largest number of products. If None 200 for k = 1 and 100 more for each further one. It ends earlier
-            where the tolerance is met.
+        steps: The largest number of products, 100 (k + 1) if None. It ends earlier where the tolerance is met.
         operator: "hessian", or "ggn": J^T H_L J with the Jacobian J of the outputs and the Hessian H_L of the loss as
             a function of the outputs.
         products: "autograd" is exact and differentiates twice. "differences" takes central differences of gradients,

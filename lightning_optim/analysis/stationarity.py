@@ -121,7 +121,7 @@ def stationarity(
         middle = (1 + begin) / 2
         direction = _mean(theta, 0.25, 0.5) - _mean(theta, 0, 0.25) if begin == 0.5 else None
         pair = [_window(theta, values, *part, direction, seed) for part in ((begin, middle), (middle, 1.0))]
-        now = judge(first, *pair, ends, has_loss=values is not None, eps=eps)
+        now = judge(first, pair[0], pair[1], ends, has_loss=values is not None, eps=eps)
         now = _times(_times(now, unit, "displacement"), of_loss, "loss", "loss_slope", "loss_slope_error")
         found = found or now
         if now.verdict == "invariant measure reached":
