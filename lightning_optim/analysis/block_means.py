@@ -61,10 +61,11 @@ def merged(windows: Sequence[Window]) -> Window:
         return every.view(-1, k, *every.shape[1:]).mean(1)
 
     points = torch.cat([window.points for window in windows])
+    longer_blocks = torch.arange(len(last.points), dtype=torch.int64, device="cpu")
     return Window(
         means=longer("means"),
         squares=longer("squares"),
-        points=points[within_block(len(last.points), k) + k * torch.arange(len(last.points))],
+        points=points[within_block(len(last.points), k) + k * longer_blocks],
         movement=longer("movement"),
         shrinking=sum(window.shrinking for window in windows) / k,
         displacement=last.displacement,

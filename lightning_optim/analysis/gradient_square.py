@@ -99,7 +99,7 @@ def flat_rows(owner: str, name: str, vectors: Any) -> list[Tensor]:
 
 def _flat(vector: Any) -> Tensor:
     if isinstance(vector, Tensor | np.ndarray):
-        found = torch.as_tensor(vector).detach().reshape(-1)
+        found = (torch.from_numpy(vector) if isinstance(vector, np.ndarray) else vector).detach().reshape(-1)
         if found.is_complex():
             raise TypeError
         return found

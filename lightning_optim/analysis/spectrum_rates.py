@@ -119,7 +119,7 @@ def from_spectrum(values: Tensor, weights: Tensor, method: Method = "heavy_ball"
     """
     errors.check_choice("from_spectrum", "method", method, list(METHODS))
     errors.check_choice("from_spectrum", "small", small, ["median", "least"])
-    values, weights = (torch.as_tensor(x).detach().double() for x in (values, weights))
+    values, weights = (torch.as_tensor(x, dtype=torch.float64, device="cpu").detach() for x in (values, weights))
     if values.dim() != 1 or values.shape != weights.shape or not bool(((weights >= 0) & weights.isfinite()).all()):
         raise errors.OptionError(
             f"from_spectrum: values of shape {tuple(values.shape)} and weights of shape {tuple(weights.shape)} must be "

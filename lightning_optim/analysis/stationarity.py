@@ -326,7 +326,7 @@ def _window(
     return Window(
         means=blocks.mean(1),
         squares=blocks.square().mean(1),
-        points=blocks[torch.arange(count), within_block(count, size)],
+        points=blocks[torch.arange(count, dtype=torch.int64, device="cpu"), within_block(count, size)],
         movement=squares,
         shrinking=float((moves[1:] < moves[:-1]).double().mean()),
         displacement=float((part[-1] - part[0]).norm()),

@@ -121,7 +121,7 @@ class Trajectory:
         return Window(
             means=blocks.mean(1),
             squares=blocks.square().mean(1),
-            points=blocks[torch.arange(BLOCKS), within_block(BLOCKS, self._in_block)],
+            points=blocks[torch.arange(BLOCKS, dtype=torch.int64, device="cpu"), within_block(BLOCKS, self._in_block)],
             movement=lengths.square().view(BLOCKS, -1).mean(1),
             shrinking=float((lengths[1:] < lengths[:-1]).double().mean()),
             displacement=self.space.norm(self._direction),

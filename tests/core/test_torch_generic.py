@@ -535,6 +535,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 
 
 @every_optimizer
+@pytest.mark.filterwarnings("ignore:.* has changed during training. The average is")
 @pytest.mark.parametrize("kind", list(SCHEDULERS))
 def test_schedulers(info: Any, kind: str) -> None:
     """What a scheduler of torch writes into the groups, rates and betas or momentum, is what the steps are made with.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import lightning_optim.callbacks
-from lightning_optim import AdamW, ScheduleFreeAdamW
+from lightning_optim import SGDW, AdamW, ScheduleFreeAdamW
 from tests.harness.data import batches
 from tests.harness.modules import Toy, vector
 from tests.harness.trainers import trainer
@@ -63,8 +63,18 @@ def averaging(params: Any) -> torch.optim.Optimizer:
     return ScheduleFreeAdamW(params, lr=0.02)
 
 
+def momentum(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.02, momentum=0.9)
+
+
+def momentum_in_codes(params: Any) -> torch.optim.Optimizer:
+    return SGDW(params, lr=0.02, momentum=0.9, state_bits=8)
+
+
 # Those with which callbacks act that have nothing to do with the others.
 ACTS_WITH = {"EvaluationWeights": averaging}
+# Those of callbacks that refuse the others.
+ONLY_WITH = {"CurvatureSchedule": (momentum, momentum_in_codes)}
 
 
 def pairs() -> Iterator[Any]:
@@ -72,8 +82,9 @@ def pairs() -> Iterator[Any]:
     for made in makers():
         name = made.id.split("-")[0]
         says = [pytest.mark.filterwarnings(f"ignore:{SAYS[name]}")] if name in SAYS else []
-        for optimizer in (torchs, in_codes, in_floats):
-            marks = says if optimizer is torchs else [*says, pytest.mark.full]
+        first, *others = ONLY_WITH.get(name, (torchs, in_codes, in_floats))
+        for optimizer in (first, *others):
+            marks = says if optimizer is first else [*says, pytest.mark.full]
             yield pytest.param(*made.values, optimizer, marks=marks, id=f"{optimizer.__name__}-{made.id}")
         if name in ACTS_WITH:
             acts = ACTS_WITH[name]

@@ -331,6 +331,7 @@ KINDS: list[tuple[type[Module], dict[str, Any]]] = [
 
 
 @every_callback
+@pytest.mark.filterwarnings("ignore:.*training_step returns no loss", "ignore:GradientNoiseScale measures nothing")
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=["accumulated", "by hand"])
 def test_other_kinds_of_training(make: Make, optimizer: Any, kind: type[Module], options: Any, tmp_path: Path) -> None:
     """Several validations in an epoch: one callback in two fits, and in one that resumes the second."""
