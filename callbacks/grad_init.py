@@ -15,13 +15,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.progress import track
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_optim import errors
+from lightning_optim.analysis.closures import generators_kept
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor
@@ -184,7 +184,7 @@ class GradInit(FitCallback):
 
     def _scale(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check_module(trainer, pl_module)
-        with isolate_rng():
+        with generators_kept():
             optimizer = self._optimizer(trainer, pl_module)
             if trainer.is_global_zero:
                 self.alphas = self._search(trainer, pl_module, optimizer)

@@ -173,6 +173,7 @@ class GradientNoiseScale(FitCallback):
         if self._halves is not None:
             whole = over_ranks(None, _params(optimizer), [], 1.0, unscaled)
             square, size = self._halves
+            self._halves = None  # an optimizer may go on with its closure at other weights
             self._take(trainer, i, whole.square, square, 2 * size, size)
         elif self._parts is not None:
             found = over_ranks(self._parts, _params(optimizer), self._sizes, scale, unscaled)

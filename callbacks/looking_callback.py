@@ -21,8 +21,9 @@ from lightning_optim import errors
 from lightning_optim.analysis.products import Products, Way, products_of
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.placement import is_sharded
-from lightning_optim.errors import first_line, is_whole
+from lightning_optim.errors import is_whole
 from lightning_optim.reports.memory_views import can_draw
+from lightning_optim.training import extra_pass
 from lightning_optim.training.fixed_loss import FixedLoss
 from lightning_optim.training.lightning_names import is_a
 
@@ -126,6 +127,9 @@ class LookingCallback(FitCallback):
         params = list(self.fixed.parameters().values())
         way = self._way or ("differences" if any(map(is_sharded, params)) else None)
         name = type(self).__name__
+        if not params:
+            self.warn_once(f"{name} cannot look: no parameter is trained. Is the model frozen? Training goes on.")
+            return
         try:
             with (
                 self.fixed.look() as closure,
@@ -134,8 +138,8 @@ class LookingCallback(FitCallback):
             ):
                 seen = self.look(trainer, times, tick)
                 self._way, loss = times.way, times.loss
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            why = first_line(error).removeprefix(f"{name}: ")
+        except Exception as error:  # a step may raise anything out of training mode; training goes on
+            why = extra_pass.reason(trainer.lightning_module, error).removeprefix(f"{name}: ")
             self.warn_once(f"{name} cannot look at step {trainer.global_step}: {why} Training goes on.")
             return
         found = {name: value for name, value in seen.items() if not math.isnan(value)}

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_optim import errors
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.names import named_parameters
-from lightning_optim.distributed.placement import drop_gradients, local
+from lightning_optim.distributed.placement import drop_gradients, values_of
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError, is_whole
 
@@ -126,7 +126,7 @@ class NonFiniteGuard(FitCallback):
 
 def all_finite(params: Iterable[Tensor]) -> bool:
     """Whether all gradients, or the shards of them on this rank, are finite."""
-    shards = [_values(p.grad) for p in params if p.grad is not None]
+    shards = [values_of(p.grad) for p in params if p.grad is not None]
     shards = [shard for shard in shards if shard.numel()]
     # On a CPU the Euclidean norm is thirty times as fast as the maximum, but it may overflow for finite elements.
     return any(_all_norms_finite(shards, order) for order in (2.0, math.inf))
@@ -138,11 +138,6 @@ def _all_norms_finite(shards: list[Tensor], order: float) -> bool:
     for norm in norms:
         stackable.setdefault((norm.device, norm.dtype), []).append(norm)
     return all(bool(torch.stack(same).isfinite().all()) for same in stackable.values())
-
-
-def _values(grad: Tensor) -> Tensor:
-    shard = local(grad)
-    return shard.coalesce().values() if shard.is_sparse else shard
 
 
 def _first_bad(module: LightningModule) -> str:

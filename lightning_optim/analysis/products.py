@@ -149,7 +149,11 @@ class Products:
         try:
             found = self._closure()
         except Exception as error:
-            problem = f"The closure failed: {first_line(error)}"
+            why = first_line(error)
+            own = isinstance(error, OptionError)
+            problem = (
+                why.removeprefix(f"{self.owner}: ") if own else f"The closure raised {type(error).__name__}: {why}"
+            )
             if not self.ranks.process_groups:
                 raise
         if not problem and self.matrix == "ggn":

@@ -75,7 +75,8 @@ class Vectors:
         for i, part in zip(self._order, parts, strict=True):
             given = tensors[i]
             if given is not None:
-                part.copy_(local(given).detach().reshape(-1))
+                shard = local(given).detach()
+                part.copy_((shard.to_dense() if shard.is_sparse else shard).reshape(-1))
         return found
 
     def shards(self, vector: Tensor) -> list[Tensor]:

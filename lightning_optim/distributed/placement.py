@@ -53,6 +53,12 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def values_of(gradient: Tensor) -> Tensor:
+    """The local elements of a gradient; of a sparse one those that are there, each once."""
+    found = local(gradient)
+    return found.coalesce().values() if found.is_sparse else found
+
+
 def like(values: Tensor, p: Tensor) -> Tensor:
     """The flat local `values` of a parameter as a tensor of its shape and placements."""
     if not is_dtensor(p):

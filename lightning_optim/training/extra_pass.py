@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader
 
-from lightning_optim.errors import OptionError
+from lightning_optim.errors import OptionError, first_line
 from lightning_optim.training.lightning_names import is_a
 
 if TYPE_CHECKING:
@@ -101,6 +101,19 @@ def step(trainer: Trainer, module: LightningModule, batch: Any, index: int) -> A
         with trainer.precision_plugin.train_step_context():
             return module.training_step(*args)
     return trainer.strategy.training_step(*args)
+
+
+def reason(module: LightningModule, error: Exception) -> str:
+    """Why `training_step` could not be run and differentiated once more, as a sentence."""
+    line = first_line(error)
+    if isinstance(error, OptionError):
+        return line
+    if "through the graph a second time" in line and not module.automatic_optimization:
+        return (
+            "training_step calls loss.backward(), which leaves the loss that it returns without a graph. Call "
+            "self.manual_backward(loss) instead."
+        )
+    return f"{type(error).__name__}: {line}"
 
 
 def changes(batch: Any, action: Callable[[], None]) -> bool:
@@ -195,7 +208,7 @@ def _start_from(seed: int, generators: Iterable[Any], samplers: Iterable[Any]) -
 
 
 def seed_everywhere(seed: int) -> None:
-    """Seed the generators that have no owner: those of torch, numpy and Python. Use `isolate_rng` around this."""
+    """Seed the generators that have no owner: those of torch, numpy and Python. Use `generators_kept` around this."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

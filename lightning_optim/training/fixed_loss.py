@@ -102,9 +102,10 @@ class FixedLoss:
     def _checked(self, loss: Any) -> Tensor:
         if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss.reshape(())
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise OptionError(
             f"{self._owner}: training_step must return the loss, a tensor with one element, or it under 'loss' in a "
-            f"dict; it returned {type(loss).__name__}."
+            f"dict; it returned {found}."
         )
 
 

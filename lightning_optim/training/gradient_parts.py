@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from lightning_optim.distributed.placement import local, shard_of
+from lightning_optim.distributed.placement import shard_of, values_of
 from lightning_optim.distributed.ranks import mean_over_ranks
+from lightning_optim.errors import OptionError
 from lightning_optim.training import extra_pass
 from lightning_optim.training.dry_run import halves_of, size_of
 from lightning_optim.training.part_gradients import PartGradients
@@ -94,8 +95,7 @@ def _of_step(params: Sequence[Tensor], ranks: int, device: torch.device) -> Tens
         if p.grad is None or not p.grad.numel():
             continue
         holders = math.prod(dist.get_world_size(group) for group in shard_of(p).process_groups)
-        gradient = local(p.grad)
-        gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
+        gradient = values_of(p.grad)
         square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
         # Every rank of `ranks` adds, and of them `holders` hold different elements.
         found += torch.stack([square, gradient.sum(dtype=torch.float64)]) * (holders / ranks)
@@ -155,17 +155,25 @@ def halves(
         )
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
-    squares = []
-    with without_trace(trainer, module):
-        for part in parts:
-            output = extra_pass.step(trainer, module, part, index)
-            loss = output.get("loss") if isinstance(output, Mapping) else output
-            if not isinstance(loss, Tensor) or not loss.requires_grad:
-                return "training_step returned no loss with a gradient."
-            gradients = torch.autograd.grad(loss * scale, params, allow_unused=True)
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients if g is not None]
-            if not norms:
-                return "no parameter of the optimizer gets a gradient. Is the model frozen?"
-            squares.append(float(torch.stack(norms).square().sum()) / scale**2)
-            del gradients, loss, output
+    try:
+        with without_trace(trainer, module):
+            squares = [_square_of(trainer, module, params, part, index, scale) for part in parts]
+    except Exception as error:  # batch normalization wants two samples, for one; training goes on
+        why = extra_pass.reason(module, error)
+        return why if isinstance(error, OptionError) else f"half of a batch cannot be run. {why}"
     return sum(squares) / 2, float(size_of(parts[0]))
+
+
+def _square_of(
+    trainer: Trainer, module: LightningModule, params: Sequence[Tensor], batch: Any, index: int, scale: float
+) -> float:
+    """The squared norm of the gradient of a batch."""
+    output = extra_pass.step(trainer, module, batch, index)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise OptionError("training_step returned no loss with a gradient.")
+    gradients = torch.autograd.grad(loss * scale, params, allow_unused=True)
+    norms = [torch.linalg.vector_norm(values_of(g), dtype=torch.float64) for g in gradients if g is not None]
+    if not norms:
+        raise OptionError("no parameter of the optimizer gets a gradient. Is the model frozen?")
+    return float(torch.stack(norms).square().sum()) / scale**2

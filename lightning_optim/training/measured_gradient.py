@@ -17,6 +17,7 @@ from lightning_optim.analysis.ranks import Ranks
 from lightning_optim.analysis.vectors import Vectors
 from lightning_optim.distributed.placement import reshard
 from lightning_optim.distributed.ranks import any_rank
+from lightning_optim.errors import OptionError
 from lightning_optim.training import extra_pass
 from lightning_optim.training.without_trace import without_trace
 
@@ -43,6 +44,9 @@ def measure(
 
     Returns:
         The estimate; or the reason why there is none.
+
+    Raises:
+        OptionError: if a batch gives no gradient, on all ranks.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
@@ -52,16 +56,39 @@ def measure(
         stack.enter_context(without_trace(trainer, module))
         fixed = extra_pass.fixed(trainer, module, batches, seed)
         for index, batch in track(fixed, owner, disable=trainer.progress_bar_callback is None, transient=True):
-            output = extra_pass.step(trainer, module, batch, index)
-            loss: Any = output.get("loss") if isinstance(output, Mapping) else output
-            if any_rank(not isinstance(loss, Tensor) or not loss.requires_grad):
-                return "training_step returns no loss with a gradient"
-            gradient = gradients.of(loss * scale)
+            gradient = _gradient(trainer, module, gradients, batch, index, scale)
             if len(gradient[space.replicated]):
                 ranks.mean(gradient[space.replicated])
             sums.add(gradient.div_(scale))
-            del gradient, loss, output
+            del gradient
     return sums.result(whole=len(fixed) < batches)
+
+
+def _gradient(
+    trainer: Trainer, module: LightningModule, gradients: Gradients, batch: Any, index: int, scale: float
+) -> Tensor:
+    """The gradient of a batch. What fails on one rank is raised on all."""
+    loss: Any = None
+    problem = "training_step returns no loss with a gradient"
+    try:
+        output = extra_pass.step(trainer, module, batch, index)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        problem = "" if isinstance(loss, Tensor) and loss.requires_grad else problem
+    except Exception as error:  # training has to go on
+        problem = extra_pass.reason(module, error)
+    _refuse(problem)
+    gradient = gradients.space.zeros()
+    try:
+        gradient = gradients.of(loss * scale)
+    except RuntimeError as error:
+        problem = extra_pass.reason(module, error)
+    _refuse(problem)
+    return gradient
+
+
+def _refuse(problem: str) -> None:
+    if any_rank(bool(problem)):
+        raise OptionError(problem or "training_step fails on another rank")
 
 
 class _Sums:
@@ -89,8 +116,9 @@ class _Sums:
         Of a whole epoch the mean is the full gradient, and has no error.
         """
         m = self.count
-        if m < (1 if whole else 8):
-            return f"{m} batches had a finite gradient ({self.skipped} had none), and 8 are needed"
+        needed = 1 if whole else 8
+        if m < needed:
+            return f"{m} batches had a finite gradient ({self.skipped} had none), and at least {needed} must have one"
         squares, products = sum(self._squares), sum(self._products)
         plug_in = (squares + 2 * products) / m**2
         if whole:

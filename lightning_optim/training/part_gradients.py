@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optim.distributed.fsdp1 import is_flattened
-from lightning_optim.distributed.placement import is_dtensor
+from lightning_optim.distributed.placement import is_dtensor, values_of
 
 TENSOR_PARALLEL = "ranks share the samples of a batch (tensor parallel), so none has a gradient of its own"
 
@@ -29,6 +29,7 @@ class _Record:
         self.sums: Tensor | None = None
 
     def add(self, gradient: Tensor) -> None:
+        gradient = values_of(gradient)
         square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
         sums = torch.stack([square, gradient.sum(dtype=torch.float64)])
         self.sums = sums if self.sums is None else self.sums + sums

@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.states import RunningStage
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
+from lightning_optim.analysis.closures import generators_kept
 from lightning_optim.distributed.placement import is_sharded
 from lightning_optim.training.lightning_names import is_a
 
@@ -59,7 +59,7 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))  # validation is in inference mode, training is not
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_uncompiled())
-        stack.enter_context(isolate_rng())
+        stack.enter_context(generators_kept())
         stack.callback(setattr, trainer.state, "stage", trainer.state.stage)
         stack.callback(setattr, trainer, "loggers", trainer.loggers)
         stack.callback(setattr, trainer, "should_stop", trainer.should_stop)
