@@ -72,6 +72,10 @@ def problem_of_outputs(found: Any, by_function: bool) -> str:
             f"With operator='ggn' the closure must return a pair: the outputs, a tensor, and a function that computes "
             f"the scalar loss from them. It returned {shown(found)}."
         )
+    if not found[0].is_floating_point():
+        return (
+            f"With operator='ggn' outputs must be real floating point numbers; the closure returned {found[0].dtype}."
+        )
     if by_function and not callable(found[1]):
         return (
             "Under FSDP a closure for operator='ggn' must return a function that computes the loss from the outputs, "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_optim.analysis.graphs import dead_end, has_functions_of_users, wrong_twice
 from lightning_optim.analysis.vectors import Vectors
+from lightning_optim.errors import OptionError
 
 
 class Hessian:
@@ -95,7 +96,13 @@ class CurvatureOfLoss:
         if isinstance(loss, Callable):  # type: ignore[arg-type]
             self._at = outputs.detach().requires_grad_()
             loss = loss(self._at)
-        (self._slope,) = torch.autograd.grad(loss, self._at, create_graph=True)
+        (slope,) = torch.autograd.grad(loss, self._at, create_graph=True, allow_unused=True)
+        if slope is None:
+            raise OptionError(
+                "With operator='ggn' the loss must be computed from the outputs that the closure returns, as a "
+                "function of them or as its value; this one does not depend on them."
+            )
+        self._slope: Tensor = slope
 
     def __call__(self, tangent: Tensor) -> Tensor:
         if not self._slope.requires_grad:  # the loss is linear

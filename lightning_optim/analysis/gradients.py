@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from lightning_optim.analysis.vectors import Vectors
 from lightning_optim.distributed.fsdp1 import flattened, is_flattened
 from lightning_optim.distributed.placement import drop_gradients, gradient_of, is_sharded, reshard
+from lightning_optim.errors import OptionError
+
+USED_UP = (
+    "The graph of the loss that the closure returned is used up. The closure must compute the loss anew in each call, "
+    "and must not call backward()."
+)
 
 
 class Gradients:
@@ -38,12 +44,21 @@ class Gradients:
         self._held = list(dict.fromkeys([*space.params, *held]))
 
     def of(self, scalar: Tensor) -> Tensor:
-        """The gradient of a scalar, which frees its graph."""
-        if not self.modules:
-            return self._flat(torch.autograd.grad(scalar, self.space.params, allow_unused=True))
-        with _without_gradients(self._held):
-            scalar.backward()  # type: ignore[no-untyped-call]
-            return self._flat([gradient_of(p) for p in self.space.params])
+        """The gradient of a scalar, which frees its graph.
+
+        Raises:
+            OptionError: where the graph is that of an earlier call, or was freed by a backward pass.
+        """
+        try:
+            if not self.modules:
+                return self._flat(torch.autograd.grad(scalar, self.space.params, allow_unused=True))
+            with _without_gradients(self._held):
+                scalar.backward()  # type: ignore[no-untyped-call]
+                return self._flat([gradient_of(p) for p in self.space.params])
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise OptionError(USED_UP) from error
 
     def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
         self.found = any(grad is not None for grad in grads)

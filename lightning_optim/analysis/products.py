@@ -21,11 +21,11 @@ from lightning_optim.analysis.closures import (
     problem_of_outputs,
     problem_of_repetition,
 )
-from lightning_optim.analysis.gradients import Gradients
+from lightning_optim.analysis.gradients import USED_UP, Gradients
 from lightning_optim.analysis.graphs import precision
 from lightning_optim.analysis.ranks import Ranks
 from lightning_optim.analysis.vectors import Vectors
-from lightning_optim.errors import OptionError, check_choice, first_line
+from lightning_optim.errors import OptionError, check, check_choice, first_line
 
 Matrix = Literal["hessian", "ggn"]
 Way = Literal["autograd", "differences"]
@@ -84,6 +84,7 @@ class Products:
         way: Way | None,
         stack: ExitStack,
     ) -> None:
+        check(owner, "closure", closure, callable(closure), "a function without arguments that returns the loss")
         check_choice(owner, "operator", matrix, ["hessian", "ggn"])
         check_choice(owner, "products", way, ["autograd", "differences", None])
         self.owner, self.matrix, self.count = owner, matrix, 0
@@ -100,6 +101,8 @@ class Products:
             second = self._evaluate(graph=not self.gradients.modules)
         self.gradients.forget()
         problem = problem_of_repetition(float(value), float(second.loss.detach()), second.loss.dtype)
+        if second.loss is first.loss and not first.loss.is_leaf:
+            problem = USED_UP
         self.ranks.refuse(problem and f"{owner}: {problem}")
         self.loss = float(self.ranks.mean(value))
         self._times = self._choose(second)

@@ -234,6 +234,7 @@ ONE = [torch.ones(2, requires_grad=True)]
 @pytest.mark.parametrize(
     ("closure", "params", "words"),
     [
+        (X.sum(), [X], r"closure=tensor\(.* must be a function without arguments"),
         (lambda: X.sum(), [], "params is empty"),
         (lambda: X.sum(), X, "must be a list of tensors"),
         (lambda: X.sum(), [X, 3.0], "must be a tensor"),
@@ -258,10 +259,30 @@ def test_what_cannot_serve_is_refused_in_a_sentence(closure: Callable[[], Any], 
         pass
 
 
-@pytest.mark.parametrize("result", [None, X.sum(), (X,), (3.0, X.sum()), (X, lambda o: o)])
+@pytest.mark.parametrize(
+    "result", [None, X.sum(), (X,), (3.0, X.sum()), (X, lambda o: o), (X.int(), lambda o: X.sum())]
+)
 def test_a_closure_for_gauss_newton_returns_outputs_and_their_loss(result: Any) -> None:
     with pytest.raises(OptionError, match=r"outputs|no scalar"), products_of("test", lambda: result, [X], "ggn"):
         pass
+
+
+def test_a_closure_builds_its_graph_anew_and_from_its_outputs() -> None:
+    def backward() -> Tensor:
+        loss = X.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    once = X.square().sum()
+    for closure in (backward, lambda: once):
+        with pytest.raises(OptionError, match=r"used up.*anew"), products_of("test", closure, [X]) as times:
+            times(X.detach())
+    X.grad = None
+    with (
+        pytest.raises(OptionError, match="does not depend on them"),
+        products_of("test", lambda: (X**3, X.square().sum()), [X], "ggn") as times,
+    ):
+        times(X.detach())
 
 
 def test_an_error_of_the_closure_is_the_users() -> None:
