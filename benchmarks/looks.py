@@ -1,4 +1,4 @@
-"""What the callbacks that look at curvature cost on the digits, and the pictures of their pages, from the same runs.
+"""What the callbacks that look at training cost, on the digits and a language model, and the pictures of their pages.
 
     python -m benchmarks.looks [PART ...]
 
@@ -7,6 +7,7 @@ Writes benchmarks/results/looks.json and docs/pictures/.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from typing_extensions import override
 
 from benchmarks.pictures import new_figure, save_figure
 from examples.digits.digits import DigitsClassifier, DigitsData
+from examples.language_model.language_model import LanguageModel, SourceText
 from lightning_optim.analysis.density import smoothed
 from lightning_optim.callbacks import CurvatureMonitor, CurvatureSchedule, LocalGeometry
 from lightning_optim.callbacks.looking_callback import LookingCallback
@@ -69,10 +71,13 @@ class Losses(Callback):
         self.found.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
 
-def run(optimizer: Any, steps: int, *callbacks: Callback, batch_size: int = 64) -> None:
-    """Train a small network on the digits."""
+def run(optimizer: Any, steps: int, *callbacks: Callback, batch_size: int = 64, language: bool = False) -> None:
+    """Train a small network on the digits, or the language model of the examples."""
     seed_everything(0, verbose=False)
-    module, data = DigitsClassifier(optimizer, width=4), DigitsData(batch_size)
+    module: LightningModule = DigitsClassifier(optimizer, width=4)
+    data: LightningDataModule = DigitsData(batch_size)
+    if language:
+        module, data = LanguageModel(optimizer=optimizer), SourceText()
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options.update(accelerator="cpu", max_steps=steps, max_epochs=-1, enable_model_summary=False)
     if not any(isinstance(callback, Losses) for callback in callbacks):
@@ -80,10 +85,10 @@ def run(optimizer: Any, steps: int, *callbacks: Callback, batch_size: int = 64) 
     Trainer(callbacks=list(callbacks), num_sanity_val_steps=0, **options).fit(module, data)
 
 
-def cost(optimizer: Any, looking: LookingCallback) -> dict[str, float]:
+def cost(optimizer: Any, looking: LookingCallback, language: bool = False) -> dict[str, float]:
     """Seconds of a look and of a step, and the share of the time at the default interval of 1000 steps."""
     times = Times(looking)
-    run(optimizer, 20, looking, times)  # in this order: a step ends before its look begins
+    run(optimizer, 20, looking, times, language=language)  # in this order: a step ends before its look begins
     times.steps = sorted(times.steps)
     look, step = statistics.median(times.looks[1:]), statistics.median(times.steps)
     return {"look_s": look, "step_s": step, "steps_per_look": look / step, "share_at_1000": look / (1000 * step)}
@@ -156,18 +161,20 @@ def schedule_picture() -> dict[str, float]:
     return {name: values[-1][1] for name, values in found.items()}
 
 
-def costs() -> dict[str, dict[str, float]]:
+def costs(language: bool = False) -> dict[str, dict[str, float]]:
     """What a look of each callback costs with its default options."""
-    return {
-        "CurvatureMonitor, SGD": cost(SGD, CurvatureMonitor(every_n_steps=10)),
-        "CurvatureMonitor, AdamW": cost(ADAMW, CurvatureMonitor(every_n_steps=10)),
-        "CurvatureSchedule": cost(SGD, CurvatureSchedule(every_n_steps=10)),
-        "LocalGeometry": cost(SGD, LocalGeometry(every_n_steps=10)),
+    looks: dict[str, tuple[dict[str, Any], LookingCallback]] = {
+        "CurvatureMonitor, SGD": (SGD, CurvatureMonitor(every_n_steps=10)),
+        "CurvatureMonitor, AdamW": (ADAMW, CurvatureMonitor(every_n_steps=10)),
+        "CurvatureSchedule": (SGD, CurvatureSchedule(every_n_steps=10)),
+        "LocalGeometry": (SGD, LocalGeometry(every_n_steps=10)),
     }
+    return {name: cost(optimizer, looking, language) for name, (optimizer, looking) in looks.items()}
 
 
 PARTS: dict[str, Callable[[], Any]] = {
     "cost": costs,
+    "cost_on_language": functools.partial(costs, language=True),
     "stability": monitor_picture,
     "ratios_of_r_med_at_equal_loss": geometry_picture,
     "validation_loss": schedule_picture,

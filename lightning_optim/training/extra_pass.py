@@ -105,15 +105,14 @@ def step(trainer: Trainer, module: LightningModule, batch: Any, index: int) -> A
 
 def reason(module: LightningModule, error: Exception) -> str:
     """Why `training_step` could not be run and differentiated once more, as a sentence."""
-    line = first_line(error)
-    if isinstance(error, OptionError):
-        return line
-    if "through the graph a second time" in line and not module.automatic_optimization:
+    twice = any("through the graph a second time" in str(one) for one in (error, error.__cause__))
+    if twice and not module.automatic_optimization:
         return (
             "training_step calls loss.backward(), which leaves the loss that it returns without a graph. Call "
             "self.manual_backward(loss) instead."
         )
-    return f"{type(error).__name__}: {line}"
+    line = first_line(error)
+    return line if isinstance(error, OptionError) else f"{type(error).__name__}: {line}"
 
 
 def changes(batch: Any, action: Callable[[], None]) -> bool:

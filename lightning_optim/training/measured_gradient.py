@@ -80,7 +80,7 @@ def _gradient(
     gradient = gradients.space.zeros()
     try:
         gradient = gradients.of(loss * scale)
-    except RuntimeError as error:
+    except (RuntimeError, OptionError) as error:
         problem = extra_pass.reason(module, error)
     _refuse(problem)
     return gradient
