@@ -89,11 +89,7 @@ def diagonal_of(times: Products, probes: int, seed: int, after: Callable[[], Any
     for number in range(probes):
         z = space.random(seed, number, signs=True)
         found = times(z, math.sqrt(space.dimension))
-        if not math.isfinite(float(space.dots(found[None], found))):
-            raise OptionError(
-                f"{times.owner}: product {number + 1} of the Hessian with a vector is not finite. Is the loss "
-                "differentiable twice at these parameters? The square root of 0 is not."
-            )
+        times.finite(float(space.dots(found[None], found)))
         found *= z
         step = found - mean  # Welford: the variance as a sum of squares that are small already
         mean += step / (number + 1)
