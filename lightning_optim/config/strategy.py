@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from lightning_optim import engines
-from lightning_optim.config import frozen, routing
+from lightning_optim.config import routing
 from lightning_optim.config import schedule as schedules
+from lightning_optim.config.configure import configure
 from lightning_optim.config.groups import Split, make_groups
+from lightning_optim.config.reading import list_groups, read_group, read_words, refuse_elsewhere
 from lightning_optim.config.recipes import find
-from lightning_optim.config.schedule import scheduler_for, tell_length
 from lightning_optim.core import routing as routes
 from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.frozen import Waiting
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
-from lightning_optim.core.state_layout import WHOLE
 from lightning_optim.distributed.communication import read as read_communication
 from lightning_optim.distributed.fsdp1 import is_flat_parameter
 from lightning_optim.distributed.placement import is_sharded
@@ -81,9 +81,7 @@ class OptimizerStrategy:
         self.optimizer_class: type[Optimizer] = OPTIMIZERS[self.recipe.base]
         known = self.optimizer_class.options
         owner = f"optimizer {self.name!r}"
-        for word in options:
-            if word in ELSEWHERE and word not in known:
-                raise OptionError(f"{owner} has no option {word!r}: {ELSEWHERE[word]}.")
+        refuse_elsewhere(owner, options, known)
         also = [key for key in _defaults() if key != "adamw" or self.optimizer_class.matrix_options]
         self.given = check_options(options, known, owner, also)
         self.adamw, settings = routing.read(owner, self.optimizer_class, adamw, self.given)
@@ -92,12 +90,10 @@ class OptimizerStrategy:
         complete = {n: self.options.get(n, option.default) for n, option in known.items()}
         self.optimizer_class.check_all({**complete})
         engines.check_name(complete["engine"])
-        self.no_decay = _words("no_decay", no_decay)
-        self.full_precision = _words("full_precision", full_precision)
-        if isinstance(groups, str | bytes | Mapping) or not isinstance(groups, Iterable):
-            raise OptionError(f"groups={shown(groups)} must be a list of mappings, each with 'params' and options.")
-        groups = list(groups)
-        self.groups = [self._read_group(group, complete) for group in groups]
+        self.no_decay = read_words("no_decay", no_decay)
+        self.full_precision = read_words("full_precision", full_precision)
+        groups = list_groups(groups)
+        self.groups = [read_group(group, self.optimizer_class, complete) for group in groups]
         self.schedule = schedules.read(schedule)
         if self.optimizer_class.own_average:
             schedules.refuse_beside_average(owner, self.schedule, complete, self.groups)
@@ -243,73 +239,11 @@ class OptimizerStrategy:
 
         It warns where a callback of `callbacks` is missing in the Trainer.
         """
-        from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-
-        optimizer = self.create(module)
-        if left_out := list(frozen.frozen_parameters(module)):
-            rank_zero_info(
-                f"{type(optimizer).__name__} keeps no state for frozen parameters: {frozen.some_of(left_out)}. They "
-                "join it when they get requires_grad_(True)."
-            )
-        if report := routes.report(optimizer):
-            rank_zero_info("\n".join([f"{type(optimizer).__name__}:", *report]))
-        present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        for companion in self.callbacks():
-            if not any(isinstance(callback, type(companion)) for callback in present):
-                title = type(companion).__name__
-                optimizer.told = optimizer.told or hasattr(companion, "serves_evaluation")
-                rank_zero_warn(
-                    f"optimizer {self.name!r} comes with the callback {title}, which the Trainer does not have, so it "
-                    f"trains without. Add lightning_optim.callbacks.{title} to the Trainer, or return the callbacks of "
-                    "the strategy from configure_callbacks, as ConfiguredOptimizer does."
-                )
-        if any(group[name] == "total" for group in optimizer.param_groups for name in optimizer.lengths):
-            tell_length(optimizer, module.trainer)
-        if self.schedule is None:
-            return optimizer
-        scheduler = scheduler_for(optimizer, self.schedule, module.trainer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return configure(module, self.create(module), self.name, self.callbacks(), self.schedule)
 
     def _value(self, name: str) -> Any:
         options = self.optimizer_class.options
         return self.options.get(name, options[name].default) if name in options else None
-
-    def _read_group(self, group: Any, complete: Mapping[str, Any]) -> Split:
-        """A group of the user, with options that fit the others of the optimizer."""
-        params = group.get("params") if isinstance(group, Mapping) else None
-        words = [params] if isinstance(params, str) else params
-        if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) for word in words):
-            raise OptionError(
-                f"groups: {shown(group)} needs 'params', a role or a pattern of names such as 'head.*', or a list of "
-                "them."
-            )
-        label = group.get("name", "|".join(words))
-        if not isinstance(label, str):
-            raise OptionError(f"groups: name={shown(label)} must be a string.")
-        owner = f"group {label!r}"
-        rest = {key: value for key, value in group.items() if key not in ("params", "name")}
-        options = check_options(rest, self.optimizer_class.options, owner)
-        if whole := [name for name in WHOLE if name in options]:
-            raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
-        for one, other in (("heads", "blocks"), ("blocks", "heads")):
-            if one in options and other in self.optimizer_class.matrix_options:
-                options.setdefault(other, None)  # what the type of a module says
-        self.optimizer_class.check_all({**complete, **options})
-        return Split(tuple(words), options, label, of_user=True)
-
-
-# Keys that belong elsewhere, with where.
-ELSEWHERE = {
-    **dict.fromkeys(
-        ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs", "max_steps"),
-        "it is an option of the Trainer",
-    ),
-    "callbacks": "list them in the Trainer",
-    **dict.fromkeys(
-        ("warmup_steps", "final"), "it belongs to the schedule, such as schedule: {name: linear, warmup_steps: 100}"
-    ),
-    **dict.fromkeys(("scheduler", "lr_scheduler"), "write it as schedule, such as schedule: cosine"),
-}
 
 
 def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -324,13 +258,6 @@ def _defaults() -> dict[str, Any]:
     """The options of a strategy that are not the optimizer's, with their defaults."""
     parameters = inspect.signature(OptimizerStrategy.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _words(option: str, words: Any) -> tuple[str, ...]:
-    listed = list(words) if isinstance(words, Iterable) and not isinstance(words, str | bytes | Mapping) else [None]
-    if not all(isinstance(word, str) for word in listed):
-        raise OptionError(f"{option}={shown(words)} must be a list of roles (bias, norm, embedding) or name patterns.")
-    return tuple(map(str, listed))
 
 
 def plain_spec(value: Any) -> Any:

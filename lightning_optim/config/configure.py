@@ -1,0 +1,55 @@
+"""What happens when a fit asks a LightningModule for its optimizer: what is said then, and what Lightning gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_optim.config import frozen
+from lightning_optim.config.schedule import Schedule, scheduler_for, tell_length
+from lightning_optim.core import routing
+from lightning_optim.core.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule
+
+
+def configure(
+    module: LightningModule, optimizer: Optimizer, word: str, companions: Sequence[Callback], schedule: Schedule | None
+) -> Any:
+    """The return value of `configure_optimizers`: the optimizer, with a scheduler if there is a schedule.
+
+    It says which parameters have no state and how others are served, and warns of companions that the Trainer lacks.
+
+    Args:
+        module: The module, in a Trainer.
+        optimizer: Its optimizer.
+        word: The name of the optimizer in the spec.
+        companions: The callbacks that the optimizer comes with.
+        schedule: The schedule of the spec.
+    """
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+    if left_out := list(frozen.frozen_parameters(module)):
+        rank_zero_info(
+            f"{type(optimizer).__name__} keeps no state for frozen parameters: {frozen.some_of(left_out)}. They "
+            "join it when they get requires_grad_(True)."
+        )
+    if report := routing.report(optimizer):
+        rank_zero_info("\n".join([f"{type(optimizer).__name__}:", *report]))
+    present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    for companion in companions:
+        if not any(isinstance(callback, type(companion)) for callback in present):
+            title = type(companion).__name__
+            optimizer.told = optimizer.told or hasattr(companion, "serves_evaluation")
+            rank_zero_warn(
+                f"optimizer {word!r} comes with the callback {title}, which the Trainer does not have, so it "
+                f"trains without. Add lightning_optim.callbacks.{title} to the Trainer, or return the callbacks of "
+                "the strategy from configure_callbacks, as ConfiguredOptimizer does."
+            )
+    if any(group[name] == "total" for group in optimizer.param_groups for name in optimizer.lengths):
+        tell_length(optimizer, module.trainer)
+    if schedule is None:
+        return optimizer
+    scheduler = scheduler_for(optimizer, schedule, module.trainer)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
