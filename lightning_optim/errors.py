@@ -117,3 +117,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     lowered = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(word).lower(), lowered, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(lowered[name] for name in close)}?" if close else ""
+
+
+def option_error(error: BaseException | None) -> OptionError | None:
+    """The `OptionError` behind an error of the parser or of a class that it instantiated."""
+    while error is not None and not isinstance(error, OptionError):
+        error = error.__cause__ or error.__context__
+    return error

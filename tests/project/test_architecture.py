@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "language", "distributed", "storage", "engines", "core"),
         *("training", "reports", "callbacks"),
     },
-    "cli": {"errors", "config"},
+    "commands": {"errors", "config"},
+    "cli": {"errors", "commands"},
     "package": {"errors", "core", "optimizers", "config"},
 }
 

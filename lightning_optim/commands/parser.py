@@ -1,0 +1,45 @@
+"""LightningCLI with help that knows this package, and with its errors as one sentence."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_optim.errors import option_error
+
+HELP_OF = {
+    "model": "The class of the LightningModule; --model.help CLASS shows its arguments, which follow as --model.NAME. "
+    "A ConfiguredOptimizer takes --model.optimizer adan, or a mapping such as {name: adan, lr: 0.002}, and "
+    "--model.optimizer.lr 1e-3 to change one option; `lightning-optim optimizers` lists names and options.",
+    "data": "The class of the LightningDataModule; --data.help CLASS shows its arguments.",
+    "optimizer": "The class of an optimizer, such as lightning_optim.Adan, for a module that configures none. A "
+    "ConfiguredOptimizer takes --model.optimizer adan instead.",
+    "lr_scheduler": "The class of a scheduler, for a module that configures none. A ConfiguredOptimizer takes "
+    "--model.optimizer.schedule cosine instead.",
+}
+
+
+class ConfigCLI(LightningCLI):
+    """LightningCLI for any module and data, with the option `test_after_fit`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="Run the test loop after fit.")
+        parser.add_optimizer_args()  # as LightningCLI does after this method
+        for action in parser._actions:
+            action.help = HELP_OF.get(action.dest, action.help)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        printed = StringIO()
+        try:
+            with redirect_stderr(printed):
+                super().parse_arguments(parser, args)
+        except SystemExit as end:
+            if error := option_error(end):  # without the usage message around it
+                raise error from None
+            sys.stderr.write(printed.getvalue())
+            raise
+        sys.stderr.write(printed.getvalue())
