@@ -18,7 +18,7 @@ from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, option_error
 
 
-class _Config(ConfigCLI):
+class ProjectCLI(ConfigCLI):
     """The options of `fit`, of which nothing is instantiated."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -54,7 +54,7 @@ class Project:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             try:
-                self._cli = _Config(args=list(args), parser_kwargs=parser_kwargs, run=False)
+                self._cli = ProjectCLI(args=list(args), parser_kwargs=parser_kwargs, run=False)
             except ArgumentError as error:
                 raise option_error(error) or OptionError(_sentence(str(error))) from error
         self.options: Namespace = self._cli.config

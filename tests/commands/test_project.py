@@ -55,7 +55,8 @@ def test_a_module_trains_with_another_optimizer_than_it_configures() -> None:
     module: Any = project.module(OptimizerStrategy("gadam"))
     assert [type(callback).__name__ for callback in module.configure_callbacks()] == ["IterateAveraging"]
     by_class = Project([*PLAIN, "--optimizer", "lightning_optim.Adan", "--optimizer.lr", "0.25"])
-    optimizer: Any = by_class.module().configure_optimizers()
+    with pytest.warns(UserWarning, match="configure_optimizers` will be overridden"):
+        optimizer: Any = by_class.module().configure_optimizers()
     assert (type(optimizer).__name__, optimizer.param_groups[0]["lr"]) == ("Adan", 0.25)
 
 
