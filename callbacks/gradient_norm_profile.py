@@ -52,7 +52,7 @@ class GradientNormProfile(FitCallback):
     stream are those of Post-LN, which needs one. It is judged by the matrix with which the feed-forward branch ends, or
     by whole blocks where that is not known.
 
-    It prints a table and the verdict, and logs `gradient_norms/last_over_first`, `.../slope` (least squares, of the
+    It prints a table and the verdict, and logs `gradient_norm_profile/last_over_first`, `.../slope` (least squares, of the
     logarithm, per block), `.../residual_growth`, and for each block `.../block/0`, `.../feed_forward_output/0`,
     `.../attention_output/0` and `.../residual/0`; of several stacks each under its name.
 

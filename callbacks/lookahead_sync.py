@@ -117,7 +117,7 @@ class LookaheadSync(SwappedWeights):
         due = trainer.loggers and every and trainer.global_step - self._last_log >= every
         if due and any((stage.steps + 1) % self.k == 0 for stage in self._stages):
             self._last_log = trainer.global_step
-            values = {"lookahead/distance": self.distance(trainer)}
+            values = {"lookahead_sync/distance": self.distance(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
 

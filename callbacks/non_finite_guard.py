@@ -29,7 +29,8 @@ class NonFiniteGuard(FitCallback):
     step counters and stages do not change, for our optimizers and for torch's. The Trainer counts the step in
     `global_step` and steps the scheduler, as it does when a gradient scaler skips.
 
-    Add it before callbacks that read gradients. The number of skipped steps is logged as `skipped_steps`.
+    Add it before callbacks that read gradients. The number of skipped steps is logged as
+    `non_finite_guard/skipped_steps`.
 
     Args:
         action: "skip" the step, or "raise" an error.
@@ -107,7 +108,7 @@ class NonFiniteGuard(FitCallback):
         self.skipped += 1
         self.in_a_row += 1
         for logger in trainer.loggers if trainer.log_every_n_steps else ():  # type: ignore[attr-defined]
-            logger.log_metrics({"skipped_steps": float(self.skipped)}, trainer.global_step)
+            logger.log_metrics({"non_finite_guard/skipped_steps": float(self.skipped)}, trainer.global_step)
         if self.in_a_row == self.patience:
             raise FloatingPointError(
                 f"NonFiniteGuard: {self.in_a_row} steps in a row were skipped, the last at {where}. Do the weights "

@@ -46,13 +46,13 @@ class OptimizerStateMemory(FitCallback):
     rank, all ranks, the smallest and the largest. For an optimizer of another library whose state cannot be predicted
     they are printed after the first step.
 
-    After the first step and at the end of every epoch the bytes of the existing state are logged, as
-    `optimizer_state/bytes`, `.../bytes_all_ranks`, `.../bytes_in_32_bits`, `.../slot/<slot>`, `.../layer/<layer>` and
-    more.
+    After the first step and at the end of every epoch three numbers of the existing state are logged:
+    `optimizer_state/bytes` of this rank, `.../bytes_in_32_bits`, what its values would take in 32 bits, and
+    `.../bytes_all_ranks`. The rest is in the picture and in the file of `csv`.
 
     Args:
         table: Print the tables, and one line after the first step.
-        log: Log scalars, and with matplotlib a figure to TensorBoard.
+        log: Log three scalars, and with matplotlib a picture with numbers to TensorBoard.
         csv: Path of a file for the bytes of every slot of every parameter on every rank, predicted and actual.
             Default: none.
 
@@ -165,13 +165,9 @@ class OptimizerStateMemory(FitCallback):
     def _log(self, trainer: Trainer, memories: Sequence[OptimizerMemory]) -> None:
         for i, memory in enumerate(memories):
             prefix = PREFIX if len(memories) == 1 else f"{PREFIX}/{i}"
-            values = scalars(memory, trainer.global_rank)
-            if self._predicted:
-                values["bytes_predicted"] = float(size(state(self._predicted[i].ranks[trainer.global_rank])))
-            if (peak := _peak(trainer)) is not None:
-                values["cuda_peak"] = float(peak)
+            values = {f"{prefix}/{key}": value for key, value in scalars(memory, trainer.global_rank).items()}
             for logger in trainer.loggers:
-                logger.log_metrics({f"{prefix}/{key}": value for key, value in values.items()}, trainer.global_step)
+                logger.log_metrics(values, trainer.global_step)
             self._draw(trainer, memory, i, prefix)
 
     def _draw(self, trainer: Trainer, memory: OptimizerMemory, i: int, prefix: str) -> None:

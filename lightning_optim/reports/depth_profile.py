@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lightning_optim.analysis.depth_profile import DepthProfile
 
-PREFIX = "gradient_norms"
+PREFIX = "gradient_norm_profile"
 CURVES = 8  # in a figure
 
 

@@ -68,16 +68,9 @@ def size_32(entries: Iterable[Entry]) -> int:
 
 
 def scalars(memory: OptimizerMemory, rank: int) -> dict[str, float]:
-    """Bytes to log by key: of one rank and of all, and of that rank by slot, dtype, group and layer."""
+    """The three numbers to log: bytes of state of one rank, what its values take in 32 bits, and bytes of all ranks."""
     here = state(memory.ranks[rank])
-    each = [size(state(entries)) for entries in memory.ranks]
-    values = {"bytes": each[rank], "bytes_all_ranks": sum(each), "bytes_in_32_bits": size_32(here)}
-    values |= {"bytes_smallest_rank": min(each), "bytes_largest_rank": max(each)}
-    for kind in ("parameter", "gradient", "stage"):
-        values[f"kind/{kind}"] = size(entry for entry in memory.ranks[rank] if entry.kind == kind)
-    for key in ("slot", "dtype", "group"):
-        values |= {f"{key}/{name}": entry.bytes for (name,), entry in summed(here, key).items()}
-    values |= {f"layer/{layer}": entry.bytes for layer, entry in largest_layers(here)}
+    values = {"bytes": size(here), "bytes_in_32_bits": size_32(here), "bytes_all_ranks": size(state(memory.every()))}
     return {name: float(value) for name, value in values.items()}
 
 
@@ -182,20 +175,38 @@ def can_draw() -> bool:
 
 
 def picture(memory: OptimizerMemory) -> Any:
-    """A matplotlib figure with bars for each slot and for the largest layers, as stored and in 32 bits."""
+    """A matplotlib figure of rank 0: bytes by what they are for, by slot, and of the largest layers, with numbers."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    slots = [(slot, entry) for (slot,), entry in summed(memory.first, "slot").items()]
-    for axis, title, bars in ((left, "by slot", slots), (right, "largest layers", largest_layers(memory.first))):
-        rows = range(len(bars))
-        axis.barh([y - 0.2 for y in rows], [entry.bytes / 1e6 for _, entry in bars], 0.4, label="kept")
-        axis.barh([y + 0.2 for y in rows], [entry.bytes_32 / 1e6 for _, entry in bars], 0.4, label="in 32 bits")
-        axis.set_yticks(list(rows), [label for label, _ in bars])
-        axis.invert_yaxis()
-        axis.set_xlabel("MB")
+    kinds = [(word, [entry for entry in memory.ranks[0] if entry.kind == kind]) for kind, word in WORDS.items()]
+    slots = [(slot, [entry]) for (slot,), entry in summed(memory.first, "slot").items()]
+    layers = [(layer, [entry]) for layer, entry in largest_layers(memory.first)]
+    panels = {"memory": [bar for bar in kinds if bar[1]], "state by slot": slots, "state by layer": layers}
+    rows = max(map(len, panels.values()))
+    figure = Figure(figsize=(14, 1.6 + 0.45 * max(rows, 4)), layout="constrained")
+    for axis, (title, bars) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        _draw_bars(axis, bars)
         axis.set_title(title)
-    left.legend()
-    figure.suptitle(f"Optimizer state of {memory.title}: {human(size(memory.first))}, rank 0")
+    fewer = size(memory.first) != size_32(memory.first)
+    in_32 = f", in 32 bits {human(size_32(memory.first))}" if fewer else ""
+    ranks = "" if len(memory.ranks) == 1 else f" on rank 0 of {len(memory.ranks)}"
+    figure.suptitle(f"Optimizer state of {memory.title}: {human(size(memory.first))}{in_32}{ranks}")
     return figure
+
+
+def _draw_bars(axis: Any, bars: Sequence[tuple[str, Sequence[Entry]]]) -> None:
+    """Horizontal bars with their bytes, each above what it would be in 32 bits where that is another number."""
+    for row, (_, entries) in enumerate(bars):
+        kept, in_32 = size(entries), size_32(entries)
+        thick = 0.7 if kept == in_32 else 0.35
+        axis.barh(row - (0.7 - thick) / 2, kept, thick, color="C0")
+        axis.text(kept, row - (0.7 - thick) / 2, f" {human(kept)}", va="center", fontsize=9)
+        if kept != in_32:
+            axis.barh(row + 0.175, in_32, thick, color="C0", alpha=0.3)
+            axis.text(in_32, row + 0.175, f" {human(in_32)} in 32 bits", va="center", fontsize=9)
+    axis.set_yticks(range(len(bars)), [label for label, _ in bars])
+    axis.invert_yaxis()
+    axis.margins(x=0.35)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_visible(False)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -110,13 +110,13 @@ def test_the_first_look_is_the_mean_over_batches(tmp_path: Path, capsys: pytest.
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert scalars["gradient_norms/net/block/2"] == [
+    assert scalars["gradient_norm_profile/net/block/2"] == [
         (p.step, pytest.approx(p.norms["block"][2], rel=1e-6)) for p in (first, second, third)
     ]
-    assert scalars["gradient_norms/net/residual/0"][0][1] == pytest.approx(sizes[0], rel=1e-5)
-    assert scalars["gradient_norms/net/slope"][1] == (3, pytest.approx(second.slope("feed_forward_output"), rel=1e-5))
-    assert [image.step for image in events.Images("gradient_norms/net/by_depth")] == [0, 3, 6]
-    assert "gradient_norms/net/verdict/text_summary" in events.Tags()["tensors"]
+    assert scalars["gradient_norm_profile/net/residual/0"][0][1] == pytest.approx(sizes[0], rel=1e-5)
+    assert scalars["gradient_norm_profile/net/slope"][1] == (3, pytest.approx(second.slope("feed_forward_output"), rel=1e-5))
+    assert [image.step for image in events.Images("gradient_norm_profile/net/by_depth")] == [0, 3, 6]
+    assert "gradient_norm_profile/net/verdict/text_summary" in events.Tags()["tensors"]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -298,7 +298,7 @@ def test_what_a_person_would_look_at(tmp_path: Path) -> None:
     run = Run(adan, LookaheadSync(3), logger=logger, log_every_n_steps=4, precision="64-true", watch="slow")
     events = EventAccumulator(logger.log_dir)
     events.Reload()
-    found = {event.step: event.value for event in events.Scalars("lookahead/distance")}
+    found = {event.step: event.value for event in events.Scalars("lookahead_sync/distance")}
     fast, slow = run.walk.weights, run.walk.slots
     assert found == pytest.approx({s: float((fast[s - 1] - slow[s - 1]).norm() / fast[s - 1].norm()) for s in (5, 11)})
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from lightning_optim import OptimizerStrategy, create_optimizer
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync, LossInput, OptimizerStateMemory
-from lightning_optim.reports.memory import predicted_memory, state_memory
+from lightning_optim.reports.memory import human, predicted_memory, state_memory
 from tests.harness.data import seeded_samples
 from tests.harness.memory import by_hand, by_walk, ours
 from tests.harness.modules import Configured, Made, Make, Toy
@@ -110,19 +110,20 @@ def test_the_table_and_the_scalars(tmp_path: Path, capsys: pytest.CaptureFixture
     assert scalars["optimizer_state/bytes"] == [(1, size), (4, size), (8, size), (12, size)]
     assert scalars["optimizer_state/bytes_all_ranks"][-1] == (12, size)
     assert scalars["optimizer_state/bytes_in_32_bits"][-1] == (12, size)
-    assert scalars["optimizer_state/slot/prev_grad"][-1] == (12, 4.0 * VALUES)
-    assert scalars["optimizer_state/dtype/float32"][-1] == (12, size)
-    assert scalars["optimizer_state/group/0"][-1] == (12, size)
+    assert sum(tag.startswith("optimizer_state/") for tag in scalars) == 3
 
 
 def test_16_bits_are_told_apart(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    Run(ours({"name": "adan", "state_bits": 16}), OptimizerStateMemory(table=False), logger=logger, log_every_n_steps=1)
+    report = OptimizerStateMemory(table=False, csv=tmp_path / "memory.csv")
+    Run(ours({"name": "adan", "state_bits": 16}), report, logger=logger, log_every_n_steps=1)
+    rows = [row for row in rows_of(tmp_path / "memory.csv") if row["when"] == "actual"]
+    assert sum(int(row["bytes"]) for row in rows if row["type"] == "bfloat16") == 3 * VALUES * 2
+    previous = [int(row["bytes"]) for row in rows if row["slot"] == "prev_grad"]
+    assert sum(previous) == VALUES * 4  # a previous gradient stays exact
     scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
     assert scalars["optimizer_state/bytes"] == 3 * VALUES * 2 + VALUES * 4 + TENSORS * 4
     assert scalars["optimizer_state/bytes_in_32_bits"] == 4 * VALUES * 4 + TENSORS * 4
-    assert scalars["optimizer_state/dtype/bfloat16"] == 3 * VALUES * 2
-    assert scalars["optimizer_state/slot/prev_grad"] == VALUES * 4  # a previous gradient stays exact
 
 
 def test_both_parts_can_be_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,9 +232,9 @@ def test_layers_file_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [image.step for image in images] == [1]  # nothing changed after it
     assert len(Image.open(BytesIO(images[0].encoded_image_string)).convert("RGB").getcolors(1 << 24) or ()) > 10
     scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
-    assert scalars["optimizer_state/bytes_predicted"] == scalars["optimizer_state/bytes"] == size
-    assert scalars["optimizer_state/kind/gradient"] == 4 * sum(p.numel() for p in optimizer.param_groups[0]["params"])
-    assert sum("/layer/" in tag for tag in scalars) == 10
+    assert scalars["optimizer_state/bytes"] == size
+    gradients = sum(int(row["bytes"]) for row in actual if row["kind"] == "gradient")
+    assert gradients == 4 * sum(p.numel() for p in optimizer.param_groups[0]["params"])
 
 
 def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,8 +378,6 @@ def test_every_rank_is_counted(kind: Kind, name: str, tmp_path: Path) -> None:
     scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
     assert scalars["optimizer_state/bytes"] == first
     assert scalars["optimizer_state/bytes_all_ranks"] == first + second
-    assert scalars["optimizer_state/bytes_largest_rank"] == max(first, second)
-    assert scalars["optimizer_state/bytes_smallest_rank"] == min(first, second)
     whole = 161 * 4  # of the module: 8 x 16 + 16 + 16 + 1 values
     total = sum(int(row["bytes"]) for row in rows if row["kind"] == "parameter")
     assert total == (2 * whole if kind == "ddp" else whole)
@@ -413,9 +412,7 @@ trainer:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_peak_of_a_device(tmp_path: Path) -> None:
+def test_the_peak_of_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="")
     Run(ours("adan"), OptimizerStateMemory(), logger=logger, log_every_n_steps=1, accelerator="gpu")
-    scalars = {tag: values[-1][1] for tag, values in logged(tmp_path).items()}
-    assert scalars["optimizer_state/cuda_peak"] == torch.cuda.max_memory_allocated()
-    assert scalars["optimizer_state/cuda_peak"] > scalars["optimizer_state/bytes"]
+    assert f"peak of the device {human(torch.cuda.max_memory_allocated())}" in capsys.readouterr().out

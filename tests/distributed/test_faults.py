@@ -476,7 +476,7 @@ def test_each_skip_is_logged(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"NonFiniteGuard skips step 6: the gradient of net\.0\.weight is not finite"):
         guarded(None, "adan", Spoils((6,), True, 0), NonFiniteGuard(), logger=logger, log_every_n_steps=1)
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("skipped_steps")] == [(6, 1.0)]
+    assert [(event.step, event.value) for event in events.Scalars("non_finite_guard/skipped_steps")] == [(6, 1.0)]
 
 
 @pytest.mark.filterwarnings("ignore:NonFiniteGuard skips step")
