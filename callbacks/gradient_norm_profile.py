@@ -52,8 +52,8 @@ class GradientNormProfile(FitCallback):
     stream are those of Post-LN, which needs one. It is judged by the matrix with which the feed-forward branch ends, or
     by whole blocks where that is not known.
 
-    It prints a table and the verdict, and logs `gradient_norm_profile/last_over_first`, `.../slope` (least squares, of the
-    logarithm, per block), `.../residual_growth`, and for each block `.../block/0`, `.../feed_forward_output/0`,
+    It prints a table and the verdict, and logs `gradient_norm_profile/last_over_first`, `.../slope` (least squares, of
+    the logarithm, per block), `.../residual_growth`, and for each block `.../block/0`, `.../feed_forward_output/0`,
     `.../attention_output/0` and `.../residual/0`; of several stacks each under its name.
 
     Source: Xiong et al. 2020, arXiv:2002.04745, section 3.3.

@@ -206,7 +206,7 @@ def _draw_bars(axis: Any, bars: Sequence[tuple[str, Sequence[Entry]]]) -> None:
             axis.text(in_32, row + 0.175, f" {human(in_32)} in 32 bits", va="center", fontsize=9)
     axis.set_yticks(range(len(bars)), [label for label, _ in bars])
     axis.invert_yaxis()
-    axis.margins(x=0.35)
+    axis.margins(x=0.55)  # for the numbers
     axis.set_xlim(left=0)
     axis.xaxis.set_visible(False)
     axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -114,7 +114,10 @@ def test_the_first_look_is_the_mean_over_batches(tmp_path: Path, capsys: pytest.
         (p.step, pytest.approx(p.norms["block"][2], rel=1e-6)) for p in (first, second, third)
     ]
     assert scalars["gradient_norm_profile/net/residual/0"][0][1] == pytest.approx(sizes[0], rel=1e-5)
-    assert scalars["gradient_norm_profile/net/slope"][1] == (3, pytest.approx(second.slope("feed_forward_output"), rel=1e-5))
+    assert scalars["gradient_norm_profile/net/slope"][1] == (
+        3,
+        pytest.approx(second.slope("feed_forward_output"), rel=1e-5),
+    )
     assert [image.step for image in events.Images("gradient_norm_profile/net/by_depth")] == [0, 3, 6]
     assert "gradient_norm_profile/net/verdict/text_summary" in events.Tags()["tensors"]
 
