@@ -26,7 +26,7 @@ from lightning_optim.distributed.placement import gradient_of
 from lightning_optim.distributed.ranks import gathered
 from lightning_optim.errors import OptionError, is_whole
 from lightning_optim.reports import depth_profile as report
-from lightning_optim.reports.memory_views import can_draw
+from lightning_optim.reports.figures import can_draw
 from lightning_optim.training import extra_pass
 from lightning_optim.training.block_norms import Look, first_look
 from lightning_optim.training.lightning_names import is_a
@@ -279,7 +279,8 @@ class GradientNormProfile(FitCallback):
             self._draw(trainer, profile)
 
     def _draw(self, trainer: Trainer, profile: DepthProfile) -> None:
-        for board in _boards(trainer) if can_draw() else ():
+        boards = _boards(trainer)
+        for board in boards if boards and can_draw(type(self).__name__) else ():
             board.add_figure(f"{_tag(profile)}/by_depth", report.picture(self.profiles[profile.stack]), profile.step)
         self._drawn[profile.stack] = profile.step
 

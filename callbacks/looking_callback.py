@@ -22,7 +22,7 @@ from lightning_optim.analysis.products import Products, Way, products_of
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.placement import is_sharded
 from lightning_optim.errors import is_whole
-from lightning_optim.reports.memory_views import can_draw
+from lightning_optim.reports.figures import can_draw
 from lightning_optim.training import extra_pass
 from lightning_optim.training.fixed_loss import FixedLoss
 from lightning_optim.training.lightning_names import is_a
@@ -160,7 +160,7 @@ class LookingCallback(FitCallback):
         for logger in trainer.loggers:
             logger.log_metrics(values, trainer.global_step)
         boards: list[Any] = [logger for logger in trainer.loggers if is_a(logger, TensorBoardLogger)]
-        if boards and trainer.is_global_zero and can_draw():
+        if boards and trainer.is_global_zero and can_draw(type(self).__name__):
             for title, figure in self.draw(trainer).items():
                 for logger in boards:
                     logger.experiment.add_figure(f"{self.prefix}/{title}", figure, trainer.global_step)

@@ -22,10 +22,10 @@ from lightning_optim.distributed.names import named_parameters
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.distributed.ranks import gathered
 from lightning_optim.errors import OptionError, shown
+from lightning_optim.reports.figures import can_draw
 from lightning_optim.reports.memory import Entry, frozen_memory, human, model_memory, predicted_memory, state_memory
 from lightning_optim.reports.memory_views import (
     OptimizerMemory,
-    can_draw,
     picture,
     scalars,
     size,
@@ -174,7 +174,7 @@ class OptimizerStateMemory(FitCallback):
         """Log a figure, if the bytes have changed since the last one."""
         boards: list[Any] = [logger for logger in trainer.loggers if is_a(logger, TensorBoardLogger)]
         now = size(memory.first)
-        if not (boards and trainer.is_global_zero and can_draw()) or self._drawn.get(i, 0) == now:
+        if not (boards and trainer.is_global_zero and can_draw(type(self).__name__)) or self._drawn.get(i, 0) == now:
             return
         self._drawn[i] = now
         for logger in boards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,45 @@ class EngineError(RuntimeError):
 
     Nothing has changed then. Under `engine="auto"` the next engine runs the step.
     """
+
+
+class MissingPackageError(OptionError, ImportError):
+    """A package that an extra of this one brings is not installed. The message has the command that installs it."""
+
+
+EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard", "sklearn": "examples", "triton": "triton"}
+
+
+def pip_command(module: str) -> str:
+    """The command that installs a package of an extra.
+
+    Example:
+        >>> pip_command("matplotlib")
+        "pip install 'lightning-optim[plots]'"
+    """
+    return f"pip install 'lightning-optim[{EXTRAS[module.partition('.')[0]]}]'"
+
+
+def needed(module: str, owner: str) -> Any:
+    """Import a module of a package that an extra brings.
+
+    Args:
+        module: Its full name, such as "matplotlib.figure".
+        owner: What needs it, for the message: "The picture of `lightning-optim memory`".
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingPackageError: if its package is not installed, or does not import.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = importlib.util.find_spec(package) is None
+        why = "is not installed" if missing else f"does not import ({first_line(error).rstrip('.')})"
+        raise MissingPackageError(f"{owner} needs {package}, which {why}. Type: {pip_command(module)}") from error
 
 
 def check(owner: str, name: str, value: object, holds: bool, allowed: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from lightning_optim.analysis.depth_profile import DepthProfile
+from lightning_optim.errors import needed
+from lightning_optim.reports.figures import new_figure
 
 PREFIX = "gradient_norm_profile"
 CURVES = 8  # in a figure
@@ -48,15 +50,13 @@ def chosen(profiles: Sequence[DepthProfile], count: int = CURVES) -> list[DepthP
 
 def picture(profiles: Sequence[DepthProfile]) -> Any:
     """A matplotlib figure of one stack: gradient norms and residual norms against depth, a curve for each look."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = new_figure(10, 4.5)
     left, right = figure.subplots(1, 2)
+    colors = needed("matplotlib", "A figure").colormaps["viridis"]
     curves = chosen(profiles)
     part = curves[0].part
     for i, profile in enumerate(curves):
-        color = matplotlib.colormaps["viridis"](i / max(1, len(curves) - 1) * 0.9)
+        color = colors(i / max(1, len(curves) - 1) * 0.9)
         depth = range(1, len(profile.names) + 1)
         left.plot(depth, profile.norms.get(part, profile.norms["block"]), "o-", color=color, label=str(profile.step))
         if profile.residual:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_optim.reports.figures import new_figure
+
 History = Sequence[Mapping[str, float]]
 
 
@@ -19,9 +21,7 @@ def trajectories(runs: Mapping[str, History]) -> Any:
     Returns:
         The figure; bars are the error of the estimate.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2, sharey=True)
     for name, history in runs.items():
         looks = [look for look in history if math.isfinite(look["r_med"])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from lightning_optim.core.routing import Route, by_rule
+from lightning_optim.reports.figures import new_figure
 from lightning_optim.reports.memory import Entry, Kind, human, summed
 
 TOP = 10  # number of layers to list
@@ -169,21 +169,14 @@ def write_csv(path: Path, memories: Sequence[tuple[str, Sequence[OptimizerMemory
                         writer.writerow((when, i, rank, e.kind, group, e.layer, e.name, e.slot, e.dtype, *sizes))
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def picture(memory: OptimizerMemory) -> Any:
     """A matplotlib figure of rank 0: bytes by what they are for, by slot, and of the largest layers, with numbers."""
-    from matplotlib.figure import Figure
-
     kinds = [(word, [entry for entry in memory.ranks[0] if entry.kind == kind]) for kind, word in WORDS.items()]
     slots = [(slot, [entry]) for (slot,), entry in summed(memory.first, "slot").items()]
     layers = [(layer, [entry]) for layer, entry in largest_layers(memory.first)]
     panels = {"memory": [bar for bar in kinds if bar[1]], "state by slot": slots, "state by layer": layers}
     rows = max(map(len, panels.values()))
-    figure = Figure(figsize=(14, 1.6 + 0.45 * max(rows, 4)), layout="constrained")
+    figure = new_figure(14, 1.6 + 0.45 * max(rows, 4))
     for axis, (title, bars) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         _draw_bars(axis, bars)
         axis.set_title(title)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_optim.reports.figures import new_figure
+
 
 def density_figure(grid: Tensor, density: Tensor, title: str, marks: Sequence[tuple[float, str]] = ()) -> Any:
     """A matplotlib figure of a spectral density with a logarithmic vertical axis.
@@ -17,9 +19,7 @@ def density_figure(grid: Tensor, density: Tensor, title: str, marks: Sequence[tu
         title: Its title.
         marks: Eigenvalues to mark by a vertical line, each with its label.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axis = figure.subplots()
     floor = float(density.max()) * 1e-6
     axis.fill_between(grid.tolist(), density.clamp_min(floor).tolist(), floor, alpha=0.6)

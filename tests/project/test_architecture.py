@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors"},
     "analysis": {"errors", "distributed"},
     "training": {"errors", "distributed", "language", "storage", "core", "analysis"},
-    "reports": {"distributed", "storage", "core", "analysis", "training"},
+    "reports": {"errors", "distributed", "storage", "core", "analysis", "training"},
     "nn": {"errors"},
     "callbacks": {"errors", "distributed", "stages", "core", "analysis", "training", "checkpoints", "reports"},
     "config": {
