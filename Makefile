@@ -22,7 +22,7 @@ help:
 	@echo "make test-full   the tests with every case of the long cross products"
 	@echo "make coverage    the tests with what they cover: a table, htmlcov/ and coverage.xml"
 	@echo "make check   lint, format, and types by mypy and pyright"
-	@echo "make docs    write the tables that are read off the classes"
+	@echo "make docs    write the pages that are read off the classes, and build the site in build/site"
 	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
 	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
 	@echo "make build   sdist and wheel in dist/"
@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt is for Python 3.11 and newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch hatchling editables
-	$(PIP) --no-build-isolation --editable '.[dev,examples,test]'
+	$(PIP) --no-build-isolation --editable '.[dev,docs,examples,test]'
 	touch $@
 
 demo: $(STAMP)
@@ -58,7 +58,8 @@ check: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m sphinx -W --keep-going -b html -c docs . build/site
 
 # Other packages are installed for the benchmarks alone.
 $(VENV)/.peers: $(STAMP)

@@ -1,8 +1,8 @@
 """How Sphinx builds the site from the pages of the repository: `make docs`.
 
 The source is the whole repository, so that links between pages are the same here and on the site. Two things are read
-off the pages instead of being written twice: an index page (`README.md` in docs and below) is a table of contents in the
-order of its links, and a page of the API has the documentation of each name in its table.
+off the pages instead of being written twice: a page that lists others is a table of contents in the order of its links,
+and a page of the API has the documentation of each name in its table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Generates tables of README.md, pages of docs/ and the formulas in docstrings: `python docs/generate.py`."""
+"""Generates pages of docs/, tables of README.md, and the formulas in docstrings: `python -m docs.generate`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import json
 import re
 from pathlib import Path
 
-from lightning_optim.config.catalog import markdown, reference
+from docs.parts import api_pages, callback_pages, curves, optimizer_pages
+from docs.parts.markdown import replace_part
+from lightning_optim.config.catalog import markdown
+from lightning_optim.config.recipes import RECIPES
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.language.docstrings import with_formula
 from lightning_optim.language.formula import formula
 
 ROOT = Path(__file__).parent.parent
-
-
-def replace_part(text: str, name: str, content: str) -> str:
-    """A page with new content between the markers of a generated part."""
-    part = re.compile(rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->\n)", re.DOTALL)
-    return part.sub(lambda match: f"{match[1]}\n{content.rstrip()}\n\n{match[2]}", text)
 
 
 def matrix(results: str) -> str:
@@ -66,14 +63,32 @@ def race(results: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def callback_parts(docs: Path) -> dict[Path, str]:
+    """Pages of callbacks with their generated parts: a part stands wherever its markers are."""
+    parts = {"callbacks": callback_pages.index()}
+    for name in callback_pages.names():
+        parts.update(callback_pages.parts(name))
+    found = {}
+    for path in sorted(docs.glob("*.md")):
+        text = path.read_text()
+        for name in re.findall(r"<!-- end of (.+) -->", text):
+            if name in parts:
+                found[path] = text = replace_part(text, name, parts[name])
+    return found
+
+
 def pages() -> dict[Path, str]:
     """Every page with generated content, as it should be now."""
     results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
     table = matrix((results / "checkpoint_matrix.json").read_text())
     sources = {cls: Path(inspect.getfile(cls)) for cls in OPTIMIZERS.values()}
     return {
+        **callback_parts(docs),
         **{path: with_formula(path.read_text(), cls.__name__, formula(cls)) for cls, path in sources.items()},
-        docs / "optimizers.md": reference(),
+        docs / "optimizers.md": optimizer_pages.index(),
+        **{docs / "optimizers" / f"{name}.md": optimizer_pages.page(name) for name in sorted(OPTIMIZERS)},
+        **{docs / "optimizers" / f"{name}.md": optimizer_pages.recipe_page(r) for name, r in RECIPES.items()},
+        **{docs / "api" / api_pages.file_name(module): api_pages.page(module) for module in api_pages.MODULES},
         ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", markdown()),
         docs / "checkpoints.md": replace_part((docs / "checkpoints.md").read_text(), "matrix", table),
         docs / "digits_race.md": race((results / "digits_race.json").read_text()),
@@ -82,4 +97,6 @@ def pages() -> dict[Path, str]:
 
 if __name__ == "__main__":
     for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
+    curves.draw_all()

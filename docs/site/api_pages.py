@@ -28,12 +28,19 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Formulas are kept as they are, line by line, and without the note that Python 3.14 puts before fields."""
-    try:
-        start = lines.index("Formula:")
-    except ValueError:
-        return
-    lines[start : start + 1] = ["Formula::", ""]
+    """Docstrings are plain text with code in backticks: bars and stars mean themselves. Formulas keep their lines."""
+    found, in_formula = [], False
+    for line in lines:
+        in_formula = line == "Formula:" or (in_formula and (not line or line.startswith(" ")))
+        kept = in_formula or line.lstrip().startswith((">>>", "..."))
+        found += ["Formula::", ""] if line == "Formula:" else [line if kept else escaped(line)]
+    lines[:] = found
+
+
+def escaped(line: str) -> str:
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
