@@ -100,7 +100,7 @@ def strategies(cls: type[Optimizer], **options: Any) -> dict[str, str]:
     matrices = "it keeps matrices of other shapes, which checkpoints of FSDP1 cannot hold"
     tensors = "it needs whole tensors, which flat parameters do not show"
     two = "it needs whole matrices, and tensors are split along two dimensions"
-    why = dict.fromkeys(STRATEGIES, "")
+    why: dict[str, str] = dict.fromkeys(STRATEGIES, "")
     if program.statistics:
         why["FSDP1"] = rows
     if program.of_matrices:
