@@ -4,7 +4,7 @@ from lightning_optim import optimizers
 from lightning_optim.config import command_line
 from lightning_optim.config.create import create_optimizer
 from lightning_optim.config.mixin import ConfiguredOptimizer
-from lightning_optim.config.recipes import list_optimizers
+from lightning_optim.config.recipes import list_optimizers, register_optimizer
 from lightning_optim.config.strategy import OptimizerSpec, OptimizerStrategy
 from lightning_optim.config.weight_decay import from_paper, normalized_weight_decay
 from lightning_optim.core.optimizer import Optimizer
@@ -25,5 +25,6 @@ __all__ = [
     "from_paper",
     "list_optimizers",
     "normalized_weight_decay",
+    "register_optimizer",
 ]
 __all__ += optimizers.__all__

@@ -11,9 +11,11 @@ from typing import Any, get_args
 import torch
 
 from lightning_optim import storage
+from lightning_optim.config.class_paths import path_of
 from lightning_optim.config.command_line import read_value
+from lightning_optim.config.foreign_page import foreign_page
 from lightning_optim.config.layout import table, terminal_width, wrapped
-from lightning_optim.config.recipes import RECIPES, find
+from lightning_optim.config.recipes import RECIPES, REGISTERED, find
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.core.routing import by_role
@@ -53,7 +55,10 @@ def lines() -> list[Line]:
 
 def line(name: str, **options: Any) -> Line:
     """The line of one optimizer, under its default options and those that are given."""
-    cls = OPTIMIZERS[name]
+    return _line(name, OPTIMIZERS[name], **options)
+
+
+def _line(name: str, cls: type[Optimizer], **options: Any) -> Line:
     optimizer = _sample(cls, **options)
     return Line(
         name=name,
@@ -113,6 +118,7 @@ formula, options and advice of each, under the options that are given.
   lightning-optim optimizers
   lightning-optim optimizers adan
   lightning-optim optimizers adamw amsgrad=true state_bits=8
+  lightning-optim optimizers torch.optim.SGD
 """
 
 
@@ -153,19 +159,23 @@ def _table(width: int) -> str:
         rows.append([entry.name, entry.paper, ", ".join(entry.slots), sizes, ", ".join(entry.needs)])
     head = ["config", "paper", "state", f"bytes at {', '.join(map(str, bits))} bits", "needs"]
     recipes = [[recipe.name, f"on {recipe.base}", recipe.about] for recipe in RECIPES.values()]
+    registered = [[word, path_of(cls), sections(cls.__doc__)[""]] for word, cls in REGISTERED.items()]
     return "\n".join(
         [
             wrapped("Optimizers: bytes of state per parameter, and what an update needs beyond one element", width),
             table(head, rows, width),
             "",
             table(["recipe", "base", "about"], recipes, width),
+            *(["", table(["registered", "class", "about"], registered, width)] if registered else []),
         ]
     )
 
 
 def _page(name: str, given: Mapping[str, Any], width: int) -> str:
     recipe = find(name)
-    cls = OPTIMIZERS[recipe.base]
+    cls: Any = recipe.optimizer_class
+    if not issubclass(cls, Optimizer):
+        return foreign_page(recipe, given, width)
     options = OptimizerStrategy(name, **check_options(given, cls.options, cls.__name__)).options
     about, helps = sections(cls.__doc__), {**SHARED, **arguments(cls.__doc__)}
     own = {key: value for key, value in options.items() if not cls.options[key].shared}
@@ -173,7 +183,7 @@ def _page(name: str, given: Mapping[str, Any], width: int) -> str:
     for option in cls.options.values():
         default, start = options.get(option.name, option.default), cls.recommended.get(option.name, "")
         rows.append([option.name, describe(option.type), str(default), str(start), helps.get(option.name, "")])
-    entry = line(recipe.base, **{key: value for key, value in options.items() if key not in WHOLE})
+    entry = _line(recipe.base, cls, **{key: value for key, value in options.items() if key not in WHOLE})
     sizes = ", ".join(f"{size:.3g} at {bits} bits" for bits, size in entry.bytes.items())
     texts = [
         name if name == recipe.base else f"{name} (on {recipe.base})",

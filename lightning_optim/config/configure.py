@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lightning_optim.config import frozen
 from lightning_optim.config.schedule import Schedule, scheduler_for, tell_length
 from lightning_optim.core import routing
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def configure(
-    module: LightningModule, optimizer: Optimizer, word: str, companions: Sequence[Callback], schedule: Schedule | None
+    module: LightningModule,
+    optimizer: torch.optim.Optimizer,
+    word: str,
+    companions: Sequence[Callback],
+    schedule: Schedule | None,
 ) -> Any:
     """The return value of `configure_optimizers`: the optimizer, with a scheduler if there is a schedule.
 
@@ -31,23 +37,28 @@ def configure(
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
     if left_out := list(frozen.frozen_parameters(module)):
-        rank_zero_info(
-            f"{type(optimizer).__name__} keeps no state for frozen parameters: {frozen.some_of(left_out)}. They "
-            "join it when they get requires_grad_(True)."
+        joining = (
+            "They join it when they get requires_grad_(True)."
+            if isinstance(optimizer, Optimizer)
+            else "To train them later, add them by add_param_group, as Lightning's BaseFinetuning does."
         )
-    if report := routing.report(optimizer):
+        some = frozen.some_of(left_out)
+        rank_zero_info(f"{type(optimizer).__name__} keeps no state for frozen parameters: {some}. {joining}")
+    if isinstance(optimizer, Optimizer) and (report := routing.report(optimizer)):
         rank_zero_info("\n".join([f"{type(optimizer).__name__}:", *report]))
     present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     for companion in companions:
         if not any(isinstance(callback, type(companion)) for callback in present):
             title = type(companion).__name__
-            optimizer.told = optimizer.told or hasattr(companion, "serves_evaluation")
+            if isinstance(optimizer, Optimizer):
+                optimizer.told = optimizer.told or hasattr(companion, "serves_evaluation")
             rank_zero_warn(
                 f"optimizer {word!r} comes with the callback {title}, which the Trainer does not have, so it "
                 f"trains without. Add lightning_optim.callbacks.{title} to the Trainer, or return the callbacks of "
                 "the strategy from configure_callbacks, as ConfiguredOptimizer does."
             )
-    if any(group[name] == "total" for group in optimizer.param_groups for name in optimizer.lengths):
+    lengths = optimizer.lengths if isinstance(optimizer, Optimizer) else ()
+    if any(group[name] == "total" for group in optimizer.param_groups for name in lengths):
         tell_length(optimizer, module.trainer)
     if schedule is None:
         return optimizer

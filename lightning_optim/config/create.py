@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar, overload
 
+import torch
 from torch import nn
 
 from lightning_optim.config.strategy import OptimizerStrategy
@@ -19,7 +20,14 @@ NEEDS_TRAINER = {
 }
 
 
-def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **options: Any) -> Optimizer:
+T = TypeVar("T", bound=torch.optim.Optimizer)
+
+
+@overload
+def create_optimizer(spec: type[T], model_or_params: nn.Module | Iterable[Any], **options: Any) -> T: ...
+@overload
+def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **options: Any) -> Optimizer: ...
+def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **options: Any) -> Any:
     """An optimizer from its name or a mapping, for a module or for parameters.
 
     For a module, biases and the parameters of normalization layers have no weight decay (see `no_decay` of
@@ -27,7 +35,8 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
     `ConfiguredOptimizer` brings all of a spec to a Trainer.
 
     Args:
-        spec: `"adan"`, `{"name": "adan", "lr": 2e-3}` or an `OptimizerStrategy`.
+        spec: `"adan"`, `{"name": "adan", "lr": 2e-3}`, a class or its path such as `"torch.optim.SGD"`, or an
+            `OptimizerStrategy`.
         model_or_params: A module, or parameters or parameter groups as for `torch.optim`.
         options: Options that replace those of `spec`.
 
@@ -49,7 +58,7 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
                 f"create_optimizer makes an optimizer alone, and {key}={shown(strategy.config[key])} needs a Trainer. "
                 f"Use ConfiguredOptimizer, or leave it out and {instead}."
             )
-    lengths = strategy.optimizer_class.lengths
+    lengths = strategy.kind.lengths
     options_of_groups = [strategy.options, *(group.options for group in strategy.groups)]
     if any(given.get(name) == "total" for given in options_of_groups for name in lengths):
         raise OptionError(

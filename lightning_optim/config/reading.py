@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lightning_optim import engines
+from lightning_optim.config.foreign import ForeignClass, Kind
 from lightning_optim.config.groups import Split
-from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.state_layout import WHOLE
-from lightning_optim.errors import OptionError, shown
+from lightning_optim.errors import OptionError, first_line, shown
 from lightning_optim.language.options import check_options
 
 # Keys that belong elsewhere, with where.
@@ -68,13 +70,50 @@ def list_groups(groups: Any) -> list[Any]:
     return list(groups)
 
 
-def read_group(group: Any, cls: type[Optimizer], complete: Mapping[str, Any]) -> Split:
+def read_options(kind: Kind, given: Mapping[str, Any], owner: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Check options one by one, and convert them.
+
+    Args:
+        kind: The optimizer.
+        given: Values by name.
+        owner: The optimizer or the group, for messages.
+        also: Names of other keys, for messages.
+
+    Raises:
+        OptionError: for an unknown name, and for a value of a wrong type or out of range.
+    """
+    if isinstance(kind, ForeignClass):
+        return kind.read_options(given, owner, also)
+    return check_options(given, kind.options, owner, also)
+
+
+def check_together(kind: Kind, options: Mapping[str, Any], owner: str) -> None:
+    """Check that options go together.
+
+    Raises:
+        OptionError: where they do not.
+    """
+    if isinstance(kind, ForeignClass):
+        kind.check_all(options, owner)
+        return
+    check_own_constructor(kind, options, owner)
+    complete = complete_options(kind, options)
+    kind.check_all({**complete})
+    engines.check_name(complete["engine"])
+
+
+def complete_options(kind: Kind, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the defaults of all others."""
+    return {name: options.get(name, option.default) for name, option in kind.options.items()}
+
+
+def read_group(group: Any, kind: Kind, options: Mapping[str, Any]) -> Split:
     """Read a group of the user.
 
     Args:
         group: A mapping with `params`, options, and optionally `name`.
-        cls: The optimizer.
-        complete: Its options with all defaults.
+        kind: The optimizer.
+        options: Its options.
 
     Raises:
         OptionError: for anything else, and for options that do not fit the others of the optimizer.
@@ -90,11 +129,17 @@ def read_group(group: Any, cls: type[Optimizer], complete: Mapping[str, Any]) ->
         raise OptionError(f"groups: name={shown(label)} must be a string.")
     owner = f"group {label!r}"
     rest = {key: value for key, value in group.items() if key not in ("params", "name")}
-    options = check_options(rest, cls.options, owner)
-    if whole := [name for name in WHOLE if name in options]:
+    mine = read_options(kind, rest, owner)
+    allowed = kind.in_groups(options) if isinstance(kind, ForeignClass) else kind.options.keys() - set(WHOLE)
+    if whole := [name for name in mine if name not in allowed]:
         raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
     for one, other in (("heads", "blocks"), ("blocks", "heads")):
-        if one in options and other in cls.matrix_options:
-            options.setdefault(other, None)  # what the type of a module says
-    cls.check_all({**complete, **options})
-    return Split(tuple(words), options, label, of_user=True)
+        if one in mine and other in kind.matrix_options:
+            mine.setdefault(other, None)  # what the type of a module says
+    if isinstance(kind, ForeignClass):
+        kind.check_all({**options, **mine}, owner)
+        if (error := kind.takes_groups(options)) is not None:
+            raise OptionError(f"{owner}: {kind.cls.__name__} takes one parameter group only: {first_line(error)}")
+    else:
+        kind.check_all({**complete_options(kind, options), **mine})
+    return Split(tuple(words), mine, label, of_user=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from lightning_optim.config.foreign import Kind
 from lightning_optim.config.groups import ROLES, Split, heads, matches, named_roles
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.names import owned_parameters
@@ -23,9 +24,7 @@ SETTINGS = {"betas": "betas", "eps": "adamw_eps", "scale": "adamw_scale"}
 RECURRENT: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3}
 
 
-def read(
-    owner: str, cls: type[Optimizer], adamw: Any, options: Mapping[str, Any]
-) -> tuple[tuple[str, ...], dict[str, Any]]:
+def read(owner: str, cls: Kind, adamw: Any, options: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The key `adamw` of a spec: whom AdamW serves, and its settings.
 
     Args:
@@ -40,7 +39,7 @@ def read(
     Raises:
         OptionError: for an optimizer without a rule beside its own, and for anything else.
     """
-    if not cls.matrix_options:
+    if not cls.matrix_options or not isinstance(cls, type):
         if adamw is not None:
             raise OptionError(
                 f"{owner} has no key 'adamw': it serves all parameters alike. Only muon has AdamW beside it."

@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lightning_optim import engines
 from lightning_optim.config import routing
 from lightning_optim.config import schedule as schedules
+from lightning_optim.config.by_role import Roles, role_groups
 from lightning_optim.config.configure import configure
-from lightning_optim.config.groups import Split, make_groups
-from lightning_optim.config.reading import list_groups, read_group, read_words, refuse_elsewhere
+from lightning_optim.config.foreign import ForeignClass, kind_of
+from lightning_optim.config.reading import (
+    check_together,
+    complete_options,
+    list_groups,
+    read_group,
+    read_options,
+    read_words,
+    refuse_elsewhere,
+)
 from lightning_optim.config.recipes import find
 from lightning_optim.core import routing as routes
-from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.frozen import Waiting
-from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed.communication import read as read_communication
-from lightning_optim.distributed.fsdp1 import is_flat_parameter
 from lightning_optim.distributed.placement import is_sharded
 from lightning_optim.errors import OptionError, shown
-from lightning_optim.language.options import check_options, plain
+from lightning_optim.language.options import plain
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -35,7 +40,8 @@ class OptimizerStrategy:
     """An optimizer as a config describes it. All options are checked at construction.
 
     Args:
-        name: A name in `list_optimizers()`: of an optimizer or a recipe.
+        name: A name in `list_optimizers()`, of an optimizer or a recipe; or the path of any class of optimizers, such
+            as "torch.optim.SGD", or the class.
         no_decay: Roles ("bias", "norm", "embedding") and name patterns ("head.*") of parameters without weight decay.
             Default: biases and the parameters of normalization layers; with `[]` all parameters decay.
         full_precision: Roles and name patterns of parameters whose state has 32 bits, whatever `state_bits` is.
@@ -66,7 +72,7 @@ class OptimizerStrategy:
     def __init__(
         self,
         /,  # so that a spec may have any key
-        name: str,
+        name: str | type[torch.optim.Optimizer],
         *,
         no_decay: Sequence[str] = ("bias", "norm"),
         full_precision: Sequence[str] = ("bias", "norm", "embedding"),
@@ -78,30 +84,32 @@ class OptimizerStrategy:
     ) -> None:
         self.recipe = find(name)
         self.name = self.recipe.name
-        self.optimizer_class: type[Optimizer] = OPTIMIZERS[self.recipe.base]
-        known = self.optimizer_class.options
+        self.optimizer_class: Any = self.recipe.optimizer_class
+        self.kind = kind_of(self.optimizer_class)
         owner = f"optimizer {self.name!r}"
-        refuse_elsewhere(owner, options, known)
-        also = [key for key in _defaults() if key != "adamw" or self.optimizer_class.matrix_options]
-        self.given = check_options(options, known, owner, also)
-        self.adamw, settings = routing.read(owner, self.optimizer_class, adamw, self.given)
+        refuse_elsewhere(owner, options, self.kind.options)
+        others = ("adamw", "full_precision") if isinstance(self.kind, ForeignClass) else ("adamw",)
+        also = [key for key in _defaults() if key not in others or self.kind.matrix_options]
+        self.given = read_options(self.kind, options, owner, also)
+        self.adamw, settings = routing.read(owner, self.kind, adamw, self.given)
         self.options = {**self.recipe.options, **self.given, **settings}
-        check_own_constructor(self.optimizer_class, self.options, owner)
-        complete = {n: self.options.get(n, option.default) for n, option in known.items()}
-        self.optimizer_class.check_all({**complete})
-        engines.check_name(complete["engine"])
+        check_together(self.kind, self.options, owner)
         self.no_decay = read_words("no_decay", no_decay)
         self.full_precision = read_words("full_precision", full_precision)
         groups = list_groups(groups)
-        self.groups = [read_group(group, self.optimizer_class, complete) for group in groups]
+        self.groups = [read_group(group, self.kind, self.options) for group in groups]
         self.schedule = schedules.read(schedule)
-        if self.optimizer_class.own_average:
-            schedules.refuse_beside_average(owner, self.schedule, complete, self.groups)
+        if self.kind.own_average:
+            schedules.refuse_beside_average(
+                owner, self.schedule, complete_options(self.kind, self.options), self.groups
+            )
         self.communication = None if communication is None else read_communication(communication)
         extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
         extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
         extras |= {"adamw": adamw}
         changed = {key: value for key, value in extras.items() if value != _defaults()[key]}
+        if isinstance(self.kind, ForeignClass):
+            self.kind.refuse_roles(changed, self.options, owner)
         self.config: dict[str, Any] = {"name": self.name, **plain_spec({**self.given, **changed})}
 
     @classmethod
@@ -122,9 +130,11 @@ class OptimizerStrategy:
         if isinstance(spec, OptimizerStrategy):
             if not changes:
                 return spec
-            spec = {**spec.config, **spec.given}
-        if isinstance(spec, str):
+            spec = {**spec.config, **spec.given, "name": spec.recipe.cls or spec.name}
+        if isinstance(spec, str | type):
             spec = {"name": spec}
+        if isinstance(spec, Mapping) and "class_path" in spec and "name" not in spec:  # as jsonargparse writes classes
+            spec = _options_of_class(spec)
         if not isinstance(spec, Mapping):
             raise OptionError(
                 f"optimizer={shown(spec)} must be a word, such as adan, or a mapping, such as "
@@ -161,52 +171,24 @@ class OptimizerStrategy:
 
     def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """The same with frozen parameters, each at its place."""
-        for name, child in module.named_modules():
-            if isinstance(child, nn.Embedding | nn.EmbeddingBag) and child.sparse:
-                raise OptionError(
-                    f"{name or type(child).__name__} is an embedding with sparse=True, and {self.name} keeps dense "
-                    "state: make it sparse=False, or train it with torch.optim.SparseAdam."
-                )
-        options = self.optimizer_class.options
-        plain: dict[str, Any] = {"weight_decay": 0.0} if "weight_decay" in options else {}
-        if "adapt" in options:
-            plain["adapt"] = False  # LARS and LAMB adapt the rate of a tensor only if it decays
-        precise = {"state_bits": 32} if self._value("state_bits") != 32 else {}
-        # Also split if nothing differs, so that the groups of a checkpoint are the same for all options.
-        split = [Split(self.no_decay, plain, "no_decay"), Split(self.full_precision, precise, "full_precision")]
-        if self.optimizer_class.matrix_options:
-            split += routing.splits(module, self.adamw)
-        if any(is_flat_parameter(p) for p in module.parameters()):
-            if self.optimizer_class.matrix_options:
-                raise OptionError(
-                    f"{self.name}: FSDP1 with use_orig_params=False flattens tensors, so there are no matrices. Set "
-                    "FSDPStrategy(use_orig_params=True)."
-                )
-            differs = [any(self._value(key) != value for key, value in part.options.items()) for part in split]
-            labels = [part.label for part, other in zip(split, differs, strict=True) if part.words and other]
-            if not labels:
-                return make_groups(module, (), self.groups)
-            raise OptionError(
-                f"{self.name}: FSDP1 with use_orig_params=False flattens tensors, so biases and norms cannot be told "
-                f"from weights, for {' and '.join(labels)}. Set FSDPStrategy(use_orig_params=True), or "
-                f"{' and '.join(f'{label}=[]' for label in labels)}, which treats all alike."
-            )
-        groups = make_groups(module, split, self.groups)
-        if self.optimizer_class.has_matrices():
-            routing.check(self.name, self.optimizer_class, module, groups, self.options)
-        return groups
+        roles = Roles(self.no_decay, self.full_precision, self.adamw)
+        return role_groups(module, self.name, self.kind, self.options, roles, self.groups)
 
-    def create(self, model_or_params: nn.Module | Iterable[Any]) -> Optimizer:
+    def create(self, model_or_params: nn.Module | Iterable[Any]) -> Any:
         """The optimizer for a module, with parameter groups by role, or for given parameters or groups."""
+        if isinstance(self.kind, ForeignClass):
+            params: Any = model_or_params
+            groups = self.param_groups(params) if isinstance(params, nn.Module) else params
+            return self.kind.create(groups, self.options, f"optimizer {self.name!r}")
         if not isinstance(model_or_params, nn.Module):
-            return self.optimizer_class(model_or_params, **self.options)
+            return self.kind(model_or_params, **self.options)
         groups = self._groups(model_or_params)
         trained = _trained(groups)
         if any(is_sharded(p) for p in model_or_params.parameters()):  # FSDP matches no empty group of a file
             trained = [group for group in trained if group["params"]]
         with routes.by_role():
-            optimizer = self.optimizer_class(trained, **self.options)
-        if self.optimizer_class.matrix_options:
+            optimizer = self.kind(trained, **self.options)
+        if self.kind.matrix_options:
             optimizer.reasons = routing.reasons(model_or_params, self.adamw, self.groups)
         optimizer.positions = {p: i for i, p in enumerate(model_or_params.parameters())}
         optimizer.model_order = [optimizer.positions[p] for _, p in optimizer.every_parameter()]
@@ -225,9 +207,9 @@ class OptimizerStrategy:
         from lightning_optim import callbacks
 
         companions: list[Callback] = [getattr(callbacks, name)() for name in self.recipe.callbacks]
-        if self.optimizer_class.inputs:
+        if self.kind.inputs:
             companions.append(callbacks.LossInput())
-        if self.optimizer_class.evaluates():
+        if self.kind.evaluates():
             companions.append(callbacks.EvaluationWeights())
         if self.communication is not None:
             kind, options = self.communication
@@ -240,10 +222,6 @@ class OptimizerStrategy:
         It warns where a callback of `callbacks` is missing in the Trainer.
         """
         return configure(module, self.create(module), self.name, self.callbacks(), self.schedule)
-
-    def _value(self, name: str) -> Any:
-        options = self.optimizer_class.options
-        return self.options.get(name, options[name].default) if name in options else None
 
 
 def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -260,6 +238,18 @@ def _defaults() -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def _options_of_class(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec from the way in which LightningCLI writes a class: `class_path` and `init_args`."""
+    other = [key for key in spec if key not in ("class_path", "init_args")]
+    given = spec.get("init_args", {})
+    if other or not isinstance(given, Mapping):
+        raise OptionError(
+            f"optimizer={shown(dict(spec))} must be class_path and init_args, or a mapping with name and options, such "
+            "as {name: torch.optim.SGD, lr: 0.1}."
+        )
+    return {"name": spec["class_path"], **given}
+
+
 def plain_spec(value: Any) -> Any:
     """A spec that was checked, or a part of one, as config files and checkpoints hold it."""
     if isinstance(value, OptimizerStrategy):
@@ -268,10 +258,12 @@ def plain_spec(value: Any) -> Any:
         return {str(key): plain_spec(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_spec(item) for item in value]
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer):
+        return find(value).name
     return value.item() if isinstance(value, torch.Tensor) else plain(value)
 
 
 if TYPE_CHECKING:
-    OptimizerSpec = OptimizerStrategy | str | Mapping[str, Any]
+    OptimizerSpec = OptimizerStrategy | str | Mapping[str, Any] | type[torch.optim.Optimizer]
 else:
     OptimizerSpec = OptimizerStrategy  # jsonargparse reads the registered type only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -237,7 +238,8 @@ def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, 
             p.grad = torch.empty_like(p) if own.requires_grad else None
         groups.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
     try:
-        clone = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
+        known = inspect.signature(type(optimizer)).parameters
+        clone = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in known})
         clone.step()
     except Exception:  # optimizers of other libraries may raise anything
         return []

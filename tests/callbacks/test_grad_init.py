@@ -212,8 +212,9 @@ TORCHS = [
 def optimizer_named(name: str, params: list[nn.Parameter]) -> torch.optim.Optimizer:
     if name in TORCHS:
         made: torch.optim.Optimizer = getattr(torch.optim, name)(params, lr=0.02)
-        return made
-    return OptimizerStrategy.parse({"name": name, **moving(name)}).create(params)
+    else:
+        made = OptimizerStrategy.parse({"name": name, **moving(name)}).create(params)
+    return made
 
 
 @pytest.mark.parametrize("name", [*list_optimizers(), *TORCHS])

@@ -46,7 +46,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_p
 def make(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
     if optimizer == "torch":
         return torch.optim.AdamW(module.parameters(), lr=1e-2)
-    return create_optimizer(optimizer, list(module.parameters()))
+    made: torch.optim.Optimizer = create_optimizer(optimizer, list(module.parameters()))
+    return made
 
 
 def seeded(net: Callable[[], nn.Module] = seeded_net) -> Made:
