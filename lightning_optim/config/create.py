@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar, overload
+from typing import Any
 
-import torch
 from torch import nn
 
 from lightning_optim.config.strategy import OptimizerStrategy
@@ -20,14 +19,7 @@ NEEDS_TRAINER = {
 }
 
 
-T = TypeVar("T", bound=torch.optim.Optimizer)
-
-
-@overload
-def create_optimizer(spec: type[T], model_or_params: nn.Module | Iterable[Any], **options: Any) -> T: ...
-@overload
-def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **options: Any) -> Optimizer: ...
-def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **options: Any) -> Any:
+def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **options: Any) -> Optimizer:
     """An optimizer from its name or a mapping, for a module or for parameters.
 
     For a module, biases and the parameters of normalization layers have no weight decay (see `no_decay` of
@@ -39,6 +31,9 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
             `OptimizerStrategy`.
         model_or_params: A module, or parameters or parameter groups as for `torch.optim`.
         options: Options that replace those of `spec`.
+
+    Returns:
+        The optimizer. Type checkers take it for one of ours, which all words make.
 
     Raises:
         OptionError: for an unknown name or option, or a value of the wrong type or out of range; for a schedule or
@@ -73,7 +68,7 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
                     f"create_optimizer got parameters, and {key}={shown(strategy.config[key])} is by their names and "
                     "roles in a module. Give it the module, or parameter groups without that option."
                 )
-    optimizer = strategy.create(model_or_params)
+    optimizer: Optimizer = strategy.create(model_or_params)
     for title in strategy.recipe.callbacks:
         warnings.warn(
             f"create_optimizer makes {type(optimizer).__name__} for {strategy.name!r}, without its callback {title}, "

@@ -216,11 +216,11 @@ def test_a_class_is_as_good_as_its_path() -> None:
     assert OptimizerStrategy(Adan) == OptimizerStrategy("lightning_optim.Adan") == OptimizerStrategy("adan")
     written = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     assert OptimizerStrategy.parse(written) == OptimizerStrategy.parse(torch.optim.SGD, lr=0.1)
-    optimizer = create_optimizer(torch.optim.SGD, plain_net(), lr=0.1)
+    optimizer: Any = create_optimizer(torch.optim.SGD, plain_net(), lr=0.1)
     assert [(type(optimizer), group["lr"]) for group in optimizer.param_groups] == [(torch.optim.SGD, 0.1)] * 2
     one = create_optimizer({"name": f"{HERE}.NoGroups", "lr": 0.1, "weight_decay": 0.1, "no_decay": []}, plain_net())
     assert len(one.param_groups) == len(create_optimizer(NoGroups, plain_net(), lr=0.1).param_groups) == 1
-    handing = create_optimizer(Handing, plain_net(), warm=5, momentum=0.5)
+    handing: Any = create_optimizer(Handing, plain_net(), warm=5, momentum=0.5)
     assert (handing.warm, handing.param_groups[0]["momentum"]) == (5, 0.5)
 
 
@@ -228,7 +228,8 @@ def test_a_class_of_a_function_works_where_nothing_is_saved() -> None:
     class Local(torch.optim.SGD):
         pass
 
-    assert type(create_optimizer(Local, plain_net(), lr=0.1)) is Local
+    local: Any = create_optimizer(Local, plain_net(), lr=0.1)
+    assert type(local) is Local
     with pytest.raises(OptionError, match=r"Local.* is defined in a function.*top of a module.*register_optimizer"):
         fitted(Configured(Local))
 
