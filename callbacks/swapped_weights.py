@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optim.callbacks.stage_callback import StageCallback
+from lightning_optim.core.swap import swap
 from lightning_optim.distributed.norms import norm
 from lightning_optim.distributed.placement import local, reshard
 from lightning_optim.errors import OptionError
@@ -197,25 +198,11 @@ class SwappedWeights(StageCallback):
             self._seal = {}
             self.after_swap(trainer, pl_module)
 
-    @torch.no_grad()
     def _swap(self, trainer: Trainer) -> None:
-        """Exchange parameters and slots of the optimizers that are ready; other slots have the initial weights.
-
-        A parameter in 16 bits cannot store what is in the slot, which therefore keeps its value; the weights of
-        training are in a slot `raw` until they are put back.
-        """
+        """Exchange parameters and slots of the optimizers that are ready; other slots have the initial weights."""
         reshard(trainer.strategy.model)
         for p, state in self._swapped_parameters(trainer):
-            other = state[self.slot]
-            if other.dtype == p.dtype:
-                raw = p.detach().clone()
-                p.copy_(other)
-                other.copy_(raw)
-            elif "raw" in state:
-                p.copy_(state.pop("raw"))
-            else:
-                state["raw"] = p.detach().to(other.dtype)
-                p.copy_(other)
+            swap(p, state, self.slot)
 
     def _sizes(self, trainer: Trainer) -> dict[torch.device, Tensor]:
         """The norms of the parameters that have the slot, on each device. Whoever writes other values changes them."""

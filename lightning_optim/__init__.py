@@ -8,6 +8,7 @@ from lightning_optim.config.recipes import list_optimizers, register_optimizer
 from lightning_optim.config.strategy import OptimizerSpec, OptimizerStrategy
 from lightning_optim.config.weight_decay import from_paper, normalized_weight_decay
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.core.weight_average import WeightAverage
 from lightning_optim.errors import OptionError
 from lightning_optim.optimizers import *  # noqa: F403
 
@@ -21,6 +22,7 @@ __all__ = [
     "OptimizerSpec",
     "OptimizerStrategy",
     "OptionError",
+    "WeightAverage",
     "create_optimizer",
     "from_paper",
     "list_optimizers",

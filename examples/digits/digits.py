@@ -8,14 +8,13 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_optim import ConfiguredOptimizer, OptimizerSpec
+from lightning_optim.errors import needed
 
 
 class DigitsClassifier(ConfiguredOptimizer, LightningModule):
@@ -76,7 +75,8 @@ class DigitsData(LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
 
     def setup(self, stage: str) -> None:
-        pixels, labels = load_digits(return_X_y=True)
+        train_test_split = needed("sklearn.model_selection", "This example").train_test_split
+        pixels, labels = needed("sklearn.datasets", "This example").load_digits(return_X_y=True)
         images = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
         targets = torch.tensor(labels)
         rest, test = train_test_split(range(len(labels)), test_size=300, random_state=0, stratify=labels)

@@ -14,6 +14,7 @@ from lightning_optim.core.attempt import Attempt
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.core.standalone_stages import OnGradients, OnWeights, moments_in
 from lightning_optim.core.state_layout import first_value
+from lightning_optim.core.wrapped import unwrapped
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.errors import OptionError
 from lightning_optim.stages.stage import Stage
@@ -34,9 +35,11 @@ def attach(stage: Stage, optimizer: torch.optim.Optimizer) -> Callable[[], None]
     Raises:
         OptionError: where a stage of that name is attached already.
     """
+    optimizer = unwrapped(optimizer)
     if isinstance(optimizer, Optimizer):
-        optimizer.append(stage)
-        return lambda: optimizer.remove(stage)
+        ours = optimizer
+        ours.append(stage)
+        return lambda: ours.remove(stage)
     if ATTACHED not in vars(optimizer):
         vars(optimizer)[ATTACHED] = _Attached(optimizer)
     attached: _Attached = vars(optimizer)[ATTACHED]

@@ -31,6 +31,7 @@ from lightning_optim.core.loss import Loss
 from lightning_optim.core.parameter_groups import read_group, read_params, refuse_mixed_names
 from lightning_optim.core.runner import Runner
 from lightning_optim.core.state_layout import WHOLE, StateLayout
+from lightning_optim.core.wrapped import hand_on
 from lightning_optim.distributed.placement import has_gradient, is_sharded
 from lightning_optim.errors import OptionError
 from lightning_optim.language.definition import Definition
@@ -72,7 +73,8 @@ class Optimizer(EvaluationMode):
         """Read options and slots off a page, give it a constructor, and register it under its name."""
         super().__init_subclass__(**kwargs)
         if not issubclass(next(c for c in cls.__mro__[1:] if "step" in vars(c)), Optimizer):
-            return  # Lightning derives a class from each optimizer that it wraps, which is not a page
+            hand_on(cls, Optimizer)  # Lightning derives a class from each optimizer that it wraps, which is not a page
+            return
         cls.name = name or cls.__name__.lower()
         cls.options = read_options(cls, Definition, () if cls.has_matrices() else ("owners",))
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
@@ -260,7 +262,8 @@ class Optimizer(EvaluationMode):
                 inputs = self._loss.take(owner, loss) if self.inputs else {}
                 acting = {stage.name: stage.advance() for stage in self.stages}
                 after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
-                self._runner.run("update", active, {**inputs, **acting}, self._without_gradient() if after else [])
+                idle = [(i, p) for i, p in self.initialized() if after and not has_gradient(p)]
+                self._runner.run("update", active, {**inputs, **acting}, idle)
         elif not any(float(self.state.get(p, {}).get("step", 0)) for _, p in every):
             refuse_stale_parameters(owner, [p for _, p in every])
         if self.predicts():
@@ -278,9 +281,6 @@ class Optimizer(EvaluationMode):
         """Move the parameters before their gradients are computed, and remember it whatever fails afterwards."""
         self._runner.run("predict", self.initialized())
         self.param_groups[0]["predicted"] = True
-
-    def _without_gradient(self) -> list[tuple[int, Tensor]]:
-        return [(i, p) for i, p in self.initialized() if not has_gradient(p)]
 
     # ------------------------------------------------------------------ checkpoints
 

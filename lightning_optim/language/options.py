@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import torch
@@ -91,7 +92,9 @@ class Option:
         try:
             found = _converted(value, self.type)
         except TypeError:
-            raise OptionError(f"{owner}: {self.name}={shown(value)} must be {describe(self.type)}.") from None
+            allowed = describe(self.type)
+            hint = _as_number(value) if allowed.startswith(("a number", "an integer")) else ""
+            raise OptionError(f"{owner}: {self.name}={shown(value)} must be {allowed}.{hint}") from None
         endless = isinstance(self.range, str) and self.range.endswith("inf]")
         if not all(math.isfinite(number) or (endless and number == math.inf) for number in _numbers(found)):
             raise OptionError(f"{owner}: {self.name}={shown(value)} is out of range; allowed is {self._allowed()}.")
@@ -183,6 +186,15 @@ def signature(options: Mapping[str, Option]) -> inspect.Signature:
     ]
     first = [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "params")]
     return inspect.Signature([first[0], first[1].replace(annotation=Any), *own])
+
+
+def _as_number(value: Any) -> str:
+    """What to write instead of a text that reads like a number: to YAML 2e-3 is a word."""
+    try:
+        number = Decimal(value.strip()) if isinstance(value, str) else None
+    except ArithmeticError:
+        return ""
+    return f" This is a text, as YAML reads it; write {number:f}." if number and number.is_finite() else ""
 
 
 def describe(hint: Any) -> str:

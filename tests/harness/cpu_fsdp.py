@@ -64,11 +64,11 @@ def _gathering_in_place() -> Iterator[None]:
     if not hasattr(lightning_fsdp, _GATHER):
         yield
         return
-    with mock.patch.object(lightning_fsdp, _GATHER, _full_states_in_place):
+    with mock.patch.object(lightning_fsdp, _GATHER, full_states_in_place):
         yield
 
 
-def _full_states_in_place(module: nn.Module, world_size: int, rank0_only: bool = True) -> AbstractContextManager[None]:
+def full_states_in_place(module: nn.Module, world_size: int, rank0_only: bool = True) -> AbstractContextManager[None]:
     context: AbstractContextManager[None] = FullyShardedDataParallel.state_dict_type(
         module,
         StateDictType.FULL_STATE_DICT,

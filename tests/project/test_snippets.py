@@ -30,7 +30,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 ]
-NOT_RUN = ("math",)
+NOT_RUN = ("math", "text")
 
 
 class Snippet(NamedTuple):
@@ -132,6 +132,9 @@ def run(words: list[str], needs: str) -> None:
         assert set(named) <= set(extras)
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2])
+    elif words[:2] == ["fabric", "run"]:
+        assert needs
+        assert (ROOT / next(word for word in words if word.endswith(".py"))).exists()
     elif words[0] == "sbatch":
         assert needs
         subprocess.run(["bash", "-n", words[1]], cwd=ROOT, check=True)
