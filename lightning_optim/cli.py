@@ -11,7 +11,7 @@ from importlib.metadata import version
 from lightning_optim.errors import nearest, option_error
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("optimizers",)  # each a module of `commands` with `run(args)`, which returns the exit status
+OTHERS = ("compare", "optimizers")  # each a module of `commands` with `run(args)`, which returns the exit status
 HELP = """usage: lightning-optim COMMAND [OPTIONS]
 
 Train with any LightningModule and data, by LightningCLI:
@@ -22,6 +22,9 @@ Train with any LightningModule and data, by LightningCLI:
 Each reads --config FILE. With --help it shows its options, and with
 --model.help CLASS those of a module.
 
+Choose:
+  compare     race optimizers on your module and data: a table, a picture and a page
+
 Look up:
   optimizers  the names that `optimizer:` takes: state, formula, options, advice
 
@@ -31,6 +34,7 @@ Look up:
 Examples:
   lightning-optim optimizers adan
   lightning-optim fit --config digits.yaml --model.optimizer.lr 1e-4
+  lightning-optim compare --config digits.yaml adamw adan lion --seeds 5
 """
 
 

@@ -26,6 +26,8 @@ class Definition(Declared):
         advice: One sentence for users of AdamW or SGD.
         batch_scaling: How the learning rate grows with the batch size: "sqrt" for adaptive optimizers, "linear" for
             those that step like SGD, None where no rule is established. Every page states it.
+        lr_from_adamw: How many times AdamW's learning rate it takes under default options, within what `advice` says;
+            None where the two have nothing to do with each other, and the default of `lr` is the start.
         recommended: What did best in a few runs on the handwritten digits (`examples/digits`), a small network for
             which learning rates are large. `lightning-optim optimizers` shows them under "on digits". They are no
             recommendation for other models, for which the defaults are a start.
@@ -55,6 +57,7 @@ class Definition(Declared):
     paper: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     batch_scaling: ClassVar[BatchScaling | None] = None
+    lr_from_adamw: ClassVar[float | None] = None
     recommended: ClassVar[dict[str, Any]] = {}
     ranges: ClassVar[dict[str, Any]] = {}
     letters: ClassVar[dict[str, str]] = {}

@@ -75,6 +75,7 @@ class ACProp(Optimizer):
     paper = "Zhuang et al. 2021, arXiv:2110.05454"
     advice = "Keep AdamW's learning rate, but give embeddings to another optimizer or set ratio_clip=1."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
     letters: ClassVar[dict[str, str]] = {"known": "s′", "ratio_clip": "c", "ratio": "u"}
     ranges: ClassVar[dict[str, Any]] = {"ratio_clip": ">= 0"}

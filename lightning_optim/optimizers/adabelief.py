@@ -59,6 +59,7 @@ class AdaBelief(Optimizer):
     paper = "Zhuang et al. 2020, arXiv:2010.07468"
     advice = "Keep AdamW's learning rate; set eps to 1e-8 for convolutional networks."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "eps": 1e-8}
     letters: ClassVar[dict[str, str]] = {"step": "u"}
 

@@ -91,6 +91,7 @@ class Adafactor(Optimizer):
     paper = "Shazeer & Stern 2018, arXiv:1804.04235"
     advice = "Start at lr 1e-2: steps are a share of the weights' size, so AdamW's rate does not carry over."
     batch_scaling = "sqrt"
+    lr_from_adamw = None
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
     letters: ClassVar[dict[str, str]] = {
         "lr": "η",

@@ -47,6 +47,7 @@ class Adagrad(Optimizer):
     paper = "Duchi, Hazan & Singer 2011, JMLR 12"
     advice = "Take 3 to 10 times AdamW's learning rate and no schedule: steps shorten by themselves."
     batch_scaling = "sqrt"
+    lr_from_adamw = 5.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-2}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "lr_decay": "κ"}
     ranges: ClassVar[dict[str, Any]] = {"lr_decay": ">= 0", "initial_accumulator_value": ">= 0"}

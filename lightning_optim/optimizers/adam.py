@@ -60,6 +60,7 @@ class Adam(Optimizer):
     paper = "Kingma & Ba 2014, arXiv:1412.6980"
     advice = "Start at lr 1e-3; take AdamW instead as soon as weight decay matters."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
 
     lr: float = 1e-3

@@ -46,6 +46,7 @@ class AdaMax(Optimizer):
     paper = "Kingma & Ba 2014, arXiv:1412.6980"
     advice = "Start at twice AdamW's learning rate."
     batch_scaling = "sqrt"
+    lr_from_adamw = 2.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
     refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 

@@ -64,6 +64,7 @@ class Adan(Optimizer):
     paper = "Xie et al. 2022, arXiv:2208.06677"
     advice = "Take 5 to 10 times AdamW's learning rate and weight_decay=0.02."
     batch_scaling = "sqrt"
+    lr_from_adamw = 5.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2, "weight_decay": 0.02}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "max_grad_norm": "c", "change": "Δ", "step": "u"}
 

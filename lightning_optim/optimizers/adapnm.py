@@ -67,6 +67,7 @@ class AdaPNM(Optimizer):
     paper = "Xie et al. 2021, arXiv:2103.17182"
     advice = "Keep AdamW's learning rate, up to twice of it."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     letters: ClassVar[dict[str, str]] = {"betas.2": "β₀", "fresh": "m", "stale": "m′", "mixed": "m̂"}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "[0, 1)", "any")}

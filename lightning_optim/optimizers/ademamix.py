@@ -72,6 +72,7 @@ class AdEMAMix(Optimizer):
     paper = "Pagliardini et al. 2024, arXiv:2409.03137"
     advice = "For long runs: a third of AdamW's learning rate up to all of it, and 'total' as t_alpha and t_beta3."
     batch_scaling = "sqrt"
+    lr_from_adamw = 0.5
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "alpha": 2.0, "betas": (0.9, 0.95, 0.98)}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "alpha": "α", "t_alpha": "T₁", "t_beta3": "T₃"}
     ranges: ClassVar[dict[str, Any]] = {"alpha": ">= 0", "t_alpha": "> 0", "t_beta3": "> 0"}

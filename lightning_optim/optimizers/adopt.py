@@ -64,6 +64,7 @@ class ADOPT(Optimizer):
     paper = "Taniguchi et al. 2024, arXiv:2411.02853"
     advice = "Take a third of AdamW's learning rate up to all of it, and its weight decay."
     batch_scaling = "sqrt"
+    lr_from_adamw = 0.5
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "clip_power": "c"}
     ranges: ClassVar[dict[str, Any]] = {"clip_power": ">= 0"}

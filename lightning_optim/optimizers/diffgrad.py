@@ -47,6 +47,7 @@ class DiffGrad(Optimizer):
     paper = "Dubey et al. 2019, arXiv:1909.11015"
     advice = "Take up to twice Adam's learning rate."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
     letters: ClassVar[dict[str, str]] = {"friction": "ξ"}
     refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}

@@ -49,6 +49,7 @@ class GeneralizedSignSGD(Optimizer, name="generalized_signsgd"):
     paper = "Crawshaw et al. 2022, arXiv:2208.11195"
     advice = "Take a fifth of AdamW's learning rate or warm up: the first step is 31.6 times as long as lr."
     batch_scaling = "sqrt"  # the custom for methods of sign
+    lr_from_adamw = 0.2
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "use_bias_correction": True}
 
     lr: float = 1e-3

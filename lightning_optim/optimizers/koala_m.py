@@ -80,6 +80,7 @@ class KoalaM(Optimizer, name="koala_m"):
     paper = "Davtyan et al. 2022, arXiv:2107.03331"
     advice = "Keep lr at 1, call step with a closure, and set loss_target where the loss cannot reach 0."
     batch_scaling = None  # the learning rate alone does not make its steps
+    lr_from_adamw = None
     recommended: ClassVar[dict[str, Any]] = {}
     letters: ClassVar[dict[str, str]] = {"p": "w", "step": "κ", "alpha_r": "ρ", "loss_target": "L₀", "qv": "qᵛ"}
     ranges: ClassVar[dict[str, Any]] = {

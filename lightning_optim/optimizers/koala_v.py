@@ -66,6 +66,7 @@ class KoalaV(Optimizer, name="koala_v"):
     paper = "Davtyan et al. 2022, arXiv:2107.03331"
     advice = "Keep lr at 1, start at sigma 0.1, and set loss_target where the loss cannot reach 0."
     batch_scaling = None  # the learning rate alone does not make its steps
+    lr_from_adamw = None
     recommended: ClassVar[dict[str, Any]] = {"sigma": 0.1}
     letters: ClassVar[dict[str, str]] = {"prior": "P̄", "step": "κ", "alpha_r": "ρ", "loss_target": "L₀"}
     ranges: ClassVar[dict[str, Any]] = {"sigma": ">= 0", "q": ">= 0"}

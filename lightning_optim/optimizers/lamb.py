@@ -78,6 +78,7 @@ class LAMB(Optimizer):
     paper = "You et al. 2019, arXiv:1904.00962"
     advice = "For batches of thousands: lr of 2e-3 to 1e-2 with warm-up, no weight decay on biases and norms."
     batch_scaling = "sqrt"
+    lr_from_adamw = 5.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "max_grad_norm": "c", "phi.0": "φ₁", "phi.1": "φ₂"}
     ranges: ClassVar[dict[str, Any]] = {"phi": ">= 0"}

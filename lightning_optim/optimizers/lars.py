@@ -71,6 +71,7 @@ class LARS(Optimizer):
     paper = "You et al. 2017, arXiv:1708.03888"
     advice = "For batches of thousands: lr of 1 to 30 with warm-up, no weight decay on biases and norms."
     batch_scaling = "linear"
+    lr_from_adamw = 1000.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 3.0}
     letters: ClassVar[dict[str, str]] = {"lr": "γ", "trust_coefficient": "η"}
     ranges: ClassVar[dict[str, Any]] = {"trust_coefficient": "> 0"}

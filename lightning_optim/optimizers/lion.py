@@ -39,6 +39,7 @@ class Lion(Optimizer):
     paper = "Chen et al. 2023, arXiv:2302.06675"
     advice = "Take a third to a tenth of AdamW's learning rate and 3 to 10 times its weight decay."
     batch_scaling = "sqrt"  # the custom for methods of sign
+    lr_from_adamw = 0.2
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-3}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "step": "u"}
 

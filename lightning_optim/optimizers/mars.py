@@ -57,6 +57,7 @@ class MARS(Optimizer):
     paper = "Yuan et al. 2024, arXiv:2411.10438"
     advice = "Take 3 times AdamW's learning rate, and AdamW's as lr_1d."
     batch_scaling = "sqrt"
+    lr_from_adamw = 3.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "lr_1d": 1e-2}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "gamma": "γ", "last_grad": "g"}
     ranges: ClassVar[dict[str, Any]] = {

@@ -59,6 +59,7 @@ class MomentEstimationSGD(Optimizer, name="moment_estimation_sgd"):
     paper = "Zhang et al. 2022, PMLR 162:26347 (reconstruction)"
     advice = "Clip gradients, and choose lr as the length of a step of the whole model."
     batch_scaling = "sqrt"  # it divides by the norm of the gradient
+    lr_from_adamw = 10.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
     letters: ClassVar[dict[str, str]] = {"offset": "ε", "known": "Ĝ", "init": "G₀"}
     ranges: ClassVar[dict[str, Any]] = {"offset": ">= 0", "init": ">= 0"}

@@ -89,6 +89,7 @@ class Muon(Optimizer):
     paper = "Jordan et al. 2024, github.com/KellerJordan/Muon"
     advice = "3 times AdamW's rate in runs of some hundred steps, AdamW's rate in long ones; the same weight decay."
     batch_scaling = "sqrt"
+    lr_from_adamw = 3.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 2e-2}
     ranges: ClassVar[dict[str, Any]] = {
         **{"beta2": "[0, 1)", "adamw_scale": "> 0", "adamw_eps": ">= 0"},

@@ -57,6 +57,7 @@ class NAdam(Optimizer):
     paper = "Dozat 2016, ICLR workshop"
     advice = "Keep AdamW's learning rate, or take up to three times as much."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     letters: ClassVar[dict[str, str]] = {"momentum_decay": "ψ", "mu": "μ", "ahead": "μ′"}
     ranges: ClassVar[dict[str, Any]] = {"momentum_decay": ">= 0"}

@@ -56,6 +56,7 @@ class Padam(Optimizer):
     paper = "Chen et al. 2018, arXiv:1806.06763"
     advice = "Take SGD's learning rate and schedule, 0.1, and partial=0.125."
     batch_scaling = None  # between the rule of SGD and that of Adam
+    lr_from_adamw = 100.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.3, "partial": 0.125}
     letters: ClassVar[dict[str, str]] = {"partial": "p", "p": "θ"}
     ranges: ClassVar[dict[str, Any]] = {"partial": "(0, 0.5]"}

@@ -49,6 +49,7 @@ class PNM(Optimizer):
     paper = "Xie et al. 2021, arXiv:2103.17182"
     advice = "Start at 10 to 22 times the learning rate of SGD with momentum 0.9."
     batch_scaling = "linear"
+    lr_from_adamw = 300.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 2.0}
     letters: ClassVar[dict[str, str]] = {"betas.1": "β₀", "fresh": "m", "stale": "m′"}
     ranges: ClassVar[dict[str, Any]] = {"betas": ("[0, 1)", "any")}

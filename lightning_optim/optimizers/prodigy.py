@@ -84,6 +84,7 @@ class Prodigy(Optimizer):
     paper = "Mishchenko & Defazio 2023, arXiv:2306.06101"
     advice = "Keep lr at 1 and AdamW's schedule and weight decay; change d_coef if steps are too long or too short."
     batch_scaling = None  # the step size follows the gradients of the larger batch by itself
+    lr_from_adamw = None
     letters: ClassVar[dict[str, str]] = {"lr": "η", "beta3": "β₃", **LETTERS}
     ranges: ClassVar[dict[str, Any]] = {"beta3": "[0, 1)", "d0": "> 0", "d_coef": "> 0", "growth_rate": "[1, inf]"}
 

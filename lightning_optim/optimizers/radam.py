@@ -60,6 +60,7 @@ class RAdam(Optimizer):
     paper = "Liu et al. 2019, arXiv:1908.03265"
     advice = "Keep AdamW's learning rate, drop its warm-up."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     letters: ClassVar[dict[str, str]] = {"step": "u"}
     ranges: ClassVar[dict[str, Any]] = {"threshold": ">= 4"}

@@ -50,6 +50,7 @@ class RMSprop(Optimizer):
     paper = "Tieleman & Hinton 2012, lecture 6.5"
     advice = "Take AdamW's learning rate, not the default, and warm up: the first step is ten times as long."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "alpha": "α", "step": "u"}
     refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}

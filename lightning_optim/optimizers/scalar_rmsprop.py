@@ -50,6 +50,7 @@ class ScalarRMSprop(Optimizer, name="scalar_rmsprop"):
     paper = "Su 2018, kexue.fm archive 6234 (reconstruction)"
     advice = "Set normalize_by_dim=True and debias=True, and AdamW's learning rate transfers."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 3e-3, "normalize_by_dim": True, "debias": True}
     letters: ClassVar[dict[str, str]] = {"lr": "η", "alpha": "α"}
 

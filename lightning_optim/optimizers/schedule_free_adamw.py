@@ -63,6 +63,7 @@ class ScheduleFreeAdamW(Optimizer, name="schedule_free_adamw"):
     paper = "Defazio et al. 2024, arXiv:2405.15682"
     advice = "1 to 3 times AdamW's learning rate with warmup_steps, and no schedule."
     batch_scaling = "sqrt"
+    lr_from_adamw = 2.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2, "warmup_steps": 10}
     ranges: ClassVar[dict[str, Any]] = {
         "betas": ("(0, 1)", "[0, 1)"),

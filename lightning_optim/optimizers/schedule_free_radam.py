@@ -74,6 +74,7 @@ class ScheduleFreeRAdam(Optimizer, name="schedule_free_radam"):
     paper = "Defazio et al. 2024, arXiv:2405.15682"
     advice = "1 to 3 times AdamW's learning rate, without warm-up and schedule."
     batch_scaling = "sqrt"
+    lr_from_adamw = 2.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     ranges: ClassVar[dict[str, Any]] = {
         "betas": ("(0, 1)", "[0, 1)"),

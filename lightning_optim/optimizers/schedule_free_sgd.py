@@ -61,6 +61,7 @@ class ScheduleFreeSGD(Optimizer, name="schedule_free_sgd"):
     paper = "Defazio et al. 2024, arXiv:2405.15682"
     advice = "10 to 50 times SGD's learning rate with warmup_steps, and no schedule."
     batch_scaling = "linear"
+    lr_from_adamw = 300.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.3, "warmup_steps": 10}
     ranges: ClassVar[dict[str, Any]] = {
         "momentum": "(0, 1)",

@@ -58,6 +58,7 @@ class SGD(Optimizer):
     paper = "Robbins & Monro 1951; momentum: Polyak 1964"
     advice = "Keep what you gave torch.optim.SGD. From AdamW: 30 to 100 times its learning rate with momentum 0.9."
     batch_scaling = "linear"
+    lr_from_adamw = 30.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.03, "momentum": 0.9}
     refuses: ClassVar[dict[str, str]] = {"cautious_decay": COUPLED}
 

@@ -51,6 +51,7 @@ class SGDW(Optimizer):
     paper = "Loshchilov & Hutter 2019, arXiv:1711.05101"
     advice = "Start at lr 0.1 with momentum 0.9, and at ten times the weight decay that torch.optim.SGD had."
     batch_scaling = "linear"
+    lr_from_adamw = 100.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 0.1}
 
     lr: float = 1e-3

@@ -91,6 +91,7 @@ class SOAP(Optimizer):
     paper = "Vyas et al. 2024, arXiv:2409.11321"
     advice = "Keep AdamW's learning rate or take up to 3 times it; compare after some hundred steps, not earlier."
     batch_scaling = "sqrt"
+    lr_from_adamw = 1.0
     recommended: ClassVar[dict[str, Any]] = {"lr": 1e-2}
     letters: ClassVar[dict[str, str]] = {"shampoo_beta": "β₃"}
     ranges: ClassVar[dict[str, Any]] = {"shampoo_beta": "[0, 1)", "frequency": ">= 1", "max_precond_dim": ">= 1"}

@@ -1,0 +1,1 @@
+"""Races between optimizers: runs, a folder that keeps them, statistics, a table, a picture and a page."""
