@@ -1,5 +1,10 @@
 """Optimizers and training callbacks for PyTorch Lightning, each written once and run anywhere."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lightning_optim import optimizers
 from lightning_optim.config import command_line
 from lightning_optim.config.create import create_optimizer
@@ -12,7 +17,11 @@ from lightning_optim.core.weight_average import WeightAverage
 from lightning_optim.errors import OptionError
 from lightning_optim.optimizers import *  # noqa: F403
 
+if TYPE_CHECKING:
+    from lightning_optim.commands.compare import compare
+
 __version__ = "0.1.0"
+LATER = {"compare": "lightning_optim.commands.compare"}  # what they need is slow to import
 
 command_line.register()
 
@@ -23,6 +32,7 @@ __all__ = [
     "OptimizerStrategy",
     "OptionError",
     "WeightAverage",
+    "compare",
     "create_optimizer",
     "from_paper",
     "list_optimizers",
@@ -30,3 +40,9 @@ __all__ = [
     "register_optimizer",
 ]
 __all__ += optimizers.__all__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(LATER[name]), name)

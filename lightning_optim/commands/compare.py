@@ -18,7 +18,7 @@ from lightning_optim.race.comparison import Comparison
 from lightning_optim.race.files import PAGE, PICTURE, RESULT
 from lightning_optim.race.lightning_race import race
 from lightning_optim.race.lines import in_yaml
-from lightning_optim.race.picture import MISSING, can_draw
+from lightning_optim.race.picture import missing
 from lightning_optim.race.progress import Bar, Progress
 from lightning_optim.race.store import count_runs
 
@@ -74,7 +74,7 @@ def compare(
         >>> [(standing.name, standing.best.lr) for standing in found.standings]
         [('adamw', 0.3), ('sgd', 0.9)]
     """
-    known = race.__kwdefaults__
+    known = race.__kwdefaults__ or {}
     if wrong := next((name for name in options if name not in known), None):
         raise OptionError(f"compare has no option {wrong!r}.{nearest(wrong, known)} Options are {', '.join(known)}.")
     if (config is None) == (module is None):
@@ -111,8 +111,8 @@ def run(args: Sequence[str]) -> int:
 
     console = Console(stderr=True)
     console.print(REPLACED, highlight=False, soft_wrap=True)
-    if not can_draw():
-        console.print(MISSING, highlight=False, markup=False, soft_wrap=True)
+    if sentence := missing():
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     names = ("lr", "seeds", "epochs", "steps", "metric", "mode", "extend", "processes")
     try:
         comparison = _of_config(
@@ -127,7 +127,9 @@ def run(args: Sequence[str]) -> int:
         )
     except KeyboardInterrupt:
         done = count_runs(folder)
-        print(f"{PROG}: stopped. {done} runs are in {folder}; the same command goes on with the others.", file=sys.stderr)
+        print(
+            f"{PROG}: stopped. {done} runs are in {folder}; the same command goes on with the others.", file=sys.stderr
+        )
         return 130
     files = [folder / name for name in (PAGE, PICTURE, RESULT) if (folder / name).exists()]
     console.print(f"Files: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
@@ -201,7 +203,12 @@ def _parser() -> argparse.ArgumentParser:
         "0.1}'; all others are compared with the first",
     )
     add("--seeds", type=_seeds, default=3, metavar="N", help="number of seeds, or a list such as 1,2,5 (default: 3)")
-    add("--lr", type=float, metavar="LR", help="AdamW's learning rate, on which others are based (default: the config's)")
+    add(
+        "--lr",
+        type=float,
+        metavar="LR",
+        help="AdamW's learning rate, on which others are based (default: the config's)",
+    )
     add(
         "--grid",
         type=_floats,
@@ -240,6 +247,3 @@ def _stem(of_config: Sequence[str], source: ConfigSource) -> str:
     words = [word for arg in of_config for word in arg.split("=", 1)]
     files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
     return Path(files[-1]).stem if files else source.project.model_class.rpartition(".")[2]
-
-
-

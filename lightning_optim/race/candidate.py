@@ -16,7 +16,7 @@ class Candidate:
     Attributes:
         name: What a table calls it.
         lr: The learning rate around which its grid lies.
-        spec: What `run` needs to know, in plain values; with the name, it says whether a stored run is of this candidate.
+        spec: What `run` needs to know, in plain values. A stored run is of this candidate if name and spec are equal.
         note: What a reader should know of it.
     """
 

@@ -59,7 +59,7 @@ def base_rate(config: OptimizerStrategy | None) -> float:
 
 
 def ratio_of(strategy: OptimizerStrategy) -> float | None:
-    """How many times AdamW's learning rate an optimizer takes; None where the two have nothing to do with each other."""
+    """How many times AdamW's learning rate an optimizer takes; None where it has nothing to do with that."""
     cls: type = strategy.optimizer_class
     if not issubclass(cls, Optimizer):  # a page of the same name has the same method
         cls = OPTIMIZERS.get(cls.__name__.lower(), cls)

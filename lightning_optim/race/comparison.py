@@ -71,22 +71,20 @@ class Comparison:
 
     def method(self) -> list[str]:
         """How the numbers were found."""
-        found = [
+        tests = sum(one.p is not None for one in self.standings)
+        corrected = f", corrected for {tests} comparisons by Holm's method" if tests > 1 else ""
+        pairs = (
+            "Differences are paired by seed, with their 95 % confidence interval. p is that of the two-sided paired "
+            f"t-test{corrected}; intervals are of one comparison each."
+        )
+        return [
             f"Values are means over seeds ± their standard deviation at the end of a run; of {self.metric.name} "
-            f"{self.metric.direction}. The best learning rate is the one with the best mean over seeds, of the same runs: "
-            "so values are a little too good, for all candidates alike.",
+            f"{self.metric.direction}. The best learning rate is the one with the best mean over seeds, of the same "
+            "runs: so values are a little too good, for all candidates alike.",
+            *([pairs] if len(self.standings) > 1 else []),
             "The training loss is the mean over the last tenth of the steps. ms/step is the median time of a training "
             "step, candidates in turns: a rough number. State is all state of the optimizer at the end of a run.",
         ]
-        if len(self.standings) > 1:
-            tests = sum(one.p is not None for one in self.standings)
-            corrected = f", corrected for {tests} comparisons by Holm's method" if tests > 1 else ""
-            found.insert(
-                1,
-                f"Differences are paired by seed, with their 95 % confidence interval. p is that of the two-sided paired "
-                f"t-test{corrected}; intervals are of one comparison each.",
-            )
-        return found
 
     def data(self) -> dict[str, Any]:
         """The table as plain values, for JSON."""
@@ -132,6 +130,7 @@ class Comparison:
 
     def _data(self, one: Standing) -> dict[str, Any]:
         difference = None if one.difference is None else dataclasses.asdict(one.difference)
+        runs = one.outcomes.values()
         return {
             "candidate": one.name,
             "spec": one.candidate.spec,
@@ -139,7 +138,7 @@ class Comparison:
             "mean": one.best.mean if one.best else None,
             "std": one.spread,
             "values": {str(seed): value for seed, value in one.best.values.items()} if one.best else {},
-            "metrics": {name: one.mean_of(name) for name in sorted({n for o in one.outcomes.values() for n in o.metrics})},
+            "metrics": {name: one.mean_of(name) for name in dict.fromkeys(n for o in runs for n in o.metrics)},
             "difference": difference,
             "p_holm": one.p,
             "step_seconds": one.step_seconds,
@@ -190,4 +189,3 @@ def _warnings(runs: dict[Key, Outcome]) -> Iterator[str]:
 def _rank(one: Standing, metric: Metric) -> tuple[bool, float]:
     mean = one.best.mean if one.best else None
     return mean is None, metric.sign * (mean if mean is not None else math.inf)
-

@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
 
 
 def _seeds(seeds: int | Sequence[int], first: int) -> list[int]:
-    if isinstance(seeds, Sequence) and not isinstance(seeds, str):
+    if isinstance(seeds, list | tuple | range):
         return check_seeds(seeds)
     if not is_whole(seeds):
         raise OptionError(f"seeds={shown(seeds)} must be a number of seeds, at least 1, or a list of seeds.")

@@ -15,12 +15,12 @@ def in_yaml(value: Any) -> str:
         '{name: lion, lr: 0.1, groups: [{params: bias}]}'
     """
     if value is None or isinstance(value, bool | int | float | str | dict | list | tuple):
-        text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=float("inf"))
+        text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=float("inf"))
         return text.removesuffix("\n").removesuffix("\n...")
     return str(value)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
     """Writes what has no form in YAML as its text."""
 
     def ignore_aliases(self, data: Any) -> bool:

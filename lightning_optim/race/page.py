@@ -116,9 +116,7 @@ def _table(comparison: Comparison) -> Iterator[str]:
     yield from (f"<th>{escape(title)}</th>" for title in head)
     yield "</tr></thead><tbody>"
     for row in comparison.rows():
-        cells = (
-            f'<td data-label="{escape(title)}">{escape(cell)}</td>' for title, cell in zip(head, row, strict=True)
-        )
+        cells = (f'<td data-label="{escape(title)}">{escape(cell)}</td>' for title, cell in zip(head, row, strict=True))
         yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table>"
 

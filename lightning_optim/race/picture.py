@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_optim.errors import MissingPackageError, needed
 from lightning_optim.race.comparison import Comparison
 from lightning_optim.race.curves import charts
 from lightning_optim.race.page import COLOURS
 
-MISSING = (
-    "There is no picture, since matplotlib is not installed: pip install 'lightning-optim[plots]'. The page has the same "
-    "curves without it."
-)
 
-
-def can_draw() -> bool:
-    """Whether matplotlib is there."""
-    import importlib.util
-
-    return importlib.util.find_spec("matplotlib") is not None
+def missing() -> str:
+    """Why there will be no picture, as a sentence; empty where there will be."""
+    try:
+        needed("matplotlib.figure", "The picture of a race")
+    except MissingPackageError as error:
+        return f"{error} The page has the same curves without it."
+    return ""
 
 
 def draw(comparison: Comparison, path: Path) -> bool:
@@ -32,7 +30,7 @@ def draw(comparison: Comparison, path: Path) -> bool:
         Whether there is a picture; without matplotlib there is none.
     """
     found = charts(comparison)
-    if not found or not can_draw():
+    if not found or missing():
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -26,7 +26,7 @@ class Race:
     candidate, that of the best mean over seeds, lies at the edge of its grid, the grid grows beyond it.
 
     Args:
-        run: Does one run and returns an `Outcome`, or metrics by name, of which a sequence is a curve. Errors are caught.
+        run: Does one run and returns an `Outcome`, or metrics by name; a list is a curve. Its errors are caught.
         candidates: Who takes part; the first is the one that others are compared with.
         seeds: The seeds, the same for all.
         factors: The grid: factors on a candidate's learning rate.

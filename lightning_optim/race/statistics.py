@@ -35,7 +35,7 @@ class Difference:
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Difference | None:
     """The differences of two candidates, seed by seed; None where they share no seed.
 
-    One pair has no spread, and neither have differences that are all the same, unless they are 0: then there is no test.
+    One pair has no spread, and differences that are all the same have none: there is no test, unless they are all 0.
 
     Args:
         values: The metric of a candidate by seed.

@@ -62,8 +62,8 @@ class Store:
         settings = folder / SETTINGS
         if held and SETTINGS not in held:
             raise OptionError(
-                f"the folder {folder} holds something else ({', '.join(held[:3])}{', ...' if held[3:] else ''}), and no "
-                "race. Give another one with --out."
+                f"the folder {folder} holds something else ({', '.join(held[:3])}{', ...' if held[3:] else ''}), and "
+                "no race. Give another one with --out."
             )
         if not held:
             write_text(settings, json.dumps({"kind": KIND, **self._settings}, indent=1) + "\n")
@@ -72,7 +72,7 @@ class Store:
             before = json.loads(settings.read_text(encoding="utf-8"))
             kind = before.pop("kind")
         except (OSError, ValueError, AttributeError, KeyError):
-            kind = None
+            before, kind = {}, None
         if kind != KIND:
             raise OptionError(f"{settings} is not of a race. Give another folder with --out.")
         if differing := list(_differences(before, self._settings)):

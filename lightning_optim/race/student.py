@@ -18,7 +18,7 @@ def within(t: float, freedom: int) -> float:
         freedom: Degrees of freedom, at least 1.
 
     Example:
-        >>> round(within(4.302652729696142, 2), 12)
+        >>> round(within(4.302652729696142, 2), 9)
         0.95
     """
     angle = math.atan2(t, math.sqrt(freedom))

@@ -162,10 +162,10 @@ def verdict(row: Standing, first: Standing, metric: Metric) -> str:
     assert row.p is not None
     alone = "" if row.p == found.p else f", {number(found.p)} without the correction"
     if row.p >= LEVEL:
-        return f"No difference seen {pair} with {seeds} (p = {number(row.p)}{alone})."
+        return f"No difference seen {pair} with {seeds} (p {_is(row.p)}{alone})."
     word = "better" if better else "worse"
     interval = f"{found.low:.3g} to {found.high:.3g}"
-    return f"{row.name} is {word} than {first.name}: {by} (difference {interval}, p = {number(row.p)}, {seeds})."
+    return f"{row.name} is {word} than {first.name}: {by} (difference {interval}, p {_is(row.p)}, {seeds})."
 
 
 def number(p: float) -> str:
@@ -176,3 +176,7 @@ def number(p: float) -> str:
         ('0.031', '<0.0001')
     """
     return f"{p:.2g}" if p >= 1e-4 else "<0.0001"
+
+
+def _is(p: float) -> str:
+    return f"= {number(p)}" if p >= 1e-4 else "< 0.0001"

@@ -40,12 +40,14 @@ class Source(Protocol):
 
     def module(self, optimizer: OptimizerStrategy, seed: int) -> LightningModule:
         """A new module with this optimizer."""
+        ...
 
     def data(self) -> Any:
         """New data: a LightningDataModule, DataLoaders, or None where the module has its own."""
 
     def trainer_options(self, **changes: Any) -> dict[str, Any]:
         """Arguments of a Trainer, with new callbacks, and with changes."""
+        ...
 
 
 class LightningRun:
@@ -85,10 +87,9 @@ class LightningRun:
                 f"the config trains on {trainer.world_size} devices with {type(trainer.strategy).__name__}, and a race "
                 "runs each candidate on one. Add --trainer.devices 1 --trainer.num_nodes 1 --trainer.strategy auto."
             )
-        endless = trainer.max_epochs in (-1, None) and trainer.max_steps == -1 and trainer.max_time is None
-        options = self.source.trainer_options(logger=False, callbacks=None)
-        unset = options.get("max_epochs") is None and options.get("max_steps", -1) == -1 and not self.budget
-        if not options.get("fast_dev_run") and (endless or (unset and options.get("max_time") is None)):
+        options = {**self.source.trainer_options(logger=False, callbacks=None), **self.budget}
+        ends = [options.get(name) not in (None, -1, False) for name in ("max_epochs", "max_steps", "max_time")]
+        if not any(ends) and not options.get("fast_dev_run"):
             raise OptionError("the config does not say how long to train. Give --epochs or --steps.")
         failures: dict[str, str] = {}
         for candidate in candidates:
@@ -123,7 +124,7 @@ class LightningRun:
             except Diverged as error:
                 status, reason = "diverged", first_line(error)
             recorder.finish(trainer)
-        facts = {"validated": recorder.validated, "start": recorder.start, "batches": recorder.batches}
+        facts: dict[str, Any] = {"validated": recorder.validated, "start": recorder.start, "batches": recorder.batches}
         facts["early"] = status == "finished" and recorder.steps < recorder.planned < float("inf")
         facts["warnings"] = sorted({" ".join(str(w.message).split()) for w in warned if not _of_others(w.filename)})
         return Outcome(
@@ -176,7 +177,7 @@ def _validate(trainer: Trainer, module: LightningModule, data: Any) -> None:
 
 
 def _arguments(data: Any, name: str) -> dict[str, Any]:
-    """How `fit` or `validate` takes data: a data module, a loader, or a pair of one for training and one for validation."""
+    """How `fit` or `validate` takes data: a data module, a loader, or a pair for training and for validation."""
     if data is None or isinstance(data, LightningDataModule):
         return {"datamodule": data}
     train, validation = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
@@ -196,7 +197,7 @@ def _validates(module: LightningModule, data: Any) -> bool:
 @contextlib.contextmanager
 def _quietly() -> Iterator[list[warnings.WarningMessage]]:
     """Nothing is printed, and warnings are kept."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities")]
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "pytorch.utilities", "fabric")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -211,4 +212,6 @@ def _quietly() -> Iterator[list[warnings.WarningMessage]]:
 
 def _of_others(filename: str) -> bool:
     """Whether a warning is of a library that is not ours, and would come with every run."""
-    return any(f"/{name}/" in filename.replace("\\", "/") for name in ("lightning", "torch", "torchmetrics", "contextlib"))
+    return any(
+        f"/{name}/" in filename.replace("\\", "/") for name in ("lightning", "torch", "torchmetrics", "contextlib")
+    )

@@ -39,7 +39,7 @@ def execute(run: Run, task: Task, tick: Callable[[float], None]) -> Outcome:
         tick: Called with the share that is done.
     """
     if hasattr(run, "progress"):
-        run.progress = tick
+        setattr(run, "progress", tick)  # noqa: B010  # a function has no such attribute
     begun = time.perf_counter()
     try:
         outcome = Outcome.of(run(task.candidate, task.seed, task.lr))

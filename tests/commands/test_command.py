@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_the_help_lists_every_command(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, option)
     assert (status, err) == (0, "")
-    for command in ("fit", "validate", "test", "predict", "optimizers", "--version"):
+    for command in ("fit", "validate", "test", "predict", "compare", "optimizers", "--version"):
         assert f"\n  {command} " in out
     assert max(map(len, out.splitlines())) <= 80
     status, out, _ = run(capsys, "optimizers", option)

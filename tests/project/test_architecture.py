@@ -30,9 +30,10 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "language", "distributed", "storage", "engines", "core"),
         *("training", "reports", "callbacks"),
     },
-    "commands": {"errors", "config"},
+    "race": {"errors", "core", "reports", "config"},
+    "commands": {"errors", "config", "race"},
     "cli": {"errors", "commands"},
-    "package": {"errors", "core", "optimizers", "config"},
+    "package": {"errors", "core", "optimizers", "config", "commands"},
 }
 
 
