@@ -23,7 +23,7 @@ Each reads --config FILE. With --help it shows its options, and with
 --model.help CLASS those of a module.
 
 Choose:
-  compare     race optimizers on your module and data: a table, a picture and a page
+  compare     race optimizers on your module and data: a table and a page
 
 Look up:
   optimizers  the names that `optimizer:` takes: state, formula, options, advice

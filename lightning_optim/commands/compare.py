@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -21,6 +22,7 @@ from lightning_optim.race.lines import in_yaml
 from lightning_optim.race.picture import missing
 from lightning_optim.race.progress import Bar, Progress
 from lightning_optim.race.store import count_runs
+from lightning_optim.race.terms import Terms
 
 PROG = "lightning-optim compare"
 OF_CONFIG = ("config", "model", "data", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path")
@@ -34,23 +36,26 @@ def compare(
     module: Callable[..., Any] | None = None,
     data: Any = None,
     trainer: Mapping[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    processes: int = 1,
     progress: Progress | None = None,
-    **options: Any,
+    **terms: Any,
 ) -> Comparison:
     """Race optimizers on one module and its data: the same seeds, first weights and batches for all.
 
     Args:
-        candidates: Words, recipes, class paths such as "torch.optim.SGD", or mappings with name and options. All others
-            are compared with the first.
+        candidates: Words, paths of classes such as "torch.optim.SGD", or mappings with name and options. All others are
+            compared with the first.
         config: A YAML file as of `lightning-optim fit`, or a list of arguments of that command.
         module: Instead of `config`, a class or function that makes the LightningModule. It gets `optimizer` if it takes
             that; else its optimizer is replaced.
         data: A class or function that makes the data, or data, which is copied for each run: a LightningDataModule, a
             DataLoader, or a pair of them for training and validation.
         trainer: Arguments of the Trainer.
+        folder: Where runs are kept and files are written; one that is there is continued. None keeps nothing.
+        processes: Number of runs at a time. With more than 1 each is in a process of its own.
         progress: What is told while it runs.
-        options: As `race.lightning_race.race`: `lr`, `factors`, `seeds`, `epochs`, `steps`, `metric`, `mode`, `extend`,
-            `folder` and `processes`.
+        terms: Of `lightning_optim.race.terms.Terms`: `lr`, `factors`, `seeds`, `epochs`, `steps`, `metric`, ...
 
     Returns:
         The comparison: `print` shows its table and what can be said; `data()` has it as plain values.
@@ -74,20 +79,25 @@ def compare(
         >>> [(standing.name, standing.best.lr) for standing in found.standings]
         [('adamw', 0.3), ('sgd', 0.9)]
     """
-    known = race.__kwdefaults__ or {}
-    if wrong := next((name for name in options if name not in known), None):
-        raise OptionError(f"compare has no option {wrong!r}.{nearest(wrong, known)} Options are {', '.join(known)}.")
     if (config is None) == (module is None):
         raise OptionError("compare needs either config, a YAML file, or module, a class of a LightningModule.")
-    budget = options.get("epochs") is not None or options.get("steps") is not None
+    where: dict[str, Any] = {"folder": folder, "processes": processes, "progress": progress}
     if module is not None:
         python = PythonSource(module, data, trainer)
-        return race(python, candidates, progress=progress, **{"settings": python.settings(budget), **options})
+        read = _terms(terms)
+        return race(python, candidates, read, settings=python.settings(bool(read.budget())), **where)
     if data is not None or trainer is not None:
         raise OptionError("compare got config and data or trainer. Give them in the config.")
     is_file = isinstance(config, str | os.PathLike)
     source = ConfigSource(["--config", os.fspath(config)] if is_file else list(config or ()))  # type: ignore[arg-type]
-    return _of_config(source, candidates, budget, progress=progress, **options)
+    return _of_config(source, candidates, _terms(terms, source.project.seed), **where)
+
+
+def _terms(given: Mapping[str, Any], first_seed: int | None = None) -> Terms:
+    known = [field.name for field in dataclasses.fields(Terms)]
+    if wrong := next((name for name in given if name not in known), None):
+        raise OptionError(f"compare has no option {wrong!r}.{nearest(wrong, known)} Options are {', '.join(known)}.")
+    return Terms(**{"first_seed": first_seed or 0, **given})
 
 
 def run(args: Sequence[str]) -> int:
@@ -113,18 +123,12 @@ def run(args: Sequence[str]) -> int:
     console.print(REPLACED, highlight=False, soft_wrap=True)
     if sentence := missing():
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    names = ("lr", "seeds", "epochs", "steps", "metric", "mode", "extend", "processes")
+    names = ("lr", "seeds", "epochs", "steps", "metric", "mode", "extend")
+    terms = Terms(factors=given.grid, first_seed=source.project.seed or 0, **{n: getattr(given, n) for n in names})
+    where = {"folder": folder, "processes": given.processes, "progress": Bar(console)}
+    command = shlex.join(["lightning-optim", "compare", *args])
     try:
-        comparison = _of_config(
-            source,
-            given.candidates,
-            given.epochs is not None or given.steps is not None,
-            factors=given.grid,
-            folder=folder,
-            progress=Bar(console),
-            about={"command": shlex.join(["lightning-optim", "compare", *args])},
-            **{name: getattr(given, name) for name in names},
-        )
+        comparison = _of_config(source, given.candidates, terms, about={"command": command}, **where)
     except KeyboardInterrupt:
         done = count_runs(folder)
         print(
@@ -137,18 +141,17 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _of_config(source: ConfigSource, candidates: Sequence[Any], budget: bool, **options: Any) -> Comparison:
-    """A race on a config, whose seed is the first."""
+def _of_config(source: ConfigSource, candidates: Sequence[Any], terms: Terms, **options: Any) -> Comparison:
+    """A race on a config."""
     project = source.project
     data = project.options.get("data")
-    settings = source.settings(budget)
+    settings = source.settings(bool(terms.budget()))
     about = {
         "what": f"{project.model_class}{f' on {data.class_path}' if data else ''}",
         **{key: in_yaml(value) for key, value in settings.items() if value and key != "trainer"},
         **options.pop("about", {}),
     }
-    more = {"settings": settings, "about": about, "first_seed": project.seed or 0}
-    return race(source, candidates, project.spec, **{**more, **options})
+    return race(source, candidates, terms, config=project.spec, settings=settings, about=about, **options)
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -49,7 +49,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["fitt"], "lightning-optim: there is no command 'fitt'. Did you mean fit"),
-        (["compile"], "lightning-optim: there is no command 'compile'. Commands are fit, validate, test, predict, opt"),
+        (["compile"], "lightning-optim: there is no command 'compile'. Did you mean compare?"),
         (["optimizers", "adam2"], "lightning-optim: There is no optimizer named 'adam2'. Did you mean adam"),
         (["optimizers", "--all"], "lightning-optim: '--all' is no option of `optimizers`; --help says more."),
         (["optimizers", "lr=1"], "lightning-optim: 'lr=1' is an option of no optimizer; name one, such as: adamw lr=1"),

@@ -9,6 +9,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +123,14 @@ def test_commands(snippet: Snippet, monkeypatch: pytest.MonkeyPatch) -> None:
         run(words, snippet.needs)
 
 
+def race(words: list[str]) -> None:
+    """One step with one seed and learning rate."""
+    short = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu", "--seeds=1", "--grid=1", "--extend=0"]
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(SystemExit) as end:
+        main([*words[1:], *short, f"--out={folder}"])
+    assert not end.value.code
+
+
 def run(words: list[str], needs: str) -> None:
     """Run a command where it is ours, with one step instead of its epochs; otherwise look at what it names."""
     if words[0] == "make":
@@ -144,6 +153,9 @@ def run(words: list[str], needs: str) -> None:
     else:
         assert words[0] == "lightning-optim"
         elsewhere = needs or "--ckpt_path" in words or "ddp" in words  # test_digits.py runs both on one machine
+        if words[1] == "compare":
+            race(words)
+            return
         more = ["--print_config"] if elsewhere else ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
         if words[1] == "optimizers" or elsewhere:
             with pytest.raises(SystemExit) as end:
