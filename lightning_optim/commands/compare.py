@@ -43,6 +43,8 @@ def compare(
 ) -> Comparison:
     """Race optimizers on one module and its data: the same seeds, first weights and batches for all.
 
+    `print` of what it returns shows the table and what can be said; `data()` has it as plain values.
+
     Args:
         candidates: Words, paths of classes such as "torch.optim.SGD", or mappings with name and options. All others are
             compared with the first.
@@ -52,13 +54,10 @@ def compare(
         data: A class or function that makes the data, or data, which is copied for each run: a LightningDataModule, a
             DataLoader, or a pair of them for training and validation.
         trainer: Arguments of the Trainer.
-        folder: Where runs are kept and files are written; one that is there is continued. None keeps nothing.
-        processes: Number of runs at a time. With more than 1 each is in a process of its own.
+        folder: Where runs and files are kept; one that is there is continued. None keeps nothing.
+        processes: Number of runs at a time; of more than 1 each is in a process of its own.
         progress: What is told while it runs.
         terms: Of `lightning_optim.race.terms.Terms`: `lr`, `factors`, `seeds`, `epochs`, `steps`, `metric`, ...
-
-    Returns:
-        The comparison: `print` shows its table and what can be said; `data()` has it as plain values.
 
     Raises:
         OptionError: for a candidate that there is not, a metric that was not logged, and other wrong arguments.
@@ -66,7 +65,6 @@ def compare(
     Example:
         >>> import torch
         >>> from lightning.pytorch import LightningModule
-        >>> from torch.utils.data import DataLoader, TensorDataset
         >>> class Line(LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -74,7 +72,7 @@ def compare(
         ...     def training_step(self, batch, index):
         ...         return torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1])
         >>> x = torch.linspace(-1, 1, 32)[:, None]
-        >>> data = DataLoader(TensorDataset(x, 3 * x + 1), batch_size=8)
+        >>> data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, 3 * x + 1), batch_size=8)
         >>> found = compare(["adamw", "sgd"], module=Line, data=data, epochs=2, seeds=2, lr=0.1, extend=0)
         >>> [(standing.name, standing.best.lr) for standing in found.standings]
         [('adamw', 0.3), ('sgd', 0.9)]
