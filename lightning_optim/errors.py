@@ -160,7 +160,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def option_error(error: BaseException | None) -> OptionError | None:
-    """The `OptionError` behind an error of the parser or of a class that it instantiated."""
+    """The `OptionError` behind an error of the parser or of a class that it instantiated.
+
+    An import that failed for want of a package of an extra is one too: `TensorBoardLogger` without tensorboard.
+    """
     while error is not None and not isinstance(error, OptionError):
+        if isinstance(error, ImportError) and (missing := _missing(error)):
+            return MissingPackageError(f"{missing} is needed, and is not installed. Type: {pip_command(missing)}")
         error = error.__cause__ or error.__context__
     return error
+
+
+def _missing(error: ImportError) -> str | None:
+    """The package of an extra of which an error of an import speaks, if it is not installed."""
+    named = (package for package in EXTRAS if error.name == package or f"`{package}`" in str(error))
+    return next((package for package in named if importlib.util.find_spec(package) is None), None)

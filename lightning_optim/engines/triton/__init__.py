@@ -28,7 +28,7 @@ from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton import printer
 from lightning_optim.engines.triton.chunks import Chunk, chunks_of
 from lightning_optim.engines.triton.spread import has_long_axis
-from lightning_optim.errors import EngineError, first_line
+from lightning_optim.errors import EngineError, first_line, pip_command
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Symbol
 from lightning_optim.storage.format import Format
@@ -44,7 +44,7 @@ REGISTERS, REGISTERS_WITH_NORMALS = 168, 255
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why this engine cannot serve, in one sentence; empty where it can."""
     if not _installed():
-        return "triton is not installed."
+        return f"triton is not installed ({pip_command(name)})."
     if why := passes.unserved(programs, params):
         return why
     if too_long := [tuple(p.shape) for p in params if any(has_long_axis(program, p) for program in programs)]:
