@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_optim.config import frozen
-from lightning_optim.config.schedule import Schedule, scheduler_for, tell_length
+from lightning_optim.config.scheduler import schedulers_for, tell_length
 from lightning_optim.core import routing
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.training.shapes import Shape
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule
@@ -21,7 +22,7 @@ def configure(
     optimizer: torch.optim.Optimizer,
     word: str,
     companions: Sequence[Callback],
-    schedule: Schedule | None,
+    schedule: Shape | None,
 ) -> Any:
     """The return value of `configure_optimizers`: the optimizer, with a scheduler if there is a schedule.
 
@@ -62,5 +63,5 @@ def configure(
         tell_length(optimizer, module.trainer)
     if schedule is None:
         return optimizer
-    scheduler = scheduler_for(optimizer, schedule, module.trainer)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    configs = schedulers_for(optimizer, schedule, module.trainer)
+    return {"optimizer": optimizer, "lr_scheduler": configs[0]} if len(configs) == 1 else ([optimizer], configs)

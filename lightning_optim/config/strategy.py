@@ -25,6 +25,7 @@ from lightning_optim.config.reading import (
     refuse_elsewhere,
 )
 from lightning_optim.config.recipes import find
+from lightning_optim.config.scheduler import schedulers_for
 from lightning_optim.core import routing as routes
 from lightning_optim.core.frozen import Waiting
 from lightning_optim.distributed.communication import read as read_communication
@@ -33,7 +34,7 @@ from lightning_optim.errors import OptionError, shown
 from lightning_optim.language.options import plain
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningModule
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class OptimizerStrategy:
@@ -222,6 +223,18 @@ class OptimizerStrategy:
         It warns where a callback of `callbacks` is missing in the Trainer.
         """
         return configure(module, self.create(module), self.name, self.callbacks(), self.schedule)
+
+    def schedulers(self, optimizer: torch.optim.Optimizer, trainer: Trainer) -> list[dict[str, Any]]:
+        """The schedulers of an optimizer, for a `configure_optimizers` of one's own, such as one of several optimizers.
+
+        Args:
+            optimizer: An optimizer, also one of torch.
+            trainer: The Trainer, which knows how long training is.
+
+        Returns:
+            Configurations as Lightning takes them: none without a schedule, two for a plateau with a warm-up.
+        """
+        return [] if self.schedule is None else schedulers_for(optimizer, self.schedule, trainer)
 
 
 def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.distributed.communication import KINDS
 from lightning_optim.engines import ENGINES
 from lightning_optim.language.options import Option
-from lightning_optim.training.schedules import SCHEDULES
+from lightning_optim.training.shapes import SHAPES
 from tests.harness.data import Data, batches
 from tests.harness.modules import Configured, vector
 from tests.harness.nets import plain_net
@@ -79,11 +79,16 @@ def _of_type(hint: Any) -> st.SearchStrategy[Any]:
 
 words = st.sampled_from(["bias", "norm", "embedding", "weight", "0.*", "*.bias", "net.0.*", "2.weight", "nrom", "*"])
 whole = st.integers(-1, 12)
+lengths = st.one_of(whole, st.floats(0, 1), st.sampled_from(["1 epoch", "0.5 epochs", "5 %", "five"]))
 schedules = st.one_of(
-    st.sampled_from([*SCHEDULES, "cosinus"]),
+    st.sampled_from([*SHAPES, "cosinus"]),
     st.fixed_dictionaries(
-        {"name": st.sampled_from([*SCHEDULES])},
-        optional={"warmup_steps": whole, "final": st.floats(0, 1), "end": whole},
+        {"name": st.sampled_from([*SHAPES])},
+        optional={
+            **{"warmup_steps": whole, "final": st.floats(0, 1), "end": whole, "gamma": st.floats(0, 2)},
+            **{"warmup": lengths, "every": lengths, "cycle": lengths, "milestones": st.lists(lengths, max_size=3)},
+            "monitor": st.just("loss"),
+        },
     ),
 )
 communications = st.one_of(
