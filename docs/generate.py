@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from docs.parts import api_pages, callback_pages, curves, optimizer_pages
+from docs.parts import api_pages, callback_pages, curves, optimizer_pages, schedule_pages
 from docs.parts.markdown import replace_part
 from lightning_optim.config.catalog import markdown
 from lightning_optim.config.recipes import RECIPES
@@ -63,6 +63,12 @@ def race(results: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def schedules(text: str) -> str:
+    """The page of schedules with its tables."""
+    text = replace_part(text, "schedules", schedule_pages.overview())
+    return replace_part(text, "schedule options", schedule_pages.options())
+
+
 def callback_parts(docs: Path) -> dict[Path, str]:
     """Pages of callbacks with their generated parts: a part stands wherever its markers are."""
     parts = {"callbacks": callback_pages.index()}
@@ -91,6 +97,7 @@ def pages() -> dict[Path, str]:
         **{docs / "api" / api_pages.file_name(module): api_pages.page(module) for module in api_pages.MODULES},
         ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", markdown()),
         docs / "checkpoints.md": replace_part((docs / "checkpoints.md").read_text(), "matrix", table),
+        docs / "schedules.md": schedules((docs / "schedules.md").read_text()),
         docs / "digits_race.md": race((results / "digits_race.json").read_text()),
     }
 
@@ -100,3 +107,4 @@ if __name__ == "__main__":
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     curves.draw_all()
+    schedule_pages.draw()

@@ -115,6 +115,10 @@ def _changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
             value = {**(old if isinstance(old, Mapping) else {"params": old}), **value}
         word, old = WORDS.get(key, ""), before.get(key)
         if word and isinstance(value, Mapping) and word not in value and old is not None:
-            value = {**({word: old} if isinstance(old, str) else old), **value}
+            same = next(
+                (names - value.keys() for names in ({"warmup", "warmup_steps"},) if names & value.keys()), set()
+            )
+            kept = {word: old} if isinstance(old, str) else {name: old[name] for name in old if name not in same}
+            value = {**kept, **value}
         merged[key] = value
     return merged

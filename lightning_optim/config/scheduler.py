@@ -11,8 +11,8 @@ import torch
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.errors import OptionError
 from lightning_optim.training import shapes
-from lightning_optim.training.lengths import timeline_of, never_ends
 from lightning_optim.training.learning_rates import RATES
+from lightning_optim.training.lengths import never_ends, timeline_of
 from lightning_optim.training.schedules import length_if_known
 from lightning_optim.training.shapes import Shape
 

@@ -49,8 +49,10 @@ class OptimizerStrategy:
             Default: biases, the parameters of normalization layers and embeddings.
         groups: Options for some parameters: a list of mappings with `params` (a role, a name pattern, or a list of
             them), options, and optionally a `name` for logs. For each parameter the first that matches is used.
-        schedule: None, or "constant", "linear", "cosine", "inverse_sqrt" or "flat_linear" over all steps of training,
-            or a mapping with `name`, `warmup_steps` and `final` (the last factor on the learning rate).
+        schedule: None, or "constant", "linear", "cosine", "inverse_sqrt", "flat_linear", "step", "multi_step",
+            "exponential", "one_cycle" or "cosine_restarts" over all steps of training, or a mapping with `name`,
+            `warmup` (a fraction of training, a number of steps or "5 epochs") and options of the schedule, such as
+            `final`, the last factor on the learning rate; "plateau" needs `monitor`. docs/schedules.md has all options.
         communication: None, or what DDP sends: "bf16", "fp16", "powersgd" or "post_local_sgd", or a mapping with
             `kind` and options of the callback `Communication`, which is added to the Trainer.
         adamw: For muon: roles ("bias", "norm", "embedding", "head") and name patterns of parameters that AdamW serves,

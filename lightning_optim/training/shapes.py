@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from lightning_optim.training.lengths import Timeline, Length, up
+from lightning_optim.training.lengths import Length, Timeline, up
 from lightning_optim.training.schedules import cosine, flat_linear, inverse_sqrt, linear
 
 T = TypeVar("T")

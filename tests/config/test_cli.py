@@ -104,6 +104,16 @@ def test_the_optimizer_by_config_and_command_line(
         ({"name": "lion", "lr": 0.5, "no_decay": []}, [".lr=1e-3"], {"name": "lion", "lr": 1e-3, "no_decay": []}),
         ({"name": "lion", "schedule": "cosine"}, [".schedule.final=0.1"], {"name": "cosine", "final": 0.1}),
         ("lion", [".schedule=linear", ".schedule.warmup_steps", "2"], {"name": "linear", "warmup_steps": 2}),
+        (
+            "lion",
+            [".schedule={name: step, warmup_steps: 2}", ".schedule.warmup", "5e-2"],
+            {"name": "step", "warmup": 0.05},
+        ),
+        (
+            "lion",
+            [".schedule={name: step, warmup: 0.1}", ".schedule.warmup=0.5 epochs"],
+            {"name": "step", "warmup": "0.5 epochs"},
+        ),
         ({"name": "lion", "lr": 0.5}, [".name=adan"], {"name": "adan", "lr": 0.5}),
         (None, [".lr", "1e-3"], {"name": "adan", "lr": 1e-3}),  # of the module's default
         ({"name": "lion", "lr": 0.5, "schedule": "cosine"}, [".schedule=null"], {"name": "lion", "lr": 0.5}),

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 from lightning_optim.config.schedule import read
 from lightning_optim.errors import shown
-from lightning_optim.training.lengths import Timeline, Length, read_length
+from lightning_optim.training.lengths import Length, Timeline, read_length
 from lightning_optim.training.shapes import SHAPES, Shape
 from tests.harness.schedules import SPECS
 
