@@ -110,7 +110,7 @@ def index() -> str:
         "# Optimizers",
         WRITTEN + "\n<!-- contents -->",
         "Every optimizer on a page of its own: formula, options, advice for those who come from AdamW or SGD, state, "
-        "cost, strategies and curves. "
+        "cost, strategies and curves. [Which one to use](which_optimizer.md) has a page, too. "
         "`lightning-optim optimizers` prints this table in a terminal, `lightning-optim optimizers adan` one page.",
         "Bytes are optimizer state per parameter by `state_bits`, for a large matrix with default options.",
         table(["word", "what it does", "source", *(f"bytes at {b} bits" for b in bits)], rows),

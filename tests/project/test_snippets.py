@@ -25,10 +25,11 @@ from tests.harness.modules import Configured
 from tests.harness.trainers import QUIET
 
 ROOT = Path(__file__).parents[2]
+WHOLE = ("start.md", "fsdp2.md")  # whose snippets belong together; test_start.py and test_fsdp2.py run them
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(set(ROOT.glob("docs/*.md")) - {ROOT / "docs" / name for name in WHOLE}),
     *sorted(ROOT.glob("examples/*/*.md")),
 ]
 NOT_RUN = ("math", "text")

@@ -1,0 +1,89 @@
+"""Messages say what to do, or the page on troubleshooting does; and its entries are messages that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docs.parts.messages import messages
+
+PAGE = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
+OURS = PAGE.split("## Of Lightning and torch")[0]
+# What to do, what is allowed, what there is, or a question about the likely cause.
+DO = "add build call choose convert give keep leave let load lower make move name pass put raise remove return run"
+DO += " save set split start take train tune turn use wait write"
+STATE = (
+    "must",
+    "needs",
+    "allowed is",
+    "there are",
+    "options are",
+    "keys are",
+    "at most",
+    "at least",
+    "goes on",
+    "anew",
+    "instead",
+    "says more",
+    "?",
+)
+# The cause says it all.
+CAUSES = (
+    "now it is .* so the learning rates change",
+    "are frozen",
+    "have no elements",
+    "has no element that is not zero",
+    "is NaN or infinite",
+    "have different numbers",
+    "Only muon has",
+    "has no 'name': one of",
+    "has a constructor of its own, and",
+    "has a stage named",
+    "of torch's it knows",
+    "Muon also a list of two",
+    "the key adamw of a spec changes it",
+    "or groups that are no dict",
+    "is a dict with 'params'",
+    "is no list of them",
+    "the learning rate is for others",
+    "It counts on from there",
+    "has failed on rank",
+    "keeps the unit vectors until",
+    "does not divide the",
+    "is no covariance",
+    "has fewer than two axes",
+    "gives no batch",
+    "no loss with a gradient",
+    "so its preconditioner does not exist yet",
+    "no preconditioner is known",
+    "has nothing to do",
+)
+
+
+def entries() -> list[str]:
+    return re.findall(r"^### (.+)$", OURS, re.MULTILINE)
+
+
+def pattern(entry: str) -> re.Pattern[str]:
+    """An entry as it is searched for in a message: three dots are anything."""
+    return re.compile(".*".join(re.escape(part.strip()) for part in entry.split("...")), re.DOTALL)
+
+
+def helps(text: str) -> bool:
+    """Whether it says what to do or what is allowed, or passes on what another says."""
+    words = re.findall(r"[a-z]+", text.lower())
+    told = any(word in words for word in DO.split()) or any(word in text.lower() for word in STATE)
+    return told or text.rstrip(". ").endswith("…")
+
+
+def test_every_entry_is_a_message() -> None:
+    texts = [message.text for message in messages()]
+    assert len(entries()) > 30
+    assert [entry for entry in entries() if not any(map(pattern(entry).search, texts))] == []
+
+
+def test_every_message_helps() -> None:
+    """Where this fails: say in the message what to do, or write an entry, or add it to CAUSES."""
+    known = [*map(pattern, entries()), *map(re.compile, CAUSES)]
+    lost = [message for message in messages() if not helps(message.text)]
+    assert [message for message in lost if not any(one.search(message.text) for one in known)] == []
