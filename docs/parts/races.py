@@ -41,8 +41,8 @@ def many_words() -> str:
     low, middle, high = (100 * accuracies[i] for i in (0, len(accuracies) // 2, -1))
     return (
         f"All {len(found)} words on the digits, one run each: test accuracies from {low:.1f} % to {high:.1f} %, "
-        f"half of them above {middle:.1f} % ([table](digits_race.md)). With 300 test images and one seed, differences below "
-        "2 % mean nothing."
+        f"half of them above {middle:.1f} % ([table](digits_race.md)). With 300 test images and one seed, differences "
+        "below 2 % mean nothing."
     )
 
 
