@@ -38,7 +38,7 @@ def weights(folder: str, kind: Kind) -> dict[str, Tensor]:
     seed_everything(0, verbose=False)
     model = module_in(folder, optimizer=OPTIMIZER)
     tokens = torch.randint(0, 256, (16, 9), generator=torch.Generator().manual_seed(1))
-    mine = torch.cat([batch.chunk(world_size())[rank()] for batch in tokens.split(4)])
+    mine = torch.cat([batch.chunk(world_size())[rank()] for batch in tokens.chunk(4)])
     data = DataLoader(TensorDataset(mine), batch_size=4 // world_size())
     trainer(max_epochs=1, strategy=strategy_of(kind)).fit(model, data)
     return whole(model)

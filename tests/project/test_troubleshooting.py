@@ -25,6 +25,7 @@ STATE = (
     "anew",
     "instead",
     "says more",
+    "` lists",
     "?",
 )
 # The cause says it all.
