@@ -10,8 +10,8 @@ from docs.parts.messages import messages
 PAGE = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
 OURS = PAGE.split("## Of Lightning and torch")[0]
 # What to do, what is allowed, what there is, or a question about the likely cause.
-DO = "add build call choose convert give keep leave let load lower make move name pass put raise remove return run"
-DO += " save set split start take train tune turn use wait write"
+DO = "add install build call choose convert give keep leave let load lower make move name pass put raise remove return"
+DO += " run save set split start take train tune turn use wait write"
 STATE = (
     "must",
     "needs",
@@ -74,6 +74,7 @@ def helps(text: str) -> bool:
     """Whether it says what to do or what is allowed, or passes on what another says."""
     words = re.findall(r"[a-z]+", text.lower())
     told = any(word in words for word in DO.split()) or any(word in text.lower() for word in STATE)
+    told = told or ". " in text.strip(". ")  # a cause, and a sentence on what follows from it
     return told or text.rstrip(". ").endswith("…")
 
 
