@@ -25,6 +25,8 @@ STATE = (
     "anew",
     "instead",
     "says more",
+    "and not ",
+    "twice",
     "` lists",
     "?",
 )
