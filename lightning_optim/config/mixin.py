@@ -6,6 +6,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from lightning_optim.config.learning_rate import LearningRate
 from lightning_optim.config.strategy import OptimizerStrategy, plain_spec
 from lightning_optim.errors import OptionError
 from lightning_optim.training.clipping import GradientClipping
@@ -34,12 +35,15 @@ class ConfiguredOptimizer(GradientClipping):
     Attributes:
         checkpoint_integrity: Whether to add `CheckpointIntegrity`, which writes checkpoints atomically and refuses
             damaged ones before anything is loaded. Set it to False in the class to leave it out.
+        lr: The learning rate of `hparams.optimizer`, to read and to set, so that Lightning's `Tuner.lr_find` and
+            `LearningRateFinder` work. A module with an `lr` or `learning_rate` of its own keeps that.
 
     Raises:
         OptionError: where a class lists `LightningModule` before it.
     """
 
     checkpoint_integrity: bool = True
+    lr = LearningRate()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

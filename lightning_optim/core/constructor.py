@@ -70,3 +70,26 @@ def check_own_constructor(cls: type, options: Mapping[str, Any], owner: str) -> 
             f"{owner}: {cls.__name__}{form} has a constructor of its own, and {error}. It gets parameter groups, and "
             "by keyword the options of the spec."
         ) from None
+
+
+def takes_word(cls: Any, name: str | None, registry: Mapping[str, type]) -> bool:
+    """Whether a class that is being defined gets its word; one that is defined again in its module does.
+
+    Args:
+        cls: The class, with the word as its `name`.
+        name: The word that its definition asks for; None where it follows from the name of the class. Then a user's
+            subclass of the same name as a page takes no word from it.
+        registry: The classes by word.
+
+    Raises:
+        OptionError: for a word that was asked for and is taken.
+    """
+    before = registry.get(cls.name, cls)
+    if before.__module__ == cls.__module__:
+        return True
+    if name is not None:
+        raise OptionError(
+            f"class {cls.__name__}: the word {name!r} is taken: it means {before.__module__}.{before.__qualname__}. "
+            f"Choose another, class {cls.__name__}(Optimizer, name=...)."
+        )
+    return False

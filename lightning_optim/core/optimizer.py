@@ -18,7 +18,7 @@ from lightning_optim.core import frozen, load, matrix_slots, routing, torch_file
 from lightning_optim.core import state_dict as checkpoint
 from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
-from lightning_optim.core.constructor import constructor, has_own_constructor
+from lightning_optim.core.constructor import constructor, has_own_constructor, takes_word
 from lightning_optim.core.evaluation import MODE, EvaluationMode
 from lightning_optim.core.gradients import with_gradient
 from lightning_optim.core.guards import (
@@ -80,8 +80,8 @@ class Optimizer(EvaluationMode):
         cls.slots = {n: slot for c in reversed(cls.__mro__) for n, slot in vars(c).items() if isinstance(slot, Slot)}
         if not has_own_constructor(cls):
             cls.__init__ = constructor(cls, Optimizer.__doc__)  # type: ignore[method-assign]
-        if name is not None or OPTIMIZERS.get(cls.name, cls).__module__ == cls.__module__:
-            OPTIMIZERS[cls.name] = cls  # a user's subclass of the same name as a page takes no word from it
+        if takes_word(cls, name, OPTIMIZERS):
+            OPTIMIZERS[cls.name] = cls
 
     # ------------------------------------------------------------------ construction
 

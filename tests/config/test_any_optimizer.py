@@ -18,9 +18,13 @@ from lightning_optim import (
     OptimizerStrategy,
     OptionError,
     create_optimizer,
+    list_optimizers,
+    register_optimizer,
 )
 from lightning_optim.callbacks import IterateAveraging, LookaheadSync
 from lightning_optim.cli import main
+from lightning_optim.config.recipes import REGISTERED
+from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.reports.memory import predicted_memory, state_memory
 from tests.harness.data import batches
 from tests.harness.modules import Configured, Made, vector
@@ -307,3 +311,119 @@ def test_the_command_describes_a_class(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["optimizers", "torch.optim.SGD", "lrr=1"])
     assert capsys.readouterr().err.startswith("lightning-optim: optimizer 'torch.optim.SGD' has no option 'lrr'")
+
+
+# ---------------------------------------------------------------- words of one's own
+
+
+class Mine(torch.optim.SGD):
+    """SGD with another name.
+
+    Args:
+        lr: Step size.
+    """
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    before, pages = dict(REGISTERED), dict(OPTIMIZERS)
+    yield
+    for found, kept in ((REGISTERED, before), (OPTIMIZERS, pages)):
+        for word in found.keys() - kept.keys():
+            del found[word]
+
+
+def test_a_registered_word_goes_where_words_go(registry: None, capsys: pytest.CaptureFixture[str]) -> None:
+    register_optimizer("mine", Mine)
+    register_optimizer("mine", Mine)  # a module may be run twice
+    assert "mine" in list_optimizers()
+    strategy = OptimizerStrategy("mine", lr=0.1)
+    assert (strategy.optimizer_class, strategy.as_config()) == (Mine, {"name": "mine", "lr": 0.1})
+    assert OptimizerStrategy(Mine).name == f"{HERE}.Mine"  # which another process can import
+    with pytest.raises(OptionError, match=r"no optimizer named 'mines'. Did you mean mine"):
+        OptimizerStrategy("mines")
+    for arguments, words in (([], "SGD with another name."), (["mine"], f"mine (defined as {HERE}.Mine)")):
+        with pytest.raises(SystemExit):
+            main(["optimizers", *arguments])
+        assert words in capsys.readouterr().out
+
+    class Local(torch.optim.SGD):
+        pass
+
+    register_optimizer("my_local", Local)
+    module = Configured(Local)
+    fitted(module)
+    assert module.hparams["optimizer"] == "my_local"
+
+
+@pytest.mark.parametrize(
+    ("word", "cls", "words"),
+    [
+        ("adan", Mine, "the word 'adan' is taken: it means lightning_optim.*Adan. Choose another"),
+        ("ranger", Mine, "the word 'ranger' is taken: it is a recipe"),
+        ("torch.mine", Mine, "'torch.mine' must be a word of letters"),
+        ("mine", nn.Linear, "Linear' is a class, but no optimizer"),
+        ("mine", 3, "is no class, but 3"),
+    ],
+)
+def test_words_that_cannot_be_registered(word: str, cls: Any, words: str, registry: None) -> None:
+    with pytest.raises(OptionError, match=words):
+        register_optimizer(word, cls)
+    assert word not in REGISTERED
+
+
+def test_a_page_takes_no_word_that_is_taken(registry: None) -> None:
+    with pytest.raises(OptionError, match=r"class Page: the word 'adan' is taken: it means .*Adan. Choose another"):
+
+        class Page(Optimizer, name="adan"):
+            pass
+
+    assert OPTIMIZERS["adan"] is Adan
+
+
+PAGE = """
+from lightning_optim import Optimizer
+from lightning_optim.language import Options, Slots, Value
+
+
+class Adan(Optimizer):
+    '''A page with a name that is taken, in a module of a user.
+
+    Args:
+        lr: Step size.
+    '''
+
+    lr: float = 1e-3
+
+    @staticmethod
+    def update(p: Value, g: Value, s: Slots, h: Options) -> Value:
+        return p - h.lr * g
+"""
+
+
+def test_a_page_of_a_user_works_from_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its class path, without registration, and though its class has the name of one of ours."""
+    (tmp_path / "page_of_a_user.py").write_text(PAGE)
+    monkeypatch.chdir(tmp_path)  # where the command looks, as Python does
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    quiet = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    config = {
+        "seed_everything": 0,
+        "model": {
+            "class_path": "tests.harness.modules.Configured",
+            "init_args": {"optimizer": {"name": "page_of_a_user.Adan", "lr": 0.5}},
+        },
+        "data": {"class_path": "tests.harness.data.Data"},
+        "trainer": {**quiet, "accelerator": "cpu", "devices": 1, "default_root_dir": str(tmp_path)},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "run.yaml", "--model.optimizer.lr", "0.25"])
+    saved = torch.load(next((tmp_path / "checkpoints").glob("*.ckpt")), weights_only=True)
+    assert saved["hyper_parameters"]["optimizer"] == {"name": "page_of_a_user.Adan", "lr": 0.25}
+    assert OPTIMIZERS["adan"] is Adan
+    with pytest.raises(SystemExit):
+        main(["optimizers", "page_of_a_user.Adan"])
+    assert "A page with a name that is taken" in capsys.readouterr().out
+    sys.modules.pop("page_of_a_user")
