@@ -8,11 +8,9 @@ from typing import Any
 
 import yaml
 
+from lightning_optim.config.changes import changed, changed_at
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, shown
-
-# Keys whose value is a word, or a mapping with the word under this name.
-WORDS = {"schedule": "name", "communication": "kind"}
 
 
 def register() -> None:
@@ -41,21 +39,20 @@ def read(value: Any) -> OptimizerStrategy:
     Raises:
         OptionError: for an invalid spec, and for a change without a spec before.
     """
+    path: list[str] = []
     if hasattr(value, "key") and hasattr(value, "val"):  # jsonargparse's NestedArg
-        changes: Any = read_value(value.val)
-        for key in reversed(str(value.key).split(".")):
-            changes = {key: changes}
-    elif isinstance(value, Mapping) and "name" not in value:
-        changes = value
-    else:
+        path, value = str(value.key).removeprefix("init_args.").split("."), read_value(value.val)
+        path = ["name"] if path == ["class_path"] else path
+    elif not isinstance(value, Mapping) or "name" in value or "class_path" in value:
         return OptimizerStrategy.parse(value)
     previous = _previous()
     if previous is None:
+        given = f"{'.'.join(path)}={shown(value)}" if path else shown(value)
         raise OptionError(
-            f"optimizer={shown(changes)} has no 'name', and no optimizer is given before that it could change. Write a "
+            f"optimizer: {given} has no 'name', and no optimizer is given before that it could change. Write a "
             "word, such as adan, or a mapping with name and options, such as {name: adan, lr: 0.002}."
         )
-    return OptimizerStrategy.parse(_changed(previous, changes))
+    return OptimizerStrategy.parse(changed_at(previous, path, value) if path else changed(previous, value))
 
 
 def read_value(text: Any) -> Any:
@@ -97,28 +94,3 @@ def _previous() -> Any:
         frame = frame.f_back
     default = frame.f_locals["self"].default if frame is not None else None
     return next((spec for spec in (found, default) if isinstance(spec, str | Mapping | OptimizerStrategy)), None)
-
-
-def _changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec with other options; `schedule.final` changes one option of the schedule, `groups+` appends."""
-    strategy = OptimizerStrategy.parse(previous)
-    before = strategy.config
-    merged: dict[str, Any] = {**before}
-    for key, value in changes.items():
-        if key in ("no_decay+", "full_precision+", "groups+"):
-            key = key.removesuffix("+")
-            value = [*merged.get(key, getattr(strategy, key)), *(value if isinstance(value, list) else [value])]
-        if key == "adamw+":
-            key, value = "adamw", {"params": [*strategy.adamw, *(value if isinstance(value, list) else [value])]}
-        if key == "adamw" and isinstance(value, Mapping):
-            old = before.get(key) or {}
-            value = {**(old if isinstance(old, Mapping) else {"params": old}), **value}
-        word, old = WORDS.get(key, ""), before.get(key)
-        if word and isinstance(value, Mapping) and word not in value and old is not None:
-            same = next(
-                (names - value.keys() for names in ({"warmup", "warmup_steps"},) if names & value.keys()), set()
-            )
-            kept = {word: old} if isinstance(old, str) else {name: old[name] for name in old if name not in same}
-            value = {**kept, **value}
-        merged[key] = value
-    return merged

@@ -76,7 +76,12 @@ class ForeignClass:
         value = plain(value)
         if isinstance(value, str) and (is_number(default) or name == "lr"):
             raise OptionError(f"{owner}: {name}={shown(value)} must be a number.")
-        return tuple(value) if isinstance(value, list) and not isinstance(default, list) else value
+        value = tuple(value) if isinstance(value, list) and not isinstance(default, list) else value
+        if default and isinstance(default, tuple) and isinstance(value, tuple) and len(value) != len(default):
+            raise OptionError(
+                f"{owner}: {name}={shown(list(value))} must have {len(default)} values, as its default {default}."
+            )
+        return value
 
     def check_all(self, options: Mapping[str, Any], owner: str) -> None:
         """Check options together, by making an optimizer of a sample parameter.
