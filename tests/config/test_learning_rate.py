@@ -31,7 +31,9 @@ class Rates(Callback):
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.seen.append([float(group["lr"]) for group in trainer.optimizers[0].param_groups])
 
 
