@@ -118,12 +118,10 @@ def run(args: Sequence[str]) -> int:
     from rich.console import Console
 
     console = Console(stderr=True)
-    console.print(REPLACED, highlight=False, soft_wrap=True)
-    if sentence := missing():
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    greeting = " ".join(filter(None, [REPLACED, missing()]))
     names = ("lr", "seeds", "epochs", "steps", "metric", "mode", "extend")
     terms = Terms(factors=given.grid, first_seed=source.project.seed or 0, **{n: getattr(given, n) for n in names})
-    where = {"folder": folder, "processes": given.processes, "progress": Bar(console)}
+    where = {"folder": folder, "processes": given.processes, "progress": Bar(console, greeting)}
     command = shlex.join(["lightning-optim", "compare", *args])
     try:
         comparison = _of_config(source, given.candidates, terms, about={"command": command}, **where)
@@ -235,12 +233,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seeds(text: str) -> int | list[int]:
-    numbers = [int(part) for part in text.split(",") if part.strip()]
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds, such as 5, nor a list of them") from None
     return numbers if "," in text else numbers[0]
 
 
 def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",") if part.strip()]
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of factors, such as 0.3,1,3") from None
 
 
 def _stem(of_config: Sequence[str], source: ConfigSource) -> str:

@@ -53,10 +53,11 @@ def race(
     budget, seeds = terms.budget(), terms.seeds_of_runs()
     run, grids = LightningRun(source, budget), {"factors": terms.factors, "extend": terms.extend}
     metric = {"metric": terms.metric, "mode": terms.mode}
-    made = Race(run, read, seeds=seeds, **grids, **metric, processes=processes, progress=progress)  # type: ignore[arg-type]
+    decides = {**(settings or {}), **({"budget": budget} if budget else {})}
+    where = {"folder": folder, "settings": decides, "processes": processes, "progress": progress}
+    made = Race(run, read, seeds=seeds, **grids, **metric, **where)  # type: ignore[arg-type]
     found = run.check(read)
     choose(terms.metric, terms.mode, found.metrics, found.facts.get("validated", ()))
-    made.keep(folder, {**(settings or {}), **({"budget": budget} if budget else {})})
     standings = made.go()
     assert made.metric is not None
     factors = ", ".join(f"{factor:g}" for factor in made.factors)

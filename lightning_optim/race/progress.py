@@ -42,13 +42,14 @@ class Bar:
 
     Args:
         console: A console of rich.
+        greeting: What is said when the first run begins.
     """
 
-    def __init__(self, console: Any) -> None:
+    def __init__(self, console: Any, greeting: str = "") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
-        self._console = console
+        self._console, self._greeting = console, greeting
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -65,6 +66,8 @@ class Bar:
         self._begun = time.monotonic()
 
     def begin(self, total: int) -> None:
+        if self._greeting:
+            self._console.print(self._greeting, highlight=False, markup=False, soft_wrap=True)
         self._total, self._begun = total, time.monotonic()
         self._row = self._bar.add_task("runs", total=total, left="")
         self._bar.start()
@@ -77,6 +80,8 @@ class Bar:
         self._shares.pop(task, None)
         self._stored, self._over, self._total = self._stored + stored, self._over + (not stored), total
         self._bar.update(self._row, completed=self._completed(), total=total, left=self._left())
+        if not stored and self._over == 1 and self._stored:
+            self._console.print(f"{self._stored} runs are there already.", highlight=False)
         in_pipe = not self._console.is_terminal
         if outcome is None or stored or not (in_pipe or outcome.status == "crashed"):
             return

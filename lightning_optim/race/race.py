@@ -84,14 +84,6 @@ class Race:
         self._added = dict.fromkeys((candidate.name for candidate in self.candidates), 0)
         self._open: dict[str, int] = {}  # by candidate the runs that are not over
 
-    def keep(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
-        """Keep runs in this folder; for those who check something else first.
-
-        Raises:
-            OptionError: for a folder that holds something else.
-        """
-        self.store = Store(folder, settings)
-
     def go(self) -> list[Standing]:
         """Run what is not there yet.
 

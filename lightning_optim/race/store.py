@@ -21,7 +21,7 @@ class Store:
     """The runs of a race in a folder: one line of JSON each, written when the run is over.
 
     Args:
-        folder: The folder, which is made if it is missing. None keeps the runs in memory.
+        folder: The folder, which is made when a run is over. None keeps the runs in memory.
         settings: What decides the numbers of a run besides candidate, learning rate and seed, in plain values.
 
     Raises:
@@ -32,8 +32,9 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         self._settings = json.loads(json.dumps(dict(settings), default=str))
         self._lines: list[dict[str, Any]] = []
+        self._begun = False
         if self.folder is not None:
-            self._open(self.folder)
+            self._check(self.folder)
 
     def known(self, candidates: Mapping[str, Candidate]) -> dict[Key, Outcome]:
         """The runs of these candidates, by candidate, learning rate and seed; crashed ones are to be repeated."""
@@ -50,39 +51,51 @@ class Store:
         line = {**key, **outcome.as_json()}
         self._lines.append(line)
         if self.folder is not None:
+            self._begin(self.folder)
             with (self.folder / RUNS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _open(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        except OSError as error:
-            raise OptionError(f"the folder {folder} cannot be used: {first_line(error)}") from error
-        settings = folder / SETTINGS
-        if held and SETTINGS not in held:
-            raise OptionError(
-                f"the folder {folder} holds something else ({', '.join(held[:3])}{', ...' if held[3:] else ''}), and "
-                "no race. Give another one with --out."
-            )
-        if not held:
-            write_text(settings, json.dumps({"kind": KIND, **self._settings}, indent=1) + "\n")
+    def _begin(self, folder: Path) -> None:
+        """Make the folder, with the settings; nothing is written before a run is over."""
+        if self._begun:
             return
         try:
-            before = json.loads(settings.read_text(encoding="utf-8"))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / SETTINGS, json.dumps({"kind": KIND, **self._settings}, indent=1) + "\n")
+        except OSError as error:
+            raise OptionError(f"the folder {folder} cannot be used: {first_line(error)}") from error
+        self._begun = True
+
+    def _check(self, folder: Path) -> None:
+        """Read what is there, and refuse what does not belong to this race."""
+        try:
+            held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            held = []
+        except OSError as error:
+            raise OptionError(f"the folder {folder} cannot be used: {first_line(error)}") from error
+        if not held:
+            return
+        if SETTINGS not in held:
+            some = f"{', '.join(held[:3])}{', ...' if held[3:] else ''}"
+            raise OptionError(
+                f"the folder {folder} holds something else ({some}), and no race. Give another one with --out."
+            )
+        try:
+            before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             kind = before.pop("kind")
         except (OSError, ValueError, AttributeError, KeyError):
             before, kind = {}, None
         if kind != KIND:
-            raise OptionError(f"{settings} is not of a race. Give another folder with --out.")
-        if differing := list(_differences(before, self._settings)):
+            raise OptionError(f"{folder / SETTINGS} is not of a race. Give another folder with --out.")
+        self._lines = list(_read_lines(folder / RUNS))
+        if self._lines and (differing := list(_differences(before, self._settings))):
             name, old, new = differing[0]
             more = f", and {len(differing) - 1} other settings differ" if len(differing) > 1 else ""
             raise OptionError(
                 f"the folder {folder} holds runs with {name}={shown(old)}, and here it is {shown(new)}{more}. Give the "
                 "same settings to continue, or another folder with --out."
             )
-        self._lines = list(_read_lines(folder / RUNS))
 
 
 def count_runs(folder: Path) -> int:
