@@ -39,9 +39,8 @@ def runs_of(found: Results, name: str, task: str) -> list[Results]:
     return [run for run in found["runs"] if run["optimizer"] == name and run["task"] == task]
 
 
-def section(name: str) -> str:
+def section(name: str, found: Results | None) -> str:
     """The picture and the table of one optimizer; empty where there are no results."""
-    found = results()
     if found is None or not any(run["optimizer"] == name for run in found["runs"]):
         return ""
     words = " and ".join(task["title"] for task in found["tasks"] if runs_of(found, name, task["name"]))
@@ -74,8 +73,9 @@ def digest(found: Results, name: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_current(found: Results, name: str) -> bool:
-    path = PICTURES / f"{name}.svg"
+def is_current(found: Results, name: str, folder: Path = PICTURES) -> bool:
+    """Whether a picture was drawn from these results."""
+    path = folder / f"{name}.svg"
     return path.exists() and digest(found, name) in path.read_text()
 
 
@@ -86,7 +86,7 @@ def draw_all() -> list[Path]:
     return [draw(found, name) for name in names if found and not is_current(found, name)]
 
 
-def draw(found: Results, name: str) -> Path:
+def draw(found: Results, name: str, folder: Path = PICTURES) -> Path:
     """One picture: a panel for each task, with AdamW in grey beside the optimizer."""
     import matplotlib
 
@@ -104,7 +104,7 @@ def draw(found: Results, name: str) -> Path:
             axis.grid(alpha=0.25)
             axis.legend(frameon=False)
         figure.tight_layout()
-        path = PICTURES / f"{name}.svg"
+        path = folder / f"{name}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None, "Description": mark})
         plt.close(figure)

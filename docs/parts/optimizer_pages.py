@@ -61,7 +61,7 @@ def page(name: str) -> str:
         "## Strategies",
         facts.served(cls),
         "## How it does",
-        curves.section(name),
+        curves.section(name, curves.results()),
         digits(name),
         f"The page of mathematics that runs: [{Path(inspect.getfile(cls)).name}](../../{relative(cls)}).",
     )
@@ -88,7 +88,7 @@ def recipe_page(recipe: Recipe) -> str:
         + " and ".join(f"[{name}](../{snake(name)}.md)" for name in recipe.callbacks)
         + " adds to the state.",
         "## How it does",
-        curves.section(recipe.name),
+        curves.section(recipe.name, curves.results()),
         digits(recipe.name),
     )
 
