@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from docs.parts import api_pages, callback_pages, curves, optimizer_pages, races, schedule_pages
+from docs.parts import api_pages, callback_pages, curves, facts, optimizer_pages, races, schedule_pages
 from docs.parts.markdown import replace_part
 from lightning_optim.config.catalog import markdown
 from lightning_optim.config.recipes import RECIPES
@@ -71,7 +71,7 @@ def schedules(text: str) -> str:
 
 def callback_parts(docs: Path) -> dict[Path, str]:
     """Pages of callbacks with their generated parts: a part stands wherever its markers are."""
-    parts = {"callbacks": callback_pages.index(), "races": races.section()}
+    parts = {"callbacks": callback_pages.index(), "races": races.section(), "eight bits": facts.eight_bits()}
     for name in callback_pages.names():
         parts.update(callback_pages.parts(name))
     found = {}

@@ -121,3 +121,20 @@ def served(cls: type[Optimizer]) -> str:
             "equal options), FSDP2, and FSDP2 with tensor parallelism ([distributed training](../distributed.md))."
         )
     return table(["strategy", "serves it"], [[name, f"no: {no}" if no else "yes"] for name, no in why.items()])
+
+
+def eight_bits() -> str:
+    """Bytes of state by bits for all that keep state for each element, those that save most first."""
+    rows = []
+    for name, cls in OPTIMIZERS.items():
+        found = bytes_by_slot(cls)
+        totals = [sum(sizes[bits] for sizes in found.values()) for bits in state_bits()]
+        if totals[0] > 0.01:
+            saved = 1 - totals[-1] / totals[0]
+            rows.append(
+                (-saved, name, [f"[`{name}`](optimizers/{name}.md)", *(f"{t:.3g}" for t in totals), f"{saved:.0%}"])
+            )
+    return table(
+        ["optimizer", *(f"{bits} bits" for bits in state_bits()), "saved at 8 bits"],
+        [row for _, _, row in sorted(rows)],
+    )

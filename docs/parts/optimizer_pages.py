@@ -53,7 +53,7 @@ def page(name: str) -> str:
         "`engine` and others. Keys of a config beside them: [Config](../../README.md#config).",
         "## State",
         "Bytes per parameter by `state_bits`, for a large matrix under default options "
-        "([8 bits in practice](../state.md)).",
+        "([8 bits in practice](../eight_bits.md)).",
         facts.state(cls),
         "## Cost",
         needs(name),

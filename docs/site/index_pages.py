@@ -1,6 +1,7 @@
 """A page with the comment `<!-- contents -->` is a table of contents: of the pages that it links to, in this order.
 
-The links stand in tables and sentences that read well by themselves. Each heading with links is a caption of the menu.
+The links stand in tables and sentences that read well by themselves. On the first page each heading with links is a caption
+of the menu. Other such pages list the folder of their name alone: optimizers.md that of the optimizers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from sphinx.application import Sphinx
 
 MARK = "<!-- contents -->"
+ROOT = "docs/README"
 LINK = re.compile(r"\]\(([^)#:]+)\.md\)")
 
 
@@ -21,10 +23,11 @@ def contents(docname: str, text: str, seen: set[str]) -> str:
         folder = posixpath.dirname(docname)
         targets = [posixpath.normpath(posixpath.join(folder, link)) for link in LINK.findall(part)]
         new = [target for target in dict.fromkeys(targets) if target not in seen and target != docname]
+        new = [target for target in new if docname == ROOT or target.startswith(f"{docname}/")]
         seen.update(new)
         if new:
             caption = re.match(r"## (.*)", part)
-            options = [":hidden:", *([f":caption: {caption[1]}"] if caption and docname == "docs/README" else [])]
+            options = [":hidden:", *([f":caption: {caption[1]}"] if caption and docname == ROOT else [])]
             lines = [*options, "", *(f"/{target}" for target in new)]
             parts[i] = part.rstrip("\n") + "\n\n```{toctree}\n" + "\n".join(lines) + "\n```\n\n"
     return "".join(parts)
