@@ -1,7 +1,7 @@
 """A page with the comment `<!-- contents -->` is a table of contents: of the pages that it links to, in this order.
 
-The links stand in tables and sentences that read well by themselves. On the first page each heading with links is a caption
-of the menu. Other such pages list the folder of their name alone: optimizers.md that of the optimizers.
+The links stand in tables and sentences that read well by themselves. On the first page each heading with links is a
+caption of the menu. Other such pages list the folder of their name alone: optimizers.md that of the optimizers.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ STATE = (
     "anew",
     "instead",
     "says more",
+    "left out",
     "and not ",
     "twice",
     "` lists",
