@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_optim import errors
-from lightning_optim.callbacks.swapped_statistics import SwappedStatistics
+from lightning_optim.callbacks.raw_evaluation import RawEvaluation
 from lightning_optim.core.standalone_stages import OnWeights
 from lightning_optim.distributed.placement import reshard
 from lightning_optim.errors import OptionError, is_number, is_whole
@@ -23,7 +23,7 @@ from lightning_optim.stages.average import Average, Kind
 from lightning_optim.training.schedules import fraction_done, total_steps
 
 
-class IterateAveraging(SwappedStatistics):
+class IterateAveraging(RawEvaluation):
     """Average the weights over the steps. Validation, test and checkpoints use the average, training does not.
 
     The average is one more slot of each parameter: sharded, saved and resumed with the optimizer, and counted by
@@ -51,6 +51,9 @@ class IterateAveraging(SwappedStatistics):
             statistics belong to other weights; "keep" does not. Layers in eval mode keep theirs. Models without batch
             normalization are not affected.
         batch_norm_batches: Number of training batches for that. Default: as many as the longest epoch so far has had.
+        evaluate_raw: Run each validation, and a test after the fit, with the weights of training too, and log their
+            metrics beside those of the average, as `val/accuracy_raw` beside `val/accuracy`. A validation takes twice
+            as long then.
 
     Raises:
         OptionError: if an option is out of range; at the start of the fit, if `start` is a fraction and the length of
@@ -96,6 +99,7 @@ class IterateAveraging(SwappedStatistics):
         batch_norm_batches: int | None = None,
         window: int | None = None,
         ramp: bool = False,
+        evaluate_raw: bool = False,
     ) -> None:
         super().__init__(batch_norm, batch_norm_batches)
         check = functools.partial(errors.check, "IterateAveraging")
@@ -108,7 +112,9 @@ class IterateAveraging(SwappedStatistics):
         windowed = kind == "mean" and is_whole(window)
         check("window", window, window is None or windowed, "an integer of at least 1, with kind='mean'")
         check("ramp", ramp, ramp is False or (ramp is True and kind == "ema"), "False, except with kind='ema'")
+        check("evaluate_raw", evaluate_raw, isinstance(evaluate_raw, bool), "True or False")
         self.kind: Kind = kind
+        self.evaluate_raw = evaluate_raw
         self.decay, self.window, self.ramp = float(decay), None if window is None else int(window), ramp
         first = (0.75 if kind == "mean" else 0) if start is None else start
         self.start: int | float = float(first) if 0 < first < 1 else int(first)

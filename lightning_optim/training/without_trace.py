@@ -65,7 +65,7 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         stack.callback(setattr, trainer, "should_stop", trainer.should_stop)
         trainer.state.stage = RunningStage.TRAINING
         trainer.loggers = [DummyLogger() for _ in trainer.loggers]
-        for undo in (*_kept(trainer.strategy.model or module, module), *_mute(trainer, module)):
+        for undo in (*kept(trainer.strategy.model or module, module), *_mute(trainer, module)):
             stack.callback(undo)
         yield
 
@@ -131,9 +131,9 @@ def _put_back(owner: Any, name: str, value: Any) -> Undo:
 # ---------------------------------------------------------------- what is changed back
 
 
-def _kept(outermost: nn.Module, module: LightningModule) -> Iterator[Undo]:
-    """Changes the parameters, attributes and buffers of all submodules back."""
-    for p in module.parameters():  # a step may clip weights, or move those of a second network that follows the first
+def kept(outermost: nn.Module, module: LightningModule, parameters: bool = True) -> Iterator[Undo]:
+    """Functions that change the attributes and buffers of all submodules back, and their parameters."""
+    for p in module.parameters() if parameters else ():  # a step may clip weights, or move those of a second network that follows the first
         if not is_lazy(p) and not is_sharded(p):
             yield _undo_of_tensor(p)
     flat = any(map(_is_fsdp1, outermost.modules()))  # FSDP1 keeps views of its flat parameters as attributes
