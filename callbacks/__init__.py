@@ -5,6 +5,7 @@ from lightning_optim.callbacks.checkpoint_integrity import CheckpointIntegrity
 from lightning_optim.callbacks.communication import Communication
 from lightning_optim.callbacks.curvature_monitor import CurvatureMonitor
 from lightning_optim.callbacks.curvature_schedule import CurvatureSchedule
+from lightning_optim.callbacks.dashboard import Dashboard
 from lightning_optim.callbacks.evaluation_weights import EvaluationWeights
 from lightning_optim.callbacks.grad_init import GradInit
 from lightning_optim.callbacks.gradient_noise import GradientNoise
@@ -25,6 +26,7 @@ __all__ = [
     "Communication",
     "CurvatureMonitor",
     "CurvatureSchedule",
+    "Dashboard",
     "EvaluationWeights",
     "GradInit",
     "GradientNoise",

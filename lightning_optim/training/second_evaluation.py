@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from lightning_optim.analysis.closures import generators_kept
+from lightning_optim.training.lightning_names import is_a
 from lightning_optim.training.without_trace import kept
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")  # o
 def metrics_of(trainer: Trainer, module: LightningModule, loop: Any, run: Callable[[], Any]) -> dict[str, float]:
     """What a loop of validation or test logs, without its being logged.
 
-    The hooks of the module and of the strategy are called, those of callbacks are not. Afterwards the progress of the
+    The hooks of the module, of the strategy and of the progress bar are called, those of other callbacks are not. Afterwards the progress of the
     loop, the metrics of the Trainer, generators of random numbers and what a step changes in the module are as before.
     Files and objects of other kinds that a step writes are written.
 
@@ -56,7 +58,8 @@ def _unnoticed(trainer: Any, module: LightningModule, loop: Any) -> Iterator[Non
                 stack.callback(setattr, owner, name, getattr(owner, name))
         for name in METRICS:
             setattr(connector, name, dict(getattr(connector, name)))
-        trainer.callbacks, trainer.loggers = [], [DummyLogger() for _ in trainer.loggers]
+        trainer.callbacks = [callback for callback in trainer.callbacks if is_a(callback, ProgressBar)]
+        trainer.loggers = [DummyLogger() for _ in trainer.loggers]
         stack.callback(setattr, loop, "verbose", loop.verbose)
         loop.verbose = False
         stack.callback(loop.batch_progress.load_state_dict, copy.deepcopy(loop.batch_progress.state_dict()))
