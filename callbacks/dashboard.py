@@ -94,8 +94,8 @@ class Dashboard(FitCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not trainer._logger_connector.should_update_logs:
             return
-        several, groups = len(trainer.optimizers) > 1, optimizer.param_groups
-        prefix = f"{RATE}/{trainer.optimizers.index(optimizer)}" if several else RATE
+        groups = optimizer.param_groups
+        prefix = f"{RATE}/{trainer.optimizers.index(optimizer)}" if len(trainer.optimizers) > 1 else RATE
         prefix += f"/{schedule_of(trainer, pl_module, optimizer)}"
         for i, group in enumerate(groups):
             name = f"{prefix}/{group.get('name', i)}" if len(groups) > 1 else prefix
@@ -114,13 +114,14 @@ class Dashboard(FitCallback):
         """Log metrics without `epoch`, and those that matter in the first group too."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if trainer.state.fn == "fit" and trainer.is_global_zero:
-            rates = [name for name in values if name.startswith(f"{RATE}/")]
-            matter = [*self._matter(trainer), *rates[:1]]
+            matter = [name for name in self._matter(trainer) if name.removesuffix(SUFFIX) == name]
             first = {f"{FIRST}/{name}": values[name] for name in matter if name in values}
-            raw = {f"{FIRST}/{name}": values[name + SUFFIX] for name in matter if name + SUFFIX in values}
+            if rate := next((name for name in values if name.startswith(f"{RATE}/")), ""):
+                first[f"{FIRST}/lr/{rate.split('/')[2 if len(trainer.optimizers) > 1 else 1]}"] = values[rate]
+            for name in matter:
+                if name + SUFFIX in values:
+                    self._writer(board).add_scalar(f"{FIRST}/{name}", values[name + SUFFIX], step)
             values |= first
-            for name, value in raw.items():
-                self._writer(board).add_scalar(name, value, step)
         if values:
             log(values, step)
 

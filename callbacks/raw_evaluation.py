@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_optim.callbacks.swapped_statistics import SwappedStatistics
-from lightning_optim.callbacks.swapped_weights import exchange
+from lightning_optim.core.swap import swap
 from lightning_optim.training.batch_norm import batch_norm_buffers, copy_buffers
 from lightning_optim.training.second_evaluation import metrics_of, numbers
 
@@ -48,6 +49,12 @@ class RawEvaluation(SwappedStatistics):
         differ = any(map(self.ready, range(len(trainer.optimizers))))
         raw = metrics_of(trainer, pl_module, loop, run) if differ else None
         outputs = run()
+        if raw and not numbers(outputs):
+            rank_zero_warn(
+                f"{type(self).__name__}(evaluate_raw=True): the loader of validation gives its batches once, and the "
+                "weights of training have had them. Give the Trainer a DataLoader, or something that can be iterated "
+                "again, or set evaluate_raw=False."
+            )
         self._log_raw(trainer, numbers(outputs) if raw is None else raw)
         return outputs
 
@@ -69,12 +76,14 @@ class RawEvaluation(SwappedStatistics):
             yield False
             return
         buffers = {name: buffer.clone() for name, buffer in batch_norm_buffers(pl_module).items()}
-        exchange(states, self.slot)
+        for each in states:
+            swap(*each, self.slot)
         copy_buffers(pl_module, self._state["raw_buffers"])
         try:
             yield True
         finally:
-            exchange(states, self.slot)
+            for each in states:
+                swap(*each, self.slot)
             copy_buffers(pl_module, buffers)
 
     def _log_raw(self, trainer: Trainer, found: dict[str, float]) -> None:

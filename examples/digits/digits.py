@@ -103,7 +103,8 @@ class GlobalBatches(Sampler[list[int]]):
     """Batches that are the same on any number of processes: of each, rank r of n takes every n-th sample.
 
     With a seed every epoch has its own order, and an incomplete last batch is dropped. It knows how far the
-    epoch is, so a run that resumes in the middle of one goes on with the next batch.
+    epoch is then, so a run that resumes in the middle of one goes on with the next batch. Without one each pass
+    begins with the first batch.
     """
 
     def __init__(self, samples: int, batch_size: int, rank: int, ranks: int, seed: int | None) -> None:
@@ -125,7 +126,8 @@ class GlobalBatches(Sampler[list[int]]):
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(self.samples, generator=generator)
-        for i in range(self.taken, len(self)):
+        first = 0 if self.seed is None else self.taken
+        for i in range(first, len(self)):
             self.taken = i + 1
             yield order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.ranks].tolist()
         self.taken = 0

@@ -133,7 +133,9 @@ def _put_back(owner: Any, name: str, value: Any) -> Undo:
 
 def kept(outermost: nn.Module, module: LightningModule, parameters: bool = True) -> Iterator[Undo]:
     """Functions that change the attributes and buffers of all submodules back, and their parameters."""
-    for p in module.parameters() if parameters else ():  # a step may clip weights, or move those of a second network that follows the first
+    for p in (
+        module.parameters() if parameters else ()
+    ):  # a step may clip weights, or move those of a second network that follows the first
         if not is_lazy(p) and not is_sharded(p):
             yield _undo_of_tensor(p)
     flat = any(map(_is_fsdp1, outermost.modules()))  # FSDP1 keeps views of its flat parameters as attributes

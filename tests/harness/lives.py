@@ -25,7 +25,11 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "GradInit": [{"gamma": 10.0, "iterations": 1, "table": False}],
     "GradientNoise": [{}, {"kind": "moments"}],
     "GradientNormProfile": [{"blocks": "Linear", "every": 2, "batches": 2, "table": False}],
-    "IterateAveraging": [{"start": 0}, {"kind": "ema", "decay": 0.8}, {"kind": "mean", "start": 0, "evaluate_raw": True}],
+    "IterateAveraging": [
+        {"start": 0},
+        {"kind": "ema", "decay": 0.8},
+        {"kind": "mean", "start": 0, "evaluate_raw": True},
+    ],
     "LookaheadSync": [{"k": 3}, {"k": 3, "evaluate": "slow"}, {"k": 3, "momentum": "pullback"}],
     "OptimizerStateMemory": [{"table": False}],
     "WarmupFreeSchedule": [{"beta2": 0.5}],

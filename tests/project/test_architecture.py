@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
         *("training", "reports", "callbacks"),
     },
     "race": {"errors", "core", "reports", "config"},
-    "commands": {"errors", "config", "race"},
+    "commands": {"errors", "reports", "config", "race"},
     "cli": {"errors", "commands"},
     "package": {"errors", "core", "optimizers", "config", "commands"},
 }
