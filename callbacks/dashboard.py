@@ -26,16 +26,16 @@ RATE = "learning_rate"
 class Dashboard(FitCallback):
     """Log the learning rates that are applied, and let TensorBoard show first what matters.
 
-    Every logger gets `learning_rate/<schedule>/<group>`, the rate of each parameter group in a step, with the factors of
-    all callbacks: `learning_rate/cosine/main`. The schedule is the word of the config, the class of a scheduler, or
+    Every logger gets `learning_rate/<schedule>/<group>`, the rate of each parameter group in a step, with the factors
+    of all callbacks: `learning_rate/cosine/main`. The schedule is the word of the config, the class of a scheduler, or
     `constant`; callbacks that change rates follow, as in `cosine-WarmupFreeSchedule`.
 
     TensorBoard also gets
 
     * a first group `Overview` with the metrics that matter and the learning rate, from the same values. Where
-      `IterateAveraging` has `evaluate_raw`, the weights of training are a second line in the same chart, as a run `raw`;
-    * in HPARAMS the optimizer's word, its settings and other hyper-parameters in plain words, beside the last value of
-      each metric. They replace what Lightning writes there, `hp_metric` too;
+      `IterateAveraging` has `evaluate_raw`, the weights of training are a second line in the chart, as a run `raw`;
+    * in HPARAMS the optimizer's word, its settings and other hyper-parameters in plain words, beside the last value
+      of each metric. They replace what Lightning writes there, `hp_metric` too;
     * no `epoch`, which Lightning logs with everything.
 
     Args:
@@ -134,7 +134,7 @@ class Dashboard(FitCallback):
 
         folder = os.path.join(board.log_dir, SUFFIX.strip("_"))
         if folder not in self._raw:
-            self._raw[folder] = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+            self._raw[folder] = SummaryWriter(folder)
         return self._raw[folder]
 
     @override
@@ -171,5 +171,5 @@ def _boards(trainer: Trainer) -> list[Any]:
 
 
 def _without_default(log: Callable[..., None], params: Any, metrics: Any = None, step: int | None = None) -> None:
-    """Log hyper-parameters, for hparams.yaml, without the metric `hp_metric` that Lightning adds where none is given."""
+    """Log hyper-parameters, for hparams.yaml, without `hp_metric`, which Lightning adds where no metric is given."""
     log(params, {} if metrics is None else metrics, step)

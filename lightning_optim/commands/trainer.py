@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_optim.commands.parser import ConfigCLI
-from lightning_optim.errors import MissingPackageError, OptionError, first_line, pip_command, shown
+from lightning_optim.errors import OptionError, first_line, shown
 from lightning_optim.reports.ending import ending
 
 
@@ -42,7 +42,7 @@ def refuse_unwritable(trainer: Trainer) -> None:
         OptionError: for such a folder.
     """
     loggers: list[Any] = trainer.loggers
-    callbacks: list[Any] = trainer.checkpoint_callbacks  # type: ignore[assignment]
+    callbacks: list[Any] = trainer.checkpoint_callbacks
     folders = {str(getattr(logger, "save_dir", None) or ""): "save_dir of the logger" for logger in loggers}
     folders |= {str(getattr(callback, "dirpath", None) or ""): "dirpath of the callback" for callback in callbacks}
     for folder, option in folders.items():
@@ -66,8 +66,8 @@ def run(args: Sequence[str] | None) -> None:
         args: The command line, without the command's name; by default that of the process.
 
     Raises:
-        OptionError: for a wrong option of ours, a folder that cannot be written, and a logger without its package,
-            before anything runs.
+        OptionError: for a wrong option of ours and for a folder that cannot be written or is taken, before anything
+            runs.
     """
     with warnings.catch_warnings():
         # What Lightning calls that torch has deprecated since: nothing that a user could change.
@@ -75,13 +75,6 @@ def run(args: Sequence[str] | None) -> None:
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
         try:
             TrainerCLI(args=None if args is None else list(args), parser_kwargs={"prog": "lightning-optim"})
-        except (ModuleNotFoundError, ValueError) as error:
-            if "`tensorboard` nor `tensorboardX`" not in str(error):
-                raise
-            raise MissingPackageError(
-                f"TensorBoardLogger needs tensorboard, which is not installed. Type: {pip_command('tensorboard')}. Or "
-                "set another logger, such as lightning.pytorch.loggers.CSVLogger."
-            ) from error
         except RuntimeError as error:
             if not str(error).startswith("SaveConfigCallback expected"):
                 raise

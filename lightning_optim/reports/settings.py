@@ -22,7 +22,7 @@ def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     `state_bits`, `schedule` and the options that the config sets, and by the hyper-parameters of the module and of its
     data. Those of a second optimizer begin with `1/`.
     """
-    spec, found = _spec(module), {}
+    spec, found = _spec(module), dict[str, Any]()
     for i, optimizer in enumerate(trainer.optimizers):
         prefix = "" if i == 0 else f"{i}/"
         options = {name: optimizer.defaults[name] for name in SHOWN if name in optimizer.defaults}

@@ -24,9 +24,9 @@ METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")  # o
 def metrics_of(trainer: Trainer, module: LightningModule, loop: Any, run: Callable[[], Any]) -> dict[str, float]:
     """What a loop of validation or test logs, without its being logged.
 
-    The hooks of the module, of the strategy and of the progress bar are called, those of other callbacks are not. Afterwards the progress of the
-    loop, the metrics of the Trainer, generators of random numbers and what a step changes in the module are as before.
-    Files and objects of other kinds that a step writes are written.
+    The hooks of the module, of the strategy and of the progress bar are called, those of other callbacks are not.
+    Afterwards the progress of the loop, the metrics of the Trainer, generators of random numbers and what a step
+    changes in the module are as before. Files and objects of other kinds that a step writes are written.
 
     Args:
         trainer: The Trainer, in the stage of the loop.
@@ -51,7 +51,7 @@ def _unnoticed(trainer: Any, module: LightningModule, loop: Any) -> Iterator[Non
     connector = trainer._logger_connector
     modes: list[tuple[nn.Module, bool]] = []  # where an exception ends the evaluation, as one in any other leaves them
     with ExitStack() as stack:
-        stack.callback(lambda: [setattr(part, "training", mode) for part, mode in modes])
+        stack.callback(_set_modes, modes)
         stack.enter_context(generators_kept())
         for owner, names in ((trainer, ("callbacks", "loggers", "should_stop")), (connector, METRICS)):
             for name in names:
@@ -71,3 +71,8 @@ def _unnoticed(trainer: Any, module: LightningModule, loop: Any) -> Iterator[Non
         except BaseException:
             modes += [(part, part.training) for part in module.modules()]
             raise
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for part, mode in modes:
+        part.training = mode

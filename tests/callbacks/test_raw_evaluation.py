@@ -122,7 +122,7 @@ def test_nothing_else_changes(tmp_path: Path) -> None:
     for raw in (False, True):
         saving = ModelCheckpoint(tmp_path / str(raw), "{step}", monitor="val/loss", save_top_k=-1)
         averaging = IterateAveraging("ema", decay=0.5, evaluate_raw=raw)
-        options = {"num_sanity_val_steps": 1, "val_check_interval": 2, "max_epochs": 2}
+        options: dict[str, Any] = {"num_sanity_val_steps": 1, "val_check_interval": 2, "max_epochs": 2}
         run, module, logger = fit(averaging, saving, **options)
         weights, drawn = vector(module), torch.rand(())
         saved = sorted(path.name for path in (tmp_path / str(raw)).iterdir())

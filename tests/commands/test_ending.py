@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.fabric.loggers import tensorboard as fabric_tensorboard
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_optim.callbacks import IterateAveraging
@@ -112,13 +111,3 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     sentence = refused(capsys, tmp_path)
     assert f"the folder '{tmp_path}/logs' cannot be written (FileExistsError: File exists)" in sentence
     assert "save_dir of the logger" in sentence
-
-
-def test_without_tensorboard(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
-        monkeypatch.setattr(fabric_tensorboard, name, False)
-    sentence = refused(capsys, tmp_path)
-    assert "pip install 'lightning-optim[tensorboard]'" in sentence
-    assert "CSVLogger" in sentence
