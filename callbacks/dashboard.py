@@ -30,13 +30,11 @@ class Dashboard(FitCallback):
     of all callbacks: `learning_rate/cosine/main`. The schedule is the word of the config, the class of a scheduler, or
     `constant`; callbacks that change rates follow, as in `cosine-WarmupFreeSchedule`.
 
-    TensorBoard also gets
-
-    * a first group `Overview` with the metrics that matter and the learning rate, from the same values. Where
-      `IterateAveraging` has `evaluate_raw`, the weights of training are a second line in the chart, as a run `raw`;
-    * in HPARAMS the optimizer's word, its settings and other hyper-parameters in plain words, beside the last value
-      of each metric. They replace what Lightning writes there, `hp_metric` too;
-    * no `epoch`, which Lightning logs with everything.
+    TensorBoard also gets a first group, `Overview`, with the metrics that matter and the learning rate, from the same
+    values. Where `IterateAveraging` has `evaluate_raw`, the weights of training are a second line in the same chart, as
+    a run `raw`. In HPARAMS stand the optimizer's word, its settings and other hyper-parameters in plain words, beside
+    the last value of each metric. They replace what Lightning writes there, `hp_metric` too. Lightning's `epoch`, which
+    it logs with everything, is left out.
 
     Args:
         metrics: The metrics that matter, the most important first. Default: those in the progress bar and, in HPARAMS,

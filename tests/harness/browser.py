@@ -63,7 +63,7 @@ class Page:
 
     def wait(self, seen: Callable[[list[str]], Any], seconds: float = 60) -> list[str]:
         """The text, once it shows what it should."""
-        from selenium.webdriver.support.wait import WebDriverWait
+        from selenium.webdriver.support.wait import WebDriverWait  # pyright: ignore[reportMissingImports]
 
         WebDriverWait(self.driver, seconds).until(lambda _: seen(self.text()))
         return self.text()
@@ -78,7 +78,7 @@ class Page:
 @contextmanager
 def browser(address: str) -> Iterator[Page]:
     """A page of Chromium."""
-    from selenium import webdriver
+    from selenium import webdriver  # pyright: ignore[reportMissingImports]
 
     options = webdriver.ChromeOptions()
     assert CHROMIUM is not None
