@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,6 +14,10 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
+# Why there is no browser; empty where there is one.
+MISSING = "" if CHROMIUM and DRIVER else "no Chromium is installed: apt-get install chromium chromium-driver"
+if importlib.util.find_spec("selenium") is None:
+    MISSING = "selenium is not installed: pip install 'lightning-optim[test]'"
 # Everything that is shown, also inside of shadow roots, a line for each piece of text.
 TEXT = """
 const lines = [];
