@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
+from lightning_optim.config.foreign_files import check_files
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.errors import OptionError, first_line, is_number, nearest, shown
 from lightning_optim.language.options import Option, plain
@@ -41,6 +42,7 @@ class ForeignClass:
         self.cls = cls
         self.options, self.is_open = _options(cls)
         self._tried: dict[str, Any] = {}
+        self._no_step: set[str] = set()
 
     def has_matrices(self) -> bool:
         return False
@@ -150,7 +152,25 @@ class ForeignClass:
             made: torch.optim.Optimizer = make(params, **options)
         except Exception as error:  # other libraries raise what they like
             raise OptionError(f"{owner}: {self.cls.__name__} refuses these parameters: {first_line(error)}") from error
+        check_files(made, self.sample_state(options))
         return made
+
+    def sample_state(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The state of a sample parameter after a step; None if the class takes no such step."""
+        made = self._trial(options)
+        if isinstance(made, Exception):
+            return None
+        p = made.param_groups[0]["params"][0]
+        if p.grad is None:
+            p.grad = torch.ones_like(p)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    made.step(lambda: torch.ones((), dtype=torch.float32, device="cpu"))
+                except Exception:  # a sparse gradient is wanted, or anything else
+                    made.state.clear()
+                    self._no_step.add(repr(options))
+        return None if repr(options) in self._no_step else dict(made.state.get(p, {}))
 
     def _error(self, options: Mapping[str, Any]) -> Exception | None:
         found = self._trial(options)

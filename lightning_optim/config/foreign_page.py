@@ -82,17 +82,8 @@ def _state(strategy: OptimizerStrategy) -> str:
         weight = torch.nn.Parameter(torch.empty(4096, 4096, dtype=torch.float32, device="meta"))
         entries = [entry for entry in predicted_memory(strategy.create([weight])) if entry.elements > 1]
         if not entries:
-            return f"State: {'none' if _is_stateless(strategy) else 'it is not known before a run'}."
+            kept = ForeignClass(strategy.optimizer_class).sample_state(strategy.options)
+            known = kept is not None and not any(isinstance(x, torch.Tensor) and x.dim() for x in kept.values())
+            return f"State: {'none' if known else 'it is not known before a run'}."
     size = sum(entry.bytes for entry in entries) / 4096**2
     return f"State: {', '.join(dict.fromkeys(entry.slot for entry in entries))}; bytes per parameter: {size:.3g}."
-
-
-def _is_stateless(strategy: OptimizerStrategy) -> bool:
-    weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float32, device="cpu"))
-    weight.grad = torch.ones(2, 2, dtype=torch.float32, device="cpu")
-    optimizer = strategy.create([weight])
-    try:
-        optimizer.step()
-    except Exception:  # LBFGS needs a closure, and other libraries may raise anything
-        return False
-    return not any(isinstance(x, torch.Tensor) and x.dim() for x in optimizer.state[weight].values())

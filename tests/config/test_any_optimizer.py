@@ -267,12 +267,62 @@ def test_a_run_that_is_resumed_is_the_same(spec: Any, callback: Any, tmp_path: P
         assert len(kept) == 4
 
 
-def final(kind: Kind, spec: Any) -> tuple[list[int], Tensor]:
-    """The sizes of the groups and the weights after a fit on all ranks."""
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            "torch.optim.Adam",
+            "torch.optim.SGD",
+            r"SGD keeps no state|SGD keeps momentum_buffer, and the checkpoint is of",
+        ),
+        (
+            "torch.optim.Adam",
+            "torch.optim.RMSprop",
+            r"RMSprop keeps square_avg, and .* with exp_avg, exp_avg_sq. Go on",
+        ),
+        (
+            "torch.optim.Adam",
+            "torch.optim.LBFGS",
+            r"groups of \[2, 2\] parameters, and these are \[4\].*no_decay: \[\]",
+        ),
+        (
+            "adan",
+            "torch.optim.AdamW",
+            r"is of another optimizer, with betas=\(0.98, 0.92, 0.99\).*load_from_checkpoint",
+        ),
+        ({"name": "adamw", "state_bits": 8}, "torch.optim.AdamW", ""),
+        ("torch.optim.AdamW", "adamw", ""),
+    ],
+)
+def test_a_checkpoint_of_another_class_is_taken_or_refused(before: Any, after: Any, words: str, tmp_path: Path) -> None:
+    """torch would take each, and fail in the next step."""
+    trainer(ModelCheckpoint(tmp_path, "end"), max_epochs=1).fit(Configured(before), batches())
+    module, fitting = Configured(after), trainer(max_epochs=2)
+    if not words:
+        fitting.fit(module, batches(), ckpt_path=tmp_path / "end.ckpt")
+        assert {float(state["step"]) for state in fitting.optimizers[0].state.values()} == {8.0}
+        return
+    with pytest.raises(OptionError, match=words):
+        fitting.fit(module, batches(), ckpt_path=tmp_path / "end.ckpt")
+    assert not module.losses
+
+
+OVER_RANKS = {
+    "name": "torch.optim.AdamW",
+    "lr": 0.01,
+    "groups": [{"params": "net.2.*", "lr": 0.1}],
+    "schedule": "linear",
+}
+
+
+def final(kind: Kind, folder: Path, resume: bool = False) -> tuple[list[int], Tensor]:
+    """The sizes of the groups and the weights after a fit, which saves after four steps or goes on from there."""
     torch.manual_seed(0)
-    module = Configured(spec)
-    fitting = trainer(strategy=strategy_of(kind), max_steps=3)
-    fitting.fit(module, batches())
+    module = Configured(OVER_RANKS)
+    saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_on_train_epoch_end=False, save_top_k=-1)
+    fitting = trainer(saving, strategy=strategy_of(kind), max_steps=6)
+    fitting.fit(module, batches(), ckpt_path=folder / "step=4.ckpt" if resume else None)
     whole = torch.cat([whole_of(p).reshape(-1) for p in module.parameters()])
     return [len(group["params"]) for group in fitting.optimizers[0].param_groups], whole
 
@@ -282,16 +332,17 @@ def whole_of(p: Any) -> Tensor:
     return found.detach()
 
 
-def every_kind() -> list[Tensor]:
-    spec = {"name": "torch.optim.AdamW", "lr": 0.01, "groups": [{"params": "net.2.*", "lr": 0.1}], "schedule": "linear"}
-    return [final(kind, spec)[1] for kind in ("ddp", "fsdp2 full")]
+def every_kind(folder: Path) -> list[Tensor]:
+    kinds: list[Kind] = ["ddp", "fsdp2 full"]
+    return [final(kind, folder / kind, resume)[1] for kind in kinds for resume in (False, True)]
 
 
-def test_ranks_train_as_one_process_does() -> None:
-    spec = {"name": "torch.optim.AdamW", "lr": 0.01, "groups": [{"params": "net.2.*", "lr": 0.1}], "schedule": "linear"}
-    sizes, alone = final("single", spec)
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
+def test_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+    """Under DDP and FSDP2, with groups and a schedule, from the start and resumed."""
+    sizes, alone = final("single", tmp_path / "single")
     assert sizes == [1, 1, 1, 1]
-    for of_rank in run_ranks(every_kind):
+    for of_rank in run_ranks(every_kind, tmp_path):
         for found in of_rank:
             torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)
 
