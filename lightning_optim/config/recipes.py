@@ -127,11 +127,10 @@ def register_optimizer(word: str, cls: type[torch.optim.Optimizer]) -> None:
         OptionError: for a word that is taken, or is none, and for a class that is no optimizer.
 
     Example:
-        >>> class MySGD(torch.optim.SGD):
-        ...     "SGD with a name of my own."
-        >>> register_optimizer("my_sgd", MySGD)
-        >>> "my_sgd" in list_optimizers("my*")
-        True
+        >>> register_optimizer("adan", torch.optim.SGD)
+        Traceback (most recent call last):
+        ...
+        lightning_optim.errors.OptionError: register_optimizer: the word 'adan' is taken: it means ...
     """
     if not isinstance(word, str) or not word.isidentifier():
         raise OptionError(f"register_optimizer: {shown(word)} must be a word of letters, digits and underscores.")

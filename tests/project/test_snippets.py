@@ -88,7 +88,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @of("python")
-def test_python(snippet: Snippet, folder: Path) -> None:
+def test_python(snippet: Snippet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_optim.config.recipes.REGISTERED", {})  # what a page registers is of that page
     exec(compile(snippet.text, snippet.page, "exec"), {"__name__": "snippet"})
 
 
@@ -96,7 +97,9 @@ def test_python(snippet: Snippet, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # a training of one step is shorter than what they are for
 def test_yaml(snippet: Snippet, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A config trains, with a module where it names one of the user's, and one of ours where it names none."""
-    (folder / "my_project.py").write_text("from tests.harness.modules import Configured as Classifier\n")
+    (folder / "my_project.py").write_text(
+        "from torch.optim import SGD as MyOptimizer\nfrom tests.harness.modules import Configured as Classifier\n"
+    )
     monkeypatch.syspath_prepend(folder)
     (folder / "config.yaml").write_text(snippet.text)
     by_class = "class_path" in (yaml.safe_load(snippet.text).get("model") or {})
