@@ -22,7 +22,7 @@ from lightning_optim.analysis.blocks import Stack, find_stacks, named_stacks
 from lightning_optim.analysis.depth_profile import DepthProfile
 from lightning_optim.callbacks.fit_callback import FitCallback
 from lightning_optim.distributed.fsdp1 import is_flat_parameter
-from lightning_optim.distributed.placement import gradient_of
+from lightning_optim.distributed.placement import gradient_of, reshard
 from lightning_optim.distributed.ranks import gathered
 from lightning_optim.errors import OptionError, is_whole
 from lightning_optim.reports import depth_profile as report
@@ -140,6 +140,7 @@ class GradientNormProfile(FitCallback):
             raise OptionError(
                 "GradientNormProfile: DeepSpeed keeps gradients to itself. Use FSDPStrategy or ModelParallelStrategy."
             )
+        reshard(trainer.strategy.model)  # the sanity check leaves gathered parameters, which are not the optimizer's
         if any(is_flat_parameter(p) for p in pl_module.parameters()):
             raise OptionError(
                 "GradientNormProfile: FSDP1 has joined the tensors of each unit in one flat parameter "

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -38,6 +39,11 @@ class DigitsClassifier(ConfiguredOptimizer, LightningModule):
         )
         self.val_accuracy = MulticlassAccuracy(10, average="micro")
         self.test_accuracy = MulticlassAccuracy(10, average="micro")
+
+    def configure_model(self) -> None:
+        """Under FSDP2: shard the network, once; Lightning calls it before fit and before test."""
+        if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(images)

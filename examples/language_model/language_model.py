@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_optim import ConfiguredOptimizer, OptimizerSpec
 from lightning_optim.nn import TransformerBlock
@@ -49,6 +51,14 @@ class LanguageModel(ConfiguredOptimizer, LightningModule):
         self.last_norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
         self.head = nn.Linear(width, BYTES)
 
+    def configure_model(self) -> None:
+        """Under FSDP2: shard each block by itself, and then the rest. Lightning calls it before fit and before test."""
+        if self.device_mesh is None or isinstance(self.blocks[0], FSDPModule):
+            return
+        for block in self.blocks:
+            fully_shard(block, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
     def forward(self, text: Tensor) -> Tensor:
         x = self.tokens(text) + self.positions.weight[: text.shape[1]]
         for block in self.blocks:
@@ -75,8 +85,8 @@ class SourceText(LightningDataModule):
 
     Args:
         length: Bytes of a window that are predicted.
-        batch_size: Windows in a batch.
-        batches: Batches in an epoch.
+        batch_size: Windows in a batch, of each process.
+        batches: Batches in an epoch, of all processes together.
         seed: Of the order of windows.
     """
 
@@ -95,10 +105,26 @@ class SourceText(LightningDataModule):
         return TensorDataset(tokens.unfold(0, self.length + 1, self.length))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        generator = torch.Generator().manual_seed(self.seed)
-        order = RandomSampler(self.train, num_samples=self.batches * self.batch_size, generator=generator)
-        return DataLoader(self.train, self.batch_size, sampler=order)
+        some = SomeWindows(len(self.train), self.batches * self.batch_size, self.seed)
+        return DataLoader(self.train, self.batch_size, sampler=some)
 
     def val_dataloader(self) -> DataLoader[Any]:
         some = torch.arange(0, len(self.val), max(1, len(self.val) // 256)).tolist()
         return DataLoader(torch.utils.data.Subset(self.val, some), 64)
+
+
+class SomeWindows(Sampler[int]):
+    """Some windows of the text in an order of chance, others in each epoch. Lightning shares them out over processes.
+
+    In place of a `RandomSampler` Lightning puts one over the whole text, whose epochs have thousands of steps.
+    """
+
+    def __init__(self, windows: int, count: int, seed: int) -> None:
+        self.windows, self.count = windows, min(count, windows)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(self.windows, generator=self.generator)[: self.count].tolist()

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from lightning_optim.analysis.closures import generators_kept
-from lightning_optim.distributed.placement import is_sharded
+from lightning_optim.distributed.placement import is_sharded, reshard
 from lightning_optim.training.lightning_names import is_a
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def without_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     gradients, buffers, lists, dicts and arrays of modules, the states of metrics and of random generators are what they
     were; a stop that the step asks for is none. Files and objects of other kinds are not known here.
     """
+    reshard(trainer.strategy.model)  # a validation leaves gathered parameters, whose memory the next step frees
     with ExitStack() as stack:
         _INSIDE.append(None)
         stack.callback(_INSIDE.pop)

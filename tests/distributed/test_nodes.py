@@ -1,4 +1,4 @@
-"""The multi-node example on two "nodes" of one process each, which torchrun starts on the loopback."""
+"""The example for several machines on two "nodes" of one process each, which torchrun starts on the loopback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.harness.ranks import _free_port
 from tests.harness.trainers import trainer
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = "examples/multi_node/digits.yaml"
+CONFIG = "examples/multi_gpu/nodes.yaml"
 STEPS = 3
 
 
@@ -97,12 +97,12 @@ def test_one_checkpoint_is_written_and_whole(results: tuple[Path, list[dict[str,
 
 def test_the_slurm_script_asks_for_what_the_config_says() -> None:
     """It cannot run here: its syntax, its command and its numbers."""
-    script = ROOT / "examples" / "multi_node" / "slurm.sh"
+    script = ROOT / "examples" / "multi_gpu" / "slurm.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
     text, config = script.read_text(), yaml.safe_load((ROOT / CONFIG).read_text())
     asked = {key: int(value) for key, value in re.findall(r"^#SBATCH --([a-z-]+)=(\d+)$", text, re.MULTILINE)}
     assert asked["nodes"] == config["trainer"]["num_nodes"]
     assert asked["ntasks-per-node"] == config["trainer"]["devices"]
     assert f"srun lightning-optim fit --config {CONFIG}" in text
-    readme = (ROOT / "examples" / "multi_node" / "README.md").read_text()
-    assert readme.count(f"--no-python lightning-optim fit --config {CONFIG}") == 2
+    readme = (ROOT / "examples" / "multi_gpu" / "README.md").read_text()
+    assert readme.count(f"--no-python lightning-optim fit --config {CONFIG}") == 2  # one for each node

@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch examples/multi_node/slurm.sh, from the root of the repository and in an environment that has the package
+# sbatch examples/multi_gpu/slurm.sh, from the root of the repository and in an environment that has the package
 #SBATCH --job-name=lightning-optim
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -11,4 +11,4 @@
 
 # Lightning reads ranks and addresses from SLURM. At the signal it saves a checkpoint and puts the job back into the
 # queue; the job then goes on from it.
-srun lightning-optim fit --config examples/multi_node/digits.yaml
+srun lightning-optim fit --config examples/multi_gpu/nodes.yaml
