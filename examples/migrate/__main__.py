@@ -57,8 +57,8 @@ def findings(folder: Path) -> Iterator[tuple[str, str]]:
     resumed, _ = fit(adamw_after.After, ckpt_path=half)
     yield "2 epochs by torch, its checkpoint, 2 epochs by adamw", apart(weights(before), weights(resumed))
 
-    before, _ = fit(ema_before.Before, ema_before.averaging())
-    after, _ = fit(ema_before.Before, ema_after.averaging())
+    before, _ = fit(swa_before.Before, ema_before.averaging())
+    after, _ = fit(swa_before.Before, ema_after.averaging())
     yield "EMAWeightAveraging and IterateAveraging, averages", apart(weights(before), weights(after))
 
     before, _ = fit(swa_before.Before, swa_before.averaging(), epochs=8)
