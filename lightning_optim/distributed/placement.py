@@ -149,7 +149,8 @@ def reshard(model: Any) -> None:
             module.reshard()
         elif isinstance(module, fsdp.FullyShardedDataParallel):
             handle = module._handle
-            if handle is not None and handle.uses_sharded_strategy:
+            gathers = handle is not None and handle.uses_sharded_strategy
+            if gathers and hasattr(handle.flat_param, "_local_shard"):  # which it has from its first forward pass on
                 handle.reshard(True)
 
 
