@@ -62,5 +62,6 @@ html_static_path = ["site/static"]
 html_css_files = ["site.css"]
 html_extra_path = ["site/root"]
 html_copy_source = False
+html_use_index = False  # the pages of the API list all names
 html_show_sphinx = False
 copybutton_exclude = ".linenos, .gp, .go"
