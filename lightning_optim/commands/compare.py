@@ -27,6 +27,7 @@ from lightning_optim.race.terms import Terms
 PROG = "lightning-optim compare"
 OF_CONFIG = ("config", "model", "data", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path")
 REPLACED = "Loggers, checkpoints and progress bars of the config are left out; its other callbacks run."
+NO_SCHEDULER = "lr_scheduler of the config is left out. Give candidates a schedule: {name: adamw, schedule: cosine}."
 
 
 def compare(
@@ -147,7 +148,8 @@ def _of_config(source: ConfigSource, candidates: Sequence[Any], terms: Terms, **
         **{key: in_yaml(value) for key, value in settings.items() if value and key != "trainer"},
         **options.pop("about", {}),
     }
-    return race(source, candidates, terms, config=project.spec, settings=settings, about=about, **options)
+    notes = [NO_SCHEDULER] if project.options.get("lr_scheduler") else []
+    return race(source, candidates, terms, config=source.spec, settings=settings, about=about, notes=notes, **options)
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str]]:

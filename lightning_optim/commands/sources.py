@@ -45,6 +45,18 @@ class ConfigSource:
     def __reduce__(self) -> tuple[Any, ...]:
         return ConfigSource, (self._args,)  # a parser cannot be sent to another process
 
+    @property
+    def spec(self) -> OptimizerStrategy | None:
+        """The optimizer of the config: of a `ConfiguredOptimizer`, or a class beside the module; None if neither.
+
+        Raises:
+            OptionError: for a class that takes other options.
+        """
+        beside = self.project.options.get("optimizer")
+        if self.project.spec is not None or beside is None:
+            return self.project.spec
+        return OptimizerStrategy.parse({"name": beside.class_path, **(beside.get("init_args") or {})})
+
     def module(self, optimizer: OptimizerStrategy, seed: int) -> LightningModule:
         self.project.seed = seed
         return self.project.module(optimizer)

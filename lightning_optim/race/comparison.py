@@ -65,9 +65,19 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """What can be said on the differences, what went wrong, and how the numbers were found."""
+        told = self.findings()
+        return [*told, *self.method()]
+
+    def findings(self) -> list[str]:
+        """What can be said on the differences, and what went wrong."""
         told = [one.verdict for one in self.standings[1:]]
         told += [f"{one.name}: {one.note}" for one in self.standings if one.note]
-        return [*told, *self.notes, *self.method()]
+        if edges := [one.name for one in self.standings if one.at_edge]:
+            told.append(
+                f"The best learning rate of {', '.join(edges)} lies at the edge of what was tried. A larger --extend, "
+                "or another --lr, would go on there."
+            )
+        return [*told, *self.notes]
 
     def method(self) -> list[str]:
         """How the numbers were found."""
@@ -154,8 +164,16 @@ class Comparison:
 
 
 def notes_of(runs: dict[Key, Outcome]) -> list[str]:
-    """Whether all candidates began and were fed alike, and what runs have warned of."""
-    return [*_unlike(runs), *_warnings(runs)]
+    """What candidates replace, whether all began and were fed alike, and what runs have warned of."""
+    return [*_replaced(runs), *_unlike(runs), *_warnings(runs)]
+
+
+def _replaced(runs: dict[Key, Outcome]) -> Iterator[str]:
+    for name in sorted({outcome.facts["replaced"] for outcome in runs.values() if "replaced" in outcome.facts}):
+        yield (
+            f"Candidates replace the optimizer that {name} configures, and its schedule. Give them one by "
+            "{name: adamw, schedule: cosine}."
+        )
 
 
 def _unlike(runs: dict[Key, Outcome]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from lightning_optim.race.outcome import Curve
 from lightning_optim.race.summary import Standing
 
 SMOOTH = 0.04  # the share of points over which a training loss is averaged to both sides
+TOO_FAR = 10.0  # times the median of the highest values of candidates
 FAR = 10.0  # from this ratio of largest to smallest on, an axis is logarithmic
 
 
@@ -46,6 +48,7 @@ class Chart:
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is.
         marks: Whether points are marked.
+        top: Values above it are shown there, so that one candidate far above leaves room for the others.
     """
 
     title: str
@@ -54,6 +57,7 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     marks: bool = False
+    top: float = math.inf
 
 
 def charts(comparison: Comparison) -> list[Chart]:
@@ -69,9 +73,12 @@ def charts(comparison: Comparison) -> list[Chart]:
 
 
 def _chart(title: str, x_label: str, series: list[Series], rates: bool = False) -> Chart:
-    values = [y for one in series for y in (*one.low, *one.high)]
+    top = TOO_FAR * statistics.median([max(one.high) for one in series]) if series else math.inf
+    if top <= 0:
+        top = math.inf
+    values = [min(y, top) for one in series for y in (*one.low, *one.high)]
     log_y = bool(values) and min(values) > 0 and max(values) / min(values) > FAR
-    return Chart(title, x_label, series, log_x=rates, log_y=log_y, marks=rates or _few(series))
+    return Chart(title, x_label, series, log_x=rates, log_y=log_y, marks=rates or _few(series), top=top)
 
 
 def _few(series: Sequence[Series]) -> bool:

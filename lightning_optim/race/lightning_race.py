@@ -32,6 +32,7 @@ def race(
     progress: Progress | None = None,
     settings: Mapping[str, Any] | None = None,
     about: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Fit a module with each candidate, learning rate and seed. Everything is checked before the first fit.
 
@@ -44,7 +45,8 @@ def race(
         processes: Number of runs at a time.
         progress: What is told while it runs.
         settings: What else decides the numbers of a run; a folder with other settings is refused.
-        about: What a reader should know of it.
+        about: Settings and more, for the page.
+        notes: What else a reader should know.
 
     Raises:
         OptionError: for wrong arguments, a module that cannot be trained, and a folder that holds something else.
@@ -71,7 +73,7 @@ def race(
         "processes": str(processes),
         **versions(),
     }
-    comparison = Comparison(standings, made.metric, made.runs, told, notes_of(made.runs))
+    comparison = Comparison(standings, made.metric, made.runs, told, [*notes, *notes_of(made.runs)])
     if folder is not None:
         save(comparison, folder)
     return comparison

@@ -39,7 +39,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--rule); }
 th { font-size: .85rem; color: var(--soft); font-weight: 600; }
 pre { background: var(--panel); padding: .7rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; }
+dl { display: grid; grid-template-columns: minmax(6rem, 14rem) 1fr; gap: .15rem 1rem; margin: 0; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
@@ -80,7 +80,7 @@ def page(comparison: Comparison) -> str:
             "<body>",
             f"<h1>{escape(title)}</h1>",
             f'<p class="soft">{escape(subject)}</p>' if subject else "",
-            *_list(_said(comparison)),
+            *_list(comparison.findings()),
             *_table(comparison),
             "<h2>Curves</h2>",
             *_legend(names),
@@ -97,11 +97,6 @@ def page(comparison: Comparison) -> str:
             "",
         ]
     )
-
-
-def _said(comparison: Comparison) -> list[str]:
-    notes = [f"{one.name}: {one.note}" for one in comparison.standings if one.note]
-    return [*(one.verdict for one in comparison.standings[1:]), *notes, *comparison.notes]
 
 
 def _list(texts: list[str]) -> Iterator[str]:

@@ -48,6 +48,8 @@ def draw(comparison: Comparison, path: Path) -> bool:
         axes.set_xscale("log" if chart.log_x else "linear")
         axes.set_yscale("log" if chart.log_y else "linear")
         axes.grid(alpha=0.3)
+        if any(max(one.high) > chart.top for one in chart.series):
+            axes.set_ylim(top=chart.top)
     figure.axes[0].legend()
     figure.savefig(path, dpi=120)
     return True

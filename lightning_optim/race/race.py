@@ -153,7 +153,12 @@ class Race:
             return []
         points = points_of(candidate, self.runs, self.metric)
         best = best_of(points, self.metric)
-        lr = grid.beyond([point.lr for point in points], best.lr) if best is not None and best.values else None
+        tried = [point.lr for point in points]
+        if best is not None and best.values:
+            lr = grid.beyond(tried, best.lr)
+        else:  # too high, as far as is known
+            diverged = any(o.status != "crashed" for key, o in self.runs.items() if key[0] == candidate.name)
+            lr = grid.beyond(tried, min(tried)) if diverged else None
         if lr is None:
             return []
         self._added[candidate.name] += 1

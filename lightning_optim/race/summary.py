@@ -82,7 +82,7 @@ class Standing:
 
     @property
     def note(self) -> str:
-        """What went wrong, and where the best learning rate lies."""
+        """What went wrong, and what else a reader should know."""
         notes = []
         if self.best is not None and self.best.failures:
             total = len(self.best.failures) + len(self.best.values)
@@ -92,8 +92,6 @@ class Standing:
         failed = [point.lr for point in self.points if point.failures and point is not self.best]
         if failed and self.best is not None and self.best.values:
             notes.append(f"It failed at lr {', '.join(f'{lr:g}' for lr in failed)}.")
-        if self.at_edge:
-            notes.append("The best learning rate lies at the edge of the grid.")
         early = {o.steps for o in self.outcomes.values() if o.status == "finished" and o.facts.get("early")}
         if early:
             notes.append(f"A callback stopped it after {min(early)} steps.")
@@ -160,10 +158,14 @@ def verdict(row: Standing, first: Standing, metric: Metric) -> str:
     if found.p is None:
         return f"No test {pair}: {by} with {row.name} for each of {seeds}, without any spread."
     assert row.p is not None
-    alone = "" if row.p == found.p else f", {number(found.p)} without the correction"
-    if row.p >= LEVEL:
-        return f"No difference seen {pair} with {seeds} (p {_is(row.p)}{alone})."
     word = "better" if better else "worse"
+    if found.p < LEVEL <= row.p:
+        return (
+            f"{row.name} looks {word} than {first.name}: {by}. By the number of comparisons that may be chance (p "
+            f"{_is(row.p)}, and {number(found.p)} alone, {seeds}); more seeds would tell."
+        )
+    if row.p >= LEVEL:
+        return f"No difference seen {pair} with {seeds} (p {_is(row.p)})."
     interval = f"{found.low:.3g} to {found.high:.3g}"
     return f"{row.name} is {word} than {first.name}: {by} (difference {interval}, p {_is(row.p)}, {seeds})."
 

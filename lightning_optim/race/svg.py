@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 def draw(chart: Chart) -> str:
     """The chart in a view of 480 x 300, which scales with the page."""
     xs = [x for one in chart.series for x in one.xs]
-    ys = [y for one in chart.series for y in (*one.low, *one.high)]
+    ys = [min(y, chart.top) for one in chart.series for y in (*one.low, *one.high)]
     x_axis = Axis(xs, LEFT, WIDTH - RIGHT, chart.log_x)
     y_axis = Axis(ys, HEIGHT - BOTTOM, TOP, chart.log_y)
     parts = [
@@ -24,9 +24,11 @@ def draw(chart: Chart) -> str:
         *_ticks(x_axis, y_axis, chart.x_label),
     ]
     for one in chart.series:
-        points = list(zip(map(x_axis.at, one.xs), map(y_axis.at, one.ys), strict=True))
-        upper = list(zip(map(x_axis.at, one.xs), map(y_axis.at, one.high), strict=True))
-        lower = list(zip(map(x_axis.at, one.xs), map(y_axis.at, one.low), strict=True))
+        xs = [x_axis.at(x) for x in one.xs]
+        points, upper, lower = (
+            [(x, y_axis.at(min(y, chart.top))) for x, y in zip(xs, values, strict=True)]
+            for values in (one.ys, one.high, one.low)
+        )
         style = f"c{one.index % 8}{' dashed' if one.index % 16 >= 8 else ''}"
         if len(points) > 1:
             parts.append(f'<polygon class="band {style}" points="{_points([*upper, *reversed(lower)])}"/>')

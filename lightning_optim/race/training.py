@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import time
@@ -10,12 +11,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_optim.config.mixin import ConfiguredOptimizer
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, first_line
 from lightning_optim.race.candidate import Candidate
@@ -72,7 +75,12 @@ class LightningRun:
             seed: Of weights, batches and all else.
             lr: The learning rate.
         """
-        return self._fit(candidate, seed, lr, {})
+        try:
+            return self._fit(candidate, seed, lr, {})
+        finally:  # a Trainer and its module refer to each other
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def check(self, candidates: list[Candidate]) -> Outcome:
         """Train one batch with the first candidate that can, to see that it works and which metrics there are.
@@ -125,6 +133,7 @@ class LightningRun:
                 status, reason = "diverged", first_line(error)
             recorder.finish(trainer)
         facts: dict[str, Any] = {"validated": recorder.validated, "start": recorder.start, "batches": recorder.batches}
+        facts["replaced"] = type(module).__name__ if _configures(module) else ""
         facts["early"] = status == "finished" and recorder.steps < recorder.planned < float("inf")
         facts["warnings"] = sorted({" ".join(str(w.message).split()) for w in warned if not _of_others(w.filename)})
         return Outcome(
@@ -184,6 +193,12 @@ def _arguments(data: Any, name: str) -> dict[str, Any]:
     if name == "dataloaders":
         return {name: validation}
     return {name: train, "val_dataloaders": validation}
+
+
+def _configures(module: LightningModule) -> bool:
+    """Whether a module has an optimizer of its own, which candidates replace."""
+    own = type(module).configure_optimizers is not LightningModule.configure_optimizers
+    return own and not isinstance(module, ConfiguredOptimizer)
 
 
 def _validates(module: LightningModule, data: Any) -> bool:

@@ -75,6 +75,8 @@ def test_all_see_the_same_batches_and_begin_with_the_same_weights() -> None:
     starts = {(key[2], run.facts["start"]) for key, run in found.runs.items()}
     assert len(starts) == 2
     assert found.notes == []
+    (note,) = compare("adamw", module=lambda: Whole(plain_net())).notes
+    assert note.startswith("Candidates replace the optimizer that Whole configures")
     assert found.metric.name == "val/loss"
 
 

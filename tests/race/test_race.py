@@ -78,11 +78,15 @@ def test_no_difference_is_said() -> None:
 
 @pytest.mark.parametrize(("centre", "extend", "best", "edge"), [(1e-3, 2, 0.009, False), (1e-4, 2, 0.0027, True)])
 def test_a_grid_grows_where_the_best_lies_at_its_edge(centre: float, extend: int, best: float, edge: bool) -> None:
-    (found,) = Race(valley, [Candidate("far", centre)], seeds=[0, 1], extend=extend).go()
+    race = Race(valley, [Candidate("far", centre)], seeds=[0, 1], extend=extend)
+    (found,) = race.go()
+    assert race.metric is not None
     assert found.best is not None
     assert (found.best.lr, found.at_edge) == (best, edge)
     assert len(found.points) == 5
-    assert ("edge of the grid" in found.note) == edge
+    assert (
+        "The best learning rate of far lies at the edge" in str(Comparison([found], race.metric, race.runs))
+    ) == edge
     (alone,) = Race(valley, [Candidate("far", centre)], seeds=[0, 1], factors=[1.0]).go()
     assert (len(alone.points), alone.at_edge) == (1, False)
 
@@ -98,6 +102,13 @@ def test_failures_cost_their_run_only() -> None:
     assert raises.note == "RuntimeError: shapes do not fit."
     assert "nothing is said" in raises.verdict
     assert len([key for key in race.runs if key[0] == "raises"]) == 3  # the rest is left out
+
+
+def test_a_candidate_that_always_diverges_is_tried_at_lower_learning_rates() -> None:
+    candidates = [Candidate("good", 0.01), Candidate("diverges", 3.0)]
+    _, found = Race(troubled, candidates, seeds=[0, 1]).go()
+    assert [point.lr for point in found.points] == [0.081, 0.27, 0.9, 3.0, 9.0]
+    assert found.verdict.startswith("diverges finished no run")
 
 
 def test_a_process_that_dies_costs_its_run_only() -> None:
