@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from lightning_optim.config import freezing
 from lightning_optim.config.mixin import ConfiguredOptimizer
 from lightning_optim.config.strategy import OptimizerStrategy
 
@@ -22,7 +23,12 @@ def attach(module: LightningModule, strategy: OptimizerStrategy) -> None:
         return
     own: Any = module.configure_callbacks
     module.configure_optimizers = lambda: strategy.configure(module)  # type: ignore[method-assign]
-    module.configure_callbacks = lambda: [*_listed(own()), *strategy.callbacks()]  # type: ignore[method-assign]
+
+    def configure_callbacks() -> list[Any]:
+        freezing.freeze_before_wrapping(module, strategy.freeze)
+        return [*_listed(own()), *strategy.callbacks()]
+
+    module.configure_callbacks = configure_callbacks  # type: ignore[method-assign]
 
 
 def _listed(callbacks: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,19 +10,31 @@ import torch
 from torch import nn
 
 from lightning_optim.config import routing
+from lightning_optim.config.declared import no_weight_decay
 from lightning_optim.config.foreign import ForeignClass, Kind
-from lightning_optim.config.groups import Split, make_groups
+from lightning_optim.config.groups import LayerDecay, Split, make_groups
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.fsdp1 import is_flat_parameter
 from lightning_optim.errors import OptionError
+from lightning_optim.training import depth
 
 
 class Roles(NamedTuple):
-    """Roles and name patterns that a spec tells from the rest."""
+    """Roles and name patterns that a spec tells from the rest.
+
+    Attributes:
+        no_decay: Those without weight decay.
+        full_precision: Those whose state has 32 bits.
+        adamw: Those that AdamW serves, beside Muon.
+        no_weight_decay: Whether `no_weight_decay()` of modules adds to `no_decay`.
+        layer_decay: Learning rates by depth.
+    """
 
     no_decay: Sequence[str]
     full_precision: Sequence[str]
     adamw: Sequence[str]
+    no_weight_decay: bool = True
+    layer_decay: LayerDecay | None = None
 
 
 def role_groups(
@@ -43,6 +56,8 @@ def role_groups(
     """
     value = {name: options.get(name, option.default) for name, option in kind.options.items()}
     sparse = _sparse_embeddings(module)
+    if roles.no_weight_decay and not (isinstance(kind, ForeignClass) and kind.takes_groups(options) is not None):
+        roles = roles._replace(no_decay=(*roles.no_decay, *no_weight_decay(module)))
     if isinstance(kind, ForeignClass):
         _refuse_dense(module, owner, kind, sparse)
         split = _splits_of_foreign(owner, kind, options, roles)
@@ -57,11 +72,33 @@ def role_groups(
         )
     if any(is_flat_parameter(p) for p in module.parameters()):
         _refuse_flat(owner, kind, value, split)
-        return make_groups(module, (), overrides)
-    groups = make_groups(module, split, overrides)
+        if roles.layer_decay is not None:
+            raise OptionError(
+                f"{owner}: FSDP1 with use_orig_params=False flattens tensors, so layers cannot be told apart, for "
+                "layer_decay. Set FSDPStrategy(use_orig_params=True)."
+            )
+        return make_groups(module, (), overrides, lr=value.get("lr"))
+    layers = functools.partial(_by_depth, module, owner, roles.layer_decay)
+    groups = make_groups(module, split, overrides, layers, value.get("lr"))
     if not isinstance(kind, ForeignClass) and kind.has_matrices():
         routing.check(owner, kind, module, groups, options)
     return groups
+
+
+def _by_depth(module: nn.Module, owner: str, decay: LayerDecay | None, kinds: Mapping[str, str]) -> Mapping[str, Split]:
+    """The split of each parameter's layer, with its factor on the learning rate; none without `layer_decay`."""
+    if decay is None:
+        return {}
+    found = depth.layers(module, kinds, decay.blocks)
+    if len({*found.values()}) < 2:
+        raise OptionError(
+            f"{owner}: layer_decay={decay.decay} finds one layer only in {type(module).__name__}. Name its blocks: "
+            "layer_decay: {decay: 0.75, blocks: 'net.blocks.*'}."
+        )
+    made = {
+        layer: Split((), {}, f"layer{layer.number}", True, decay.decay**layer.from_top) for layer in {*found.values()}
+    }
+    return {name: made[layer] for name, layer in found.items()}
 
 
 def _splits_of_page(kind: type[Optimizer], value: Mapping[str, Any], roles: Roles) -> list[Split]:

@@ -14,7 +14,7 @@ from lightning_optim.distributed.communication import read as read_communication
 from lightning_optim.errors import OptionError, nearest, shown
 
 # Keys whose value is a word, or a mapping with the word under this name.
-WORDS = {"schedule": "name", "communication": "kind"}
+WORDS = {"schedule": "name", "communication": "kind", "layer_decay": "decay"}
 WARMUPS = {"warmup", "warmup_steps"}  # two ways to write the same
 READERS: dict[str, Callable[[Any], Any]] = {"schedule": schedules.read, "communication": read_communication}
 
@@ -34,7 +34,7 @@ def changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     before = strategy.config
     merged: dict[str, Any] = {**before}
     for key, value in changes.items():
-        if key in ("no_decay+", "full_precision+", "groups+"):
+        if key in ("no_decay+", "full_precision+", "groups+", "freeze+"):
             key = key.removesuffix("+")
             value = [*merged.get(key, getattr(strategy, key)), *(value if isinstance(value, list) else [value])]
         if key == "adamw+":
@@ -43,9 +43,12 @@ def changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
             old = before.get(key) or {}
             value = {**(old if isinstance(old, Mapping) else {"params": old}), **value}
         word, old = WORDS.get(key, ""), before.get(key)
-        if word and isinstance(value, Mapping) and word not in value and old is not None:
+        whole = isinstance(value, Mapping) and word in value and key in READERS  # another schedule, not an option
+        if word and isinstance(value, Mapping) and not whole and old is not None:
             same = WARMUPS if WARMUPS & value.keys() else set()
-            kept = {word: old} if isinstance(old, str) else {name: old[name] for name in old if name not in same}
+            kept = (
+                {word: old} if not isinstance(old, Mapping) else {name: old[name] for name in old if name not in same}
+            )
             value = {**kept, **value}
         merged[key] = value
     return merged
@@ -74,7 +77,7 @@ def changed_at(previous: Any, path: Sequence[str], value: Any) -> dict[str, Any]
         return _renamed(strategy, value) if key == "name" else changed(strategy, {key: value})
     if key == "groups":
         return changed(strategy, {key: _in_groups(strategy, rest, value)})
-    if rest == [WORDS.get(key)]:
+    if key in READERS and rest == [WORDS[key]]:
         return changed(strategy, {key: _reworded(key, strategy.config.get(key), value)})
     option = strategy.kind.options.get(key)
     old = strategy.options.get(key, option.default if option is not None else None)

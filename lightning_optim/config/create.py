@@ -62,7 +62,7 @@ def create_optimizer(spec: Any, model_or_params: nn.Module | Iterable[Any], **op
         )
     if not isinstance(model_or_params, nn.Module):
         params = isinstance(strategy.config.get("adamw"), list) or "params" in strategy.config.get("adamw", {})
-        for key in ("no_decay", "full_precision", "groups", *(["adamw"] if params else [])):
+        for key in ("no_decay", "full_precision", "groups", "layer_decay", "freeze", *(["adamw"] if params else [])):
             if strategy.config.get(key):
                 raise OptionError(
                     f"create_optimizer got parameters, and {key}={shown(strategy.config[key])} is by their names and "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,12 +27,26 @@ class Split(NamedTuple):
         options: Their options; empty where these parameters are a group of their own, and nothing differs.
         label: Its name, in that of a parameter group and in messages.
         of_user: Whether the user asked for this group, so that its name is always seen.
+        multiplier: A factor on the learning rate of the optimizer.
     """
 
     words: Sequence[str]
     options: Mapping[str, Any]
     label: str
     of_user: bool = False
+    multiplier: float | None = None
+
+
+class LayerDecay(NamedTuple):
+    """Learning rates that fall from the head towards the input.
+
+    Attributes:
+        decay: The factor from one layer to the one below.
+        blocks: Names, patterns of names or classes of the blocks that are layers; empty where they are found.
+    """
+
+    decay: float
+    blocks: tuple[str, ...] = ()
 
 
 def role(owner: nn.Module, name: str) -> str:
@@ -117,8 +132,11 @@ class _Group:
     params: list[nn.Parameter] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)
 
-    def options(self) -> dict[str, Any]:
-        return {name: value for part in self.splits for name, value in part.options.items()}
+    def options(self, lr: Any = None) -> dict[str, Any]:
+        """Its options, with its learning rate where factors multiply that of the optimizer."""
+        options = {name: value for part in self.splits for name, value in part.options.items()}
+        factors = [part.multiplier for part in self.splits if part.multiplier is not None]
+        return {"lr": lr * math.prod(factors), **options} if factors and lr is not None else options
 
     def names(self) -> Iterator[str]:
         """Names for it, from the shortest to the longest: by what differs, by roles too, by all splits."""
@@ -133,13 +151,21 @@ class _Group:
         yield "+".join(part.label for part in self.splits)
 
 
-def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[Split] = ()) -> list[dict[str, Any]]:
+def make_groups(
+    module: nn.Module,
+    split: Sequence[Split],
+    overrides: Sequence[Split] = (),
+    layers: Callable[[Mapping[str, str]], Mapping[str, Split]] = lambda roles: {},
+    lr: Any = None,
+) -> list[dict[str, Any]]:
     """Sort the parameters of a module into parameter groups, frozen ones after those that are trained.
 
     Args:
         module: The model.
         split: Splits by role. All that match a parameter apply to it.
         overrides: Splits of the user. For each parameter the first that matches is used, and overrides `split`.
+        layers: From the roles of parameters to one more split for each of them, both by name.
+        lr: The learning rate of the optimizer, which factors multiply.
 
     Returns:
         Parameter groups with `params`, `name` and the options that differ from the optimizer's.
@@ -157,16 +183,18 @@ def make_groups(module: nn.Module, split: Sequence[Split], overrides: Sequence[S
     head = heads(module)
     kinds = {name: "head" if name in head else kind for name, (_, kind) in roles.items()}
     _check_overrides(kinds, overrides)
+    of_layer = layers(kinds)
     groups: dict[tuple[int, ...], _Group] = {}
     for name, (param, kind) in roles.items():
         found = [part for part in split if matches(name, kinds[name], part.words)]
+        found += [of_layer[name]] if name in of_layer else []
         found += [part for part in overrides if matches(name, kinds[name], part.words)][:1]
         group = groups.setdefault(tuple(map(id, found)), _Group(tuple(found)))
         group.params.append(param)
         group.kinds.add(kind)
     trained = [group for group in groups.values() if group.params[0].requires_grad]
     names = _short_names([*trained, *(group for group in groups.values() if group not in trained)], len(trained))
-    return [{"params": group.params, "name": names[id(group)], **group.options()} for group in groups.values()]
+    return [{"params": group.params, "name": names[id(group)], **group.options(lr)} for group in groups.values()]
 
 
 def _short_names(groups: Sequence[_Group], first: int) -> dict[int, str]:
@@ -186,7 +214,7 @@ def _short_names(groups: Sequence[_Group], first: int) -> dict[int, str]:
 def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
     """Refuse a pattern, or a mistyped role, that matches no name, not even of a frozen or shared parameter."""
     names = [name for name, *_ in owned_parameters(module)]
-    for words, _, label, _ in split:
+    for words, _, label, *_ in split:
         for word in words:
             if word not in ROLES and not any(matches_name(name, word) for name in names):
                 some, roles = ", ".join(names[:4]), ROLES[1:] if label == "adamw" else ROLES[1:-1]
@@ -199,7 +227,7 @@ def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
 def _check_overrides(roles: Mapping[str, str], overrides: Sequence[Split]) -> None:
     """Refuse a pattern of the user that no parameter matches, or that earlier groups leave nothing to."""
     left = dict(roles)
-    for words, _, label, _ in overrides:
+    for words, _, label, *_ in overrides:
         for word in words:
             if not any(matches(name, kind, [word]) for name, kind in roles.items()):
                 some = ", ".join(list(roles)[:4])

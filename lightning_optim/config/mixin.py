@@ -6,6 +6,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from lightning_optim.config import freezing
 from lightning_optim.config.learning_rate import LearningRate
 from lightning_optim.config.strategy import OptimizerStrategy, plain_spec
 from lightning_optim.errors import OptionError
@@ -81,7 +82,9 @@ class ConfiguredOptimizer(GradientClipping):
     def configure_callbacks(self) -> list[Callback]:
         from lightning_optim.callbacks import CheckpointIntegrity
 
-        companions: list[Any] = self.optimizer_strategy().callbacks()
+        strategy = self.optimizer_strategy()
+        freezing.freeze_before_wrapping(self, strategy.freeze)
+        companions: list[Any] = strategy.callbacks()
         if self.checkpoint_integrity and CheckpointIntegrity.serves(self.trainer.strategy):
             companions.append(CheckpointIntegrity())
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector

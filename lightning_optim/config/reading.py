@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_optim import engines
 from lightning_optim.config.foreign import ForeignClass, Kind
-from lightning_optim.config.groups import Split
+from lightning_optim.config.groups import LayerDecay, Split
 from lightning_optim.core.constructor import check_own_constructor
 from lightning_optim.core.state_layout import WHOLE
-from lightning_optim.errors import OptionError, first_line, shown
+from lightning_optim.errors import OptionError, check, first_line, is_number, nearest, shown
 from lightning_optim.language.options import check_options
 
 # Keys that belong elsewhere, with where.
@@ -128,8 +129,9 @@ def read_group(group: Any, kind: Kind, options: Mapping[str, Any]) -> Split:
     if not isinstance(label, str):
         raise OptionError(f"groups: name={shown(label)} must be a string.")
     owner = f"group {label!r}"
-    rest = {key: value for key, value in group.items() if key not in ("params", "name")}
-    mine = read_options(kind, rest, owner)
+    rest = {key: value for key, value in group.items() if key not in ("params", "name", "lr_multiplier")}
+    mine = read_options(kind, rest, owner, ["lr_multiplier"])
+    multiplier = _read_multiplier(group, kind, owner)
     allowed = kind.in_groups(options) if isinstance(kind, ForeignClass) else kind.options.keys() - set(WHOLE)
     if whole := [name for name in mine if name not in allowed]:
         raise OptionError(f"{owner}: {whole[0]} is one for all groups; give it beside the name of the optimizer.")
@@ -142,4 +144,59 @@ def read_group(group: Any, kind: Kind, options: Mapping[str, Any]) -> Split:
             raise OptionError(f"{owner}: {kind.cls.__name__} takes one parameter group only: {first_line(error)}")
     else:
         kind.check_all({**complete_options(kind, options), **mine})
-    return Split(tuple(words), mine, label, of_user=True)
+    return Split(tuple(words), mine, label, True, multiplier)
+
+
+def _read_multiplier(group: Mapping[str, Any], kind: Kind, owner: str) -> float | None:
+    """The factor on the learning rate of a group; None if it has none."""
+    factor = group.get("lr_multiplier")
+    if "lr_multiplier" not in group:
+        return None
+    check(owner, "lr_multiplier", factor, is_number(factor) and 0 <= factor < math.inf, "a number of at least 0")
+    if "lr" in group:
+        raise OptionError(
+            f"{owner} has lr={shown(group['lr'])} and lr_multiplier={shown(factor)}. Give one of the two: "
+            "lr_multiplier is relative to the lr of the optimizer."
+        )
+    refuse_without_rate(kind, owner, "lr_multiplier")
+    return float(factor)  # type: ignore[arg-type]
+
+
+def refuse_without_rate(kind: Kind, owner: str, option: str) -> None:
+    """Refuse factors on a learning rate that an optimizer does not have.
+
+    Raises:
+        OptionError: then.
+    """
+    if "lr" not in kind.options:
+        raise OptionError(f"{owner}: {option} multiplies lr, which the optimizer does not have.")
+
+
+def read_layer_decay(value: Any, kind: Kind, owner: str) -> LayerDecay | None:
+    """Read a number, a mapping with `decay` and `blocks`, or None.
+
+    Raises:
+        OptionError: for anything else.
+
+    Example:
+        >>> from lightning_optim.core.optimizer import OPTIMIZERS
+        >>> read_layer_decay({"decay": 0.75, "blocks": "net.blocks"}, OPTIMIZERS["adamw"], "optimizer 'adamw'")
+        LayerDecay(decay=0.75, blocks=('net.blocks',))
+    """
+    if value is None:
+        return None
+    refuse_without_rate(kind, owner, "layer_decay")
+    given = dict(value) if isinstance(value, Mapping) else {"decay": value}
+    for key in given:
+        if key not in LayerDecay._fields:
+            hint = nearest(shown(key), LayerDecay._fields)
+            raise OptionError(f"layer_decay has no option {shown(key)}.{hint} Its options are decay and blocks.")
+    decay, blocks = given.get("decay"), given.get("blocks", ())
+    number = is_number(decay) and 0 < decay <= 1
+    check(owner, "layer_decay", decay, number, "in (0, 1], such as 0.75, or a mapping with decay and blocks")
+    words = [blocks] if isinstance(blocks, str) else blocks
+    listed = isinstance(words, list | tuple) and all(isinstance(word, str) and word for word in words)
+    check(
+        "layer_decay", "blocks", blocks, listed, "a name or pattern of blocks such as 'net.blocks.*', or a list of them"
+    )
+    return LayerDecay(float(decay), tuple(words))  # type: ignore[arg-type]

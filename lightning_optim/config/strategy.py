@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lightning_optim.config import routing
+from lightning_optim.config import declared, freezing, routing
 from lightning_optim.config import schedule as schedules
 from lightning_optim.config.by_role import Roles, role_groups
 from lightning_optim.config.configure import configure
@@ -20,6 +20,7 @@ from lightning_optim.config.reading import (
     complete_options,
     list_groups,
     read_group,
+    read_layer_decay,
     read_options,
     read_words,
     refuse_elsewhere,
@@ -30,7 +31,7 @@ from lightning_optim.core import routing as routes
 from lightning_optim.core.frozen import Waiting
 from lightning_optim.distributed.communication import read as read_communication
 from lightning_optim.distributed.placement import is_sharded
-from lightning_optim.errors import OptionError, shown
+from lightning_optim.errors import OptionError, check, shown
 from lightning_optim.language.options import plain
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class OptimizerStrategy:
             Default: biases, the parameters of normalization layers and embeddings.
         groups: Options for some parameters: a list of mappings with `params` (a role, a name pattern, or a list of
             them), options, and optionally a `name` for logs. For each parameter the first that matches is used.
+            `lr_multiplier` is a factor on the learning rate of the optimizer.
+        layer_decay: None, or the factor in (0, 1] from the learning rate of one layer to the one below; or a mapping
+            with `decay` and `blocks`, names or patterns of the blocks that are layers.
+        no_weight_decay: Whether parameters that `no_weight_decay()` of a module names have no weight decay.
+        freeze: Roles and name patterns of parameters that do not train: `requires_grad` is set to False.
         schedule: None, or "constant", "linear", "cosine", "inverse_sqrt", "flat_linear", "step", "multi_step",
             "exponential", "one_cycle" or "cosine_restarts" over all steps of training, or a mapping with `name`,
             `warmup` (a fraction of training, a number of steps or "5 epochs") and options of the schedule, such as
@@ -80,6 +86,9 @@ class OptimizerStrategy:
         no_decay: Sequence[str] = ("bias", "norm"),
         full_precision: Sequence[str] = ("bias", "norm", "embedding"),
         groups: Sequence[Mapping[str, Any]] = (),
+        layer_decay: float | Mapping[str, Any] | None = None,
+        no_weight_decay: bool = True,
+        freeze: Sequence[str] = (),
         schedule: str | Mapping[str, Any] | None = None,
         communication: str | Mapping[str, Any] | None = None,
         adamw: Sequence[str] | Mapping[str, Any] | None = None,
@@ -101,6 +110,10 @@ class OptimizerStrategy:
         self.full_precision = read_words("full_precision", full_precision)
         groups = list_groups(groups)
         self.groups = [read_group(group, self.kind, self.options) for group in groups]
+        self.layer_decay = read_layer_decay(layer_decay, self.kind, owner)
+        check(owner, "no_weight_decay", no_weight_decay, isinstance(no_weight_decay, bool), "true or false")
+        self.no_weight_decay = no_weight_decay
+        self.freeze = read_words("freeze", freeze)
         self.schedule = schedules.read(schedule)
         if self.kind.own_average:
             schedules.refuse_beside_average(
@@ -109,7 +122,8 @@ class OptimizerStrategy:
         self.communication = None if communication is None else read_communication(communication)
         extras: dict[str, Any] = {"no_decay": self.no_decay, "full_precision": self.full_precision}
         extras |= {"groups": tuple(groups), "schedule": schedule, "communication": communication}
-        extras |= {"adamw": adamw}
+        extras |= {"adamw": adamw, "layer_decay": layer_decay, "no_weight_decay": no_weight_decay}
+        extras |= {"freeze": self.freeze}
         changed = {key: value for key, value in extras.items() if value != _defaults()[key]}
         if isinstance(self.kind, ForeignClass):
             self.kind.refuse_roles(changed, self.options, owner)
@@ -174,11 +188,16 @@ class OptimizerStrategy:
 
     def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """The same with frozen parameters, each at its place."""
-        roles = Roles(self.no_decay, self.full_precision, self.adamw)
+        roles = Roles(self.no_decay, self.full_precision, self.adamw, self.no_weight_decay, self.layer_decay)
         return role_groups(module, self.name, self.kind, self.options, roles, self.groups)
 
     def create(self, model_or_params: nn.Module | Iterable[Any]) -> Any:
-        """The optimizer for a module, with parameter groups by role, or for given parameters or groups."""
+        """The optimizer for a module, with parameter groups by role, or for given parameters or groups.
+
+        Parameters of the module that the spec freezes need no gradient from then on.
+        """
+        if isinstance(model_or_params, nn.Module):
+            freezing.freeze(model_or_params, self.freeze)
         if isinstance(self.kind, ForeignClass):
             params: Any = model_or_params
             groups = self.param_groups(params) if isinstance(params, nn.Module) else params
@@ -224,7 +243,11 @@ class OptimizerStrategy:
 
         It warns where a callback of `callbacks` is missing in the Trainer.
         """
-        return configure(module, self.create(module), self.name, self.callbacks(), self.schedule)
+        freezing.refuse_if_wrapped(module, self.freeze)
+        optimizer = self.create(module)
+        declared.tell(module, optimizer, self.no_weight_decay)
+        freezing.tell(module, self.freeze)
+        return configure(module, optimizer, self.name, self.callbacks(), self.schedule)
 
     def schedulers(self, optimizer: torch.optim.Optimizer, trainer: Trainer) -> list[dict[str, Any]]:
         """The schedulers of an optimizer, for a `configure_optimizers` of one's own, such as one of several optimizers.
