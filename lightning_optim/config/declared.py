@@ -46,4 +46,5 @@ def tell(module: nn.Module, optimizer: Any, honoured: bool) -> None:
 
 def _said(module: nn.Module, method: str) -> list[str]:
     say: Any = getattr(module, method, None)
-    return sorted(map(str, say() or ())) if callable(say) else []
+    words: Any = say() if callable(say) else None
+    return sorted(map(str, words or ()))

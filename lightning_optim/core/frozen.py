@@ -6,13 +6,16 @@ moves a parameter from the moment on at which it gets `requires_grad_(True)`; so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.distributed.agreement import data_parallel
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one:
     joining = [one for one in optimizer.waiting if chosen(one)]
     if not joining:
         return
+    _refuse_beside_ddp(optimizer, joining)
     optimizer.waiting = [one for one in optimizer.waiting if one not in joining]
     groups = {group.get("name"): group for group in optimizer.param_groups}
     for one in joining:
@@ -56,6 +60,27 @@ def join(optimizer: StateLayout, chosen: Callable[[Waiting], bool] = lambda one:
             groups[name] = optimizer.param_groups[-1]
             _schedule_as(optimizer.param_groups[0], groups[name])
     _count_again(optimizer)
+
+
+def _refuse_beside_ddp(optimizer: StateLayout, joining: list[Waiting]) -> None:
+    """Refuse parameters whose gradients DDP does not average, for each rank would train its own.
+
+    Raises:
+        RuntimeError: for them.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    new = [one.param for one in joining]
+    module = data_parallel([*(p for _, p in optimizer.every_parameter()), *new])
+    if module is None:
+        return
+    averaged = module._get_ddp_logging_data().get("num_parameter_tensors", math.inf)
+    if sum(p.requires_grad for p in module._module_parameters) > averaged:
+        raise RuntimeError(
+            f"{type(optimizer).__name__}: {len(new)} parameters were frozen when DistributedDataParallel wrapped the "
+            "model, so it does not average their gradients, and the ranks would drift apart. Unfreeze them before a "
+            "fit begins, or train under FSDP2."
+        )
 
 
 def _schedule_as(other: dict[str, Any], group: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_optim.analysis.blocks import find_stacks, named_stacks
+from lightning_optim.analysis.blocks import Stack, find_stacks, named_stacks
 from lightning_optim.distributed.names import owned_parameters, plain_name
 
 JOINS = 99999.0  # the last number of a layer that belongs to the one before it, as timm writes that
@@ -55,8 +55,18 @@ def layers(module: nn.Module, roles: Mapping[str, str], blocks: Sequence[str] = 
         top = max(layer.number for layer in found.values())
         return {**dict.fromkeys(names, Layer(top, 0)), **found}
     stacks = named_stacks(module, blocks, "layer_decay") if blocks else find_stacks(module)
-    of_block = {name: i for i, name in enumerate(name for stack in stacks for name in stack.names)}
+    of_block = {name: i for i, name in enumerate(name for stack in stacks for name in _finest(stack))}
     return _from_top(_by_blocks(names, roles, of_block) if of_block else _by_modules(names, roles))
+
+
+def _finest(stack: Stack) -> Iterator[str]:
+    """The names of the blocks of a stack, or of those inside where they are stages."""
+    for name, block in zip(stack.names, stack.blocks, strict=True):
+        inside = find_stacks(block) if isinstance(block, nn.Sequential | nn.ModuleList) else []
+        if inside and all(next(part.children(), None) is not None for other in inside for part in other.blocks):
+            yield from (f"{name}.{part}" for other in inside for part in _finest(other))
+        else:
+            yield name
 
 
 def _from_top(numbers: Mapping[str, int]) -> dict[str, Layer]:

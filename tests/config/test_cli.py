@@ -96,6 +96,9 @@ def test_the_optimizer_by_config_and_command_line(
     assert OptimizerStrategy.parse(spec).create(nn.Linear(2, 2)).param_groups[0]["lr"] == group["lr"]
 
 
+BY_DEPTH = {"layer_decay": {"decay": 0.5, "blocks": ["net.0"]}}
+
+
 @pytest.mark.parametrize(
     ("first", "changes", "expected"),
     [
@@ -118,6 +121,9 @@ def test_the_optimizer_by_config_and_command_line(
         (None, [".lr", "1e-3"], {"name": "adan", "lr": 1e-3}),  # of the module's default
         ({"name": "lion", "lr": 0.5, "schedule": "cosine"}, [".schedule=null"], {"name": "lion", "lr": 0.5}),
         ("lion", [".no_decay+", "*"], {"name": "lion", "no_decay": ["bias", "norm", "*"]}),
+        ("lion", [".freeze+", "net.0.*"], {"name": "lion", "freeze": ["net.0.*"]}),
+        ("lion", [".layer_decay", "75e-2"], {"name": "lion", "layer_decay": 0.75}),
+        ({"name": "lion", "layer_decay": 0.5}, [".layer_decay.blocks=[net.0]"], {"name": "lion"} | BY_DEPTH),
         ("lion", [".groups+={params: '*', lr: 1e-3}"], {"name": "lion", "groups": [{"params": "*", "lr": 1e-3}]}),
     ],
 )
