@@ -6,6 +6,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from lightning_optim.config.scheduler import Scheduler
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError
 from lightning_optim.training.learning_rates import RATES, LearningRates
@@ -118,7 +119,9 @@ def _follow(module: Any, before: OptimizerStrategy, after: OptimizerStrategy) ->
         for config in module.trainer.lr_scheduler_configs:
             if getattr(config.scheduler, "optimizer", None) is optimizer and hasattr(config.scheduler, "base_lrs"):
                 config.scheduler.base_lrs = list(bases)
-        _write_before_step(optimizer, rates)
+        schedulers = (config.scheduler for config in module.trainer.lr_scheduler_configs)
+        ours = next((one for one in schedulers if isinstance(one, Scheduler) and one.optimizer is optimizer), None)
+        _write_before_step(optimizer, rates, ours)
 
 
 def _rates_by_parameter(module: Any, strategy: OptimizerStrategy) -> dict[Any, float]:
@@ -126,9 +129,11 @@ def _rates_by_parameter(module: Any, strategy: OptimizerStrategy) -> dict[Any, f
     return {p: float(group.get("lr", rate)) for group in strategy.param_groups(module) for p in group["params"]}
 
 
-def _write_before_step(optimizer: Any, rates: list[float]) -> None:
+def _write_before_step(optimizer: Any, found: list[float], scheduler: Scheduler | None) -> None:
     def write(*_: Any) -> None:
         handle.remove()
+        # The first factor of a schedule may depend on the length of training, which is known when training starts.
+        rates = found if scheduler is None else scheduler.get_lr()
         of_callbacks: LearningRates | None = vars(optimizer).get(RATES)
         if of_callbacks is not None:
             of_callbacks.scheduled = list(rates)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -248,3 +248,18 @@ def test_what_a_module_says_is_honoured() -> None:
     assert none(name="torch.optim.AdamW") == usual | said
     with pytest.raises(OptionError, match=r"no_weight_decay='no' must be true or false"):
         none(no_weight_decay="no")
+
+
+@pytest.mark.filterwarnings("ignore:`weights_only` was not set")
+def test_rates_by_depth_follow_the_rate_that_a_finder_has_found(tmp_path: Path) -> None:
+    spec = {"name": "adamw", "lr": LR, "layer_decay": 0.5, "schedule": {"name": "linear", "warmup": 0.25}}
+    applied, module = Applied(), Configured(spec, Net)
+    finder = LearningRateFinder(1e-4, 1e-2, num_training_steps=20, early_stop_threshold=None)
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    trainer(finder, ModelCheckpoint(tmp_path), applied, max_epochs=1, **options).fit(module, batches(batch_size=1))
+    found = module.lr
+    assert 1e-4 <= found < LR
+    factors = [*((step + 1) / 8 for step in range(8)), *(1 - step / 24 for step in range(24))]
+    for step, factor in zip(applied.rates[0][-32:], factors, strict=True):
+        assert step[-1] == pytest.approx(found * factor)
+        assert step == pytest.approx([found * factor * 2.0**-layer for layer in (4, 4, 3, 3, 2, 2, 1, 1, 0, 0)])
