@@ -48,8 +48,13 @@ class Scheduler(torch.optim.lr_scheduler.LRScheduler):
         super().__init__(optimizer)
 
     @property
+    def word(self) -> str:
+        """The schedule in a config, such as "cosine"."""
+        return self.shape.name
+
+    @property
     def title(self) -> str:
-        """The name of the schedule, for logs."""
+        """The schedule for a reader, such as "cosine after warm-up"."""
         return self.shape.title
 
     def get_lr(self) -> list[Any]:
@@ -113,8 +118,13 @@ class PlateauScheduler(torch.optim.lr_scheduler.ReduceLROnPlateau):
             group.setdefault("initial_lr", group["lr"])
 
     @property
+    def word(self) -> str:
+        """The schedule in a config, such as "cosine"."""
+        return self.shape.name
+
+    @property
     def title(self) -> str:
-        """The name of the schedule, for logs."""
+        """The schedule for a reader, such as "cosine after warm-up"."""
         return self.shape.title
 
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]

@@ -43,7 +43,8 @@ def schedule_of(trainer: Trainer, module: LightningModule, optimizer: Optimizer)
     Example:
         `cosine`, `StepLR`, `constant`, `cosine-WarmupFreeSchedule`, `BatchSizeScaling`.
     """
-    classes = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
+    schedulers = [c.scheduler for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
+    classes = [*dict.fromkeys(getattr(one, "word", type(one).__name__) for one in schedulers)]
     said = _spec(module).get("schedule")
     word = said.get("name") if isinstance(said, Mapping) else said
     names = [str(word)] if word and len(trainer.optimizers) == 1 else classes

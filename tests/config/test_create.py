@@ -28,10 +28,20 @@ KEYS: dict[str, tuple[Any, str]] = {
     "no_decay": (["norm"], ""),
     "full_precision": (["weight"], ""),
     "groups": ([{"params": "2.*", "lr": 0.5}], ""),
+    "layer_decay": (0.5, ""),
+    "freeze": (["0.weight"], ""),
+    "no_weight_decay": (False, ""),
     "schedule": ("cosine", "schedule='cosine' needs a Trainer. Use ConfiguredOptimizer, or .*torch.optim.lr_scheduler"),
     "adamw": (["bias"], "it serves all parameters alike. Only muon has AdamW beside it"),
     "communication": ("bf16", "communication='bf16' needs a Trainer. .*lightning_optim.callbacks.Communication"),
 }
+
+
+def declaring_net() -> nn.Sequential:
+    """It wants to keep a weight without decay."""
+    net: Any = plain_net()
+    net.no_weight_decay = lambda: {"2.weight"}
+    return net  # type: ignore[no-any-return]
 
 
 def groups(optimizer: torch.optim.Optimizer) -> Any:
@@ -45,20 +55,23 @@ def test_no_key_of_a_spec_is_dropped() -> None:
     parameters = inspect.signature(OptimizerStrategy.__init__).parameters.values()
     assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == set(KEYS), "a new key: say what becomes of it"
     rest = {"name": "adamw", "state_bits": 8}
-    usual = groups(create_optimizer(rest, plain_net()))
+    usual = groups(create_optimizer(rest, declaring_net()))
     for key, (value, refusal) in KEYS.items():
         if refusal:
             with pytest.raises(OptionError, match=refusal):
-                create_optimizer({**rest, key: value}, plain_net())
+                create_optimizer({**rest, key: value}, declaring_net())
         else:
-            assert groups(create_optimizer({**rest, key: value}, plain_net())) != usual, key
+            assert groups(create_optimizer({**rest, key: value}, declaring_net())) != usual, key
 
 
-@pytest.mark.parametrize("key", [key for key, (_, refusal) in KEYS.items() if not refusal])
+@pytest.mark.parametrize("key", [key for key, (value, refusal) in KEYS.items() if value and not refusal])
 def test_names_and_roles_need_a_module(key: str) -> None:
     with pytest.raises(OptionError, match=rf"create_optimizer got parameters, and {key}=.* Give it the module"):
         create_optimizer({"name": "adamw", key: KEYS[key][0]}, plain_net().parameters())
-    assert create_optimizer({"name": "adamw", key: []}, plain_net().parameters()).param_groups[0]["weight_decay"] > 0
+    nothing: Any = None if key == "layer_decay" else []
+    assert (
+        create_optimizer({"name": "adamw", key: nothing}, plain_net().parameters()).param_groups[0]["weight_decay"] > 0
+    )
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
