@@ -47,6 +47,11 @@ def configure(
         rank_zero_info(f"{type(optimizer).__name__} keeps no state for frozen parameters: {some}. {joining}")
     if isinstance(optimizer, Optimizer) and (report := routing.report(optimizer)):
         rank_zero_info("\n".join([f"{type(optimizer).__name__}:", *report]))
+    if spared := _spared(optimizer):
+        rank_zero_info(
+            f"{word}: weight_decay={optimizer.defaults['weight_decay']} leaves out {spared} parameters: biases and "
+            "norms, if no_decay says nothing else. no_decay: [] lets all decay."
+        )
     present = module.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     for companion in companions:
         if not any(isinstance(callback, type(companion)) for callback in present):
@@ -65,3 +70,10 @@ def configure(
         return optimizer
     configs = schedulers_for(optimizer, schedule, module.trainer)
     return {"optimizer": optimizer, "lr_scheduler": configs[0]} if len(configs) == 1 else ([optimizer], configs)
+
+
+def _spared(optimizer: torch.optim.Optimizer) -> int:
+    """How many parameters a foreign optimizer does not decay, which it would if it were made by hand."""
+    if isinstance(optimizer, Optimizer) or not optimizer.defaults.get("weight_decay"):
+        return 0
+    return sum(len(group["params"]) for group in optimizer.param_groups if not group["weight_decay"])

@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, cast
 
 import torch
@@ -94,17 +95,30 @@ class ForeignClass:
         """
         required = [name for name, option in self.options.items() if option.default is REQUIRED]
         if missing := [name for name in required if name not in options]:
+            such = ", such as lr: 0.001" if "lr" in missing else ""
             raise OptionError(
-                f"{owner} needs {' and '.join(missing)}, which {self.cls.__name__} has no default for. Write them "
-                f"beside the name, such as {missing[0]}: {'0.001' if missing[0] == 'lr' else '...'}."
+                f"{owner} needs {' and '.join(missing)}, for which {self.cls.__name__} has no default. Write it beside "
+                f"the name{such}."
             )
         error = self._error(options)
+        if error is None:
+            self._refuse_ignored(options, owner)
         least = {name: options[name] for name in required}
         if error is None or not options or (least != options and self._error(least) is not None):
             return
         wrong = [name for name in options if self._error({**least, name: options[name]}) is not None] or [*options]
         values = ", ".join(f"{name}={shown(options[name])}" for name in wrong)
         raise OptionError(f"{owner}: {self.cls.__name__} refuses {values}: {first_line(error)}") from error
+
+    def _refuse_ignored(self, options: Mapping[str, Any], owner: str) -> None:
+        """Refuse what `**kwargs` takes and nothing keeps: a mistyped option."""
+        made = self._trial(options)
+        for name in options:
+            if name not in self.options and name not in made.defaults and not hasattr(made, name):
+                known = sorted({*self.options, *made.defaults})
+                raise OptionError(
+                    f"{owner} has no option {name!r}.{nearest(name, known)} Its options are {', '.join(known)}."
+                )
 
     def in_groups(self, options: Mapping[str, Any]) -> Collection[str]:
         """The options that a parameter group may have."""
@@ -152,7 +166,8 @@ class ForeignClass:
             made: torch.optim.Optimizer = make(params, **options)
         except Exception as error:  # other libraries raise what they like
             raise OptionError(f"{owner}: {self.cls.__name__} refuses these parameters: {first_line(error)}") from error
-        check_files(made, self.sample_state(options))
+        with suppress(AttributeError):  # one that wraps another has no hooks
+            check_files(made, self.sample_state(options))
         return made
 
     def sample_state(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -209,18 +224,22 @@ def _sample() -> nn.Parameter:
 
 
 def _options(cls: type) -> tuple[dict[str, Option], bool]:
-    """The options of a constructor and, behind `**kwargs`, of those of its parents; whether the last has that too."""
+    """The options of a constructor and, behind `**kwargs`, of those of its parents; whether the last has that too.
+
+    A parent may have arguments that the class gives it, so none of them is required. What a base class takes, such as
+    the `defaults` of torch's, is no option.
+    """
     found: dict[str, Option] = {}
-    for base in cls.__mro__:
-        if base is torch.optim.Optimizer:
-            break
-        if "__init__" not in vars(base):
-            continue
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
         parameters = [*inspect.signature(base.__init__).parameters.values()][1:]  # type: ignore[misc]
-        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        for p in (p for p in named[1:] if p.kind in by_name):
-            found.setdefault(p.name, Option(p.name, p.annotation, p.default))
+        if base is torch.optim.Optimizer or "defaults" in [p.name for p in named[:2]]:
+            break
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        inherited = bool(found)
+        for p in (p for p in named[1:] if p.kind in by_name and p.name not in found):
+            default = None if inherited and p.default is REQUIRED else p.default
+            found[p.name] = Option(p.name, p.annotation, default)
         if len(named) == len(parameters):
             return found, False
     return found, True

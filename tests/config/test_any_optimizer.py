@@ -32,6 +32,7 @@ from tests.harness.nets import frozen_net, plain_net
 from tests.harness.ranks import run_ranks
 from tests.harness.strategies import Kind, strategy_of
 from tests.harness.trainers import trainer
+from tests.harness.worlds import whole
 
 CLASSES = sorted(
     name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and cls is not torch.optim.Optimizer
@@ -138,6 +139,19 @@ class Handing(torch.optim.SGD):
         self.warm = warm
 
 
+class Base(torch.optim.Optimizer):
+    """As base classes of other packages: what it takes is given by the classes, which swallow what they do not know."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any], **options: Any) -> None:
+        self.maximize = options.get("maximize", False)
+        super().__init__(params, defaults)
+
+
+class Swallowing(Base):
+    def __init__(self, params: Any, lr: float = 0.5, **options: Any) -> None:
+        super().__init__(params, {"lr": lr}, **options)
+
+
 HERE = __name__
 WRONG: list[tuple[Any, str]] = [
     ("torch.optim.Sdg", r"optimizer 'torch.optim.Sdg': torch.optim has no 'Sdg'. Did you mean SGD"),
@@ -165,7 +179,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"name": "torch.optim.LBFGS", "groups": [{"params": "*", "lr": 1}]}, r"LBFGS takes one parameter group only"),
     ({"name": "torch.optim.SGD", "groups": [{"params": "*", "lr": -1}]}, r"group '\*': SGD refuses lr=-1: Invalid"),
     ({"name": "torch.optim.SGD", "groups": [{"params": "*", "lrr": 1}]}, r"group '\*' has no option 'lrr'. Did you"),
-    ({"name": f"{HERE}.NoGroups"}, r"needs lr, which NoGroups has no default for.*such as lr: 0.001"),
+    ({"name": f"{HERE}.NoGroups"}, r"needs lr, for which NoGroups has no default.*such as lr: 0.001"),
+    ({"name": f"{HERE}.Swallowing", "lrr": 1}, r"no option 'lrr'. Did you mean lr\? Its options are lr"),
+    ({"name": "torch.optim.Adam", "betas": [0.9]}, r"betas=\[0.9\] must have 2 values, as its default \(0.9, 0.999\)"),
     ({"name": f"{HERE}.NoGroups", "lr": -1}, r"NoGroups refuses lr=-1: Invalid learning rate"),
     ({"name": f"{HERE}.Handing", "momentun": 1}, r"no option 'momentun'. Did you mean momentum.*options are warm, lr"),
     ({"name": f"{HERE}.Handing", "groups": [{"params": "*", "warm": 1}]}, r"warm is one for all groups"),
@@ -224,8 +240,18 @@ def test_a_class_is_as_good_as_its_path() -> None:
     assert [(type(optimizer), group["lr"]) for group in optimizer.param_groups] == [(torch.optim.SGD, 0.1)] * 2
     one = create_optimizer({"name": f"{HERE}.NoGroups", "lr": 0.1, "weight_decay": 0.1, "no_decay": []}, plain_net())
     assert len(one.param_groups) == len(create_optimizer(NoGroups, plain_net(), lr=0.1).param_groups) == 1
+    assert create_optimizer(Swallowing, plain_net(), maximize=True).param_groups[0]["lr"] == 0.5
     handing: Any = create_optimizer(Handing, plain_net(), warm=5, momentum=0.5)
     assert (handing.warm, handing.param_groups[0]["momentum"]) == (5, 0.5)
+
+
+def test_what_does_not_decay_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Since a class that is made by hand decays all parameters."""
+    fitted(Configured("torch.optim.AdamW"))
+    assert "torch.optim.AdamW: weight_decay=0.01 leaves out 2 parameters: biases and norms" in caplog.text
+    caplog.clear()
+    fitted(Configured({"name": "torch.optim.AdamW", "no_decay": []}))
+    assert "leaves out" not in caplog.text
 
 
 def test_a_class_of_a_function_works_where_nothing_is_saved() -> None:
@@ -323,23 +349,18 @@ def final(kind: Kind, folder: Path, resume: bool = False) -> tuple[list[int], Te
     saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_on_train_epoch_end=False, save_top_k=-1)
     fitting = trainer(saving, strategy=strategy_of(kind), max_steps=6)
     fitting.fit(module, batches(), ckpt_path=folder / "step=4.ckpt" if resume else None)
-    whole = torch.cat([whole_of(p).reshape(-1) for p in module.parameters()])
-    return [len(group["params"]) for group in fitting.optimizers[0].param_groups], whole
-
-
-def whole_of(p: Any) -> Tensor:
-    found: Tensor = p.full_tensor() if hasattr(p, "full_tensor") else p
-    return found.detach()
+    weights = torch.cat([p.reshape(-1) for p in whole(fitting.strategy.model or module).values()])
+    return [len(group["params"]) for group in fitting.optimizers[0].param_groups], weights
 
 
 def every_kind(folder: Path) -> list[Tensor]:
-    kinds: list[Kind] = ["ddp", "fsdp2 full"]
+    kinds: list[Kind] = ["ddp", "fsdp1 full", "fsdp2 full"]
     return [final(kind, folder / kind, resume)[1] for kind in kinds for resume in (False, True)]
 
 
 @pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
 def test_ranks_train_as_one_process_does(tmp_path: Path) -> None:
-    """Under DDP and FSDP2, with groups and a schedule, from the start and resumed."""
+    """Under DDP and FSDP, with groups and a schedule, from the start and resumed."""
     sizes, alone = final("single", tmp_path / "single")
     assert sizes == [1, 1, 1, 1]
     for of_rank in run_ranks(every_kind, tmp_path):
