@@ -32,7 +32,8 @@ class TrainerCLI(ConfigCLI):
         if self.config.fit.test_after_fit:
             self.trainer.test(self.model, datamodule=self.datamodule)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            print("\n".join(["", *ending(self.trainer, self.model, time.monotonic() - self._begun)]))
+            configs = [str(path) for path in self.config.fit.config or []]
+            print("\n".join(["", *ending(self.trainer, self.model, time.monotonic() - self._begun, configs)]))
 
 
 def refuse_unwritable(trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
-def ending(trainer: Trainer, module: LightningModule, seconds: float) -> list[str]:
+def ending(trainer: Trainer, module: LightningModule, seconds: float, configs: Sequence[str] = ()) -> list[str]:
     """The lines, after a fit and the test that may follow it.
 
     Args:
         trainer: The Trainer.
         module: Its module.
         seconds: How long it took.
+        configs: The files of the command line, for commands that take them too.
     """
-    rows = {**_metrics(trainer), **_memory(trainer), **_places(trainer)}
+    rows = {**_metrics(trainer), **_memory(trainer), **_places(trainer), **_commands(trainer, module, configs)}
     width = max(map(len, rows), default=0)
     return [f"{_title(trainer, module)} in {_duration(seconds)}.", *(f"  {k:{width}}  {v}" for k, v in rows.items())]
 
@@ -78,10 +79,20 @@ def _places(trainer: Trainer) -> dict[str, str]:
     boards: list[Any] = [logger for logger in loggers if is_a(logger, TensorBoardLogger)]
     tables: list[Any] = [logger for logger in loggers if is_a(logger, CSVLogger)]
     if boards:
-        rows["see curves by"] = command("tensorboard", "--logdir", _relative(str(boards[0].save_dir)))
+        rows["see curves"] = command("tensorboard", "--logdir", _relative(str(boards[0].save_dir)))
     elif tables:
-        rows["see numbers in"] = _relative(str(tables[0].experiment.metrics_file_path))
+        rows["see numbers"] = _relative(str(tables[0].experiment.metrics_file_path))
     return rows
+
+
+def _commands(trainer: Trainer, module: LightningModule, configs: Sequence[str]) -> dict[str, str]:
+    """What else there is to do with this config."""
+    files = [part for config in configs for part in ("--config", _relative(config))]
+    if not files or not trainer.optimizers:
+        return {}
+    word = settings(trainer, module)["optimizer"]
+    other = next(name for name in ("adamw", "lion") if name != word)
+    return {"race optimizers": command("lightning-optim", "compare", *files, word, other)}
 
 
 def command(name: str, *args: str) -> str:

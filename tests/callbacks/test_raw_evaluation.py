@@ -19,6 +19,7 @@ from lightning_optim.callbacks import IterateAveraging
 from tests.harness.data import batches
 from tests.harness.modules import Toy, vector
 from tests.harness.ranks import run_ranks
+from tests.harness.strategies import Kind, strategy_of
 from tests.harness.trainers import Walk, trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -168,15 +169,16 @@ def test_statistics_are_those_of_the_weights() -> None:
     assert len(found[0][0]) == 3
 
 
-def on_two(kind: str) -> tuple[dict[str, list[tuple[int | None, float]]], float]:
+def on_two(kind: Kind) -> tuple[dict[str, list[tuple[int | None, float]]], float]:
     averaging = IterateAveraging(start=0, evaluate_raw=True)
-    run, module, logger = fit(averaging, strategy=kind, devices=2)
+    run, module, logger = fit(averaging, strategy=strategy_of(kind))
     run.test(module, batches(batch_size=16), verbose=False)
     return dict(logger.found), averaging.raw_metrics["test/loss"]
 
 
-def test_two_processes_say_the_same() -> None:
-    (first, tested), (second, again) = run_ranks(on_two, "ddp")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2 full", pytest.param("fsdp1 full", marks=pytest.mark.full)])
+def test_two_processes_say_the_same(kind: Kind) -> None:
+    (first, tested), (second, again) = run_ranks(on_two, kind)
     assert first == second
     assert tested == again == first["test/loss_raw"][-1][1]
     alone = fit(IterateAveraging(start=0, evaluate_raw=True))[2].found
