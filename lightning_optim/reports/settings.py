@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from lightning_optim.training.learning_rates import RATES
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         given = {key: value for key, value in spec.items() if key not in ("name", "schedule")}
         if isinstance(schedule := spec.get("schedule"), Mapping):
             given |= {"schedule": {key: value for key, value in schedule.items() if key != "name"}}
-        found |= {prefix + name: value for name, value in {**own, **dict(_flat(given))}.items()}
+        found |= {**dict(_flat(own, prefix)), **dict(_flat(given, prefix))}
     others = {**module.hparams, **getattr(getattr(trainer, "datamodule", None), "hparams", {})}
     others = {key: value for key, value in others.items() if key not in ("optimizer", *INTERNAL)}
     return {**dict(_flat(others)), **found}
@@ -43,8 +45,9 @@ def schedule_of(trainer: Trainer, module: LightningModule, optimizer: Optimizer)
     Example:
         `cosine`, `StepLR`, `constant`, `cosine-WarmupFreeSchedule`, `BatchSizeScaling`.
     """
-    schedulers = [c.scheduler for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
-    classes = [*dict.fromkeys(getattr(one, "word", type(one).__name__) for one in schedulers)]
+    schedulers: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+    own = [one for one in schedulers if getattr(one, "optimizer", None) is optimizer]
+    classes = [*dict.fromkeys(getattr(one, "word", type(one).__name__) for one in own)]
     said = _spec(module).get("schedule")
     word = said.get("name") if isinstance(said, Mapping) else said
     names = [str(word)] if word and len(trainer.optimizers) == 1 else classes
@@ -62,8 +65,9 @@ def _spec(module: LightningModule) -> dict[str, Any]:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Names joined by `/`, and values that TensorBoard takes: others by what they print."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}/")
+    for key, given in values.items():
+        if isinstance(given, Mapping):
+            yield from _flat(given, f"{prefix}{key}/")
         else:
+            value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
             yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else str(value)
