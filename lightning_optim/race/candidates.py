@@ -83,7 +83,7 @@ def _read(given: Any, config: OptimizerStrategy | None, base: float, asked: bool
     notes = []
     if isinstance(spec, str) and config is not None and strategy.name == config.name:
         strategy = config
-        if config.config.keys() - {"name", *SHARED}:
+        if config.config.keys() - {"name", "lr", *SHARED}:
             notes.append("Its options are those of the config.")
     elif config is not None:
         strategy, notes = _beside(own, strategy, config)
