@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -77,7 +78,14 @@ class ForeignClass:
     def _read(self, name: str, value: Any, owner: str) -> Any:
         default = self.options[name].default if name in self.options else REQUIRED
         value = plain(value)
-        if isinstance(value, str) and (is_number(default) or name == "lr"):
+        if name == "lr" and not isinstance(value, torch.Tensor) and not (value is None and default is None):
+            if not is_number(value) or not math.isfinite(value):
+                raise OptionError(f"{owner}: lr={shown(value)} must be a finite number.")
+        elif (
+            is_number(default)
+            and isinstance(value, str | int | float)
+            and not (is_number(value) or isinstance(value, bool))
+        ):
             raise OptionError(f"{owner}: {name}={shown(value)} must be a number.")
         value = tuple(value) if isinstance(value, list) and not isinstance(default, list) else value
         if default and isinstance(default, tuple) and isinstance(value, tuple) and len(value) != len(default):
