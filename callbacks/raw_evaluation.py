@@ -49,7 +49,7 @@ class RawEvaluation(SwappedStatistics):
         differ = any(map(self.ready, range(len(trainer.optimizers))))
         raw = metrics_of(trainer, pl_module, loop, run) if differ else None
         outputs = run()
-        if raw and not numbers(outputs):
+        if raw is not None and raw.keys() - numbers(outputs).keys():
             rank_zero_warn(
                 f"{type(self).__name__}(evaluate_raw=True): the loader of validation gives its batches once, and the "
                 "weights of training have had them. Give the Trainer a DataLoader, or something that can be iterated "

@@ -185,3 +185,10 @@ def test_two_processes_say_the_same(kind: Kind) -> None:
     assert [value for _, value in first["val/loss_raw"]] == pytest.approx(
         [value for _, value in alone["val/loss_raw"]], rel=1e-3
     )
+
+
+def test_a_loader_that_gives_its_batches_once_is_told() -> None:
+    module = Scored(adam)
+    averaging = IterateAveraging("ema", evaluate_raw=True)
+    with pytest.warns(UserWarning, match=r"evaluate_raw=True\): the loader of validation gives its batches once"):
+        trainer(averaging, max_epochs=1).fit(module, batches(), iter(list(batches(batch_size=16))))
