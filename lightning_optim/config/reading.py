@@ -169,7 +169,7 @@ def refuse_without_rate(kind: Kind, owner: str, option: str) -> None:
         OptionError: then.
     """
     if "lr" not in kind.options:
-        raise OptionError(f"{owner}: {option} multiplies lr, which the optimizer does not have.")
+        raise OptionError(f"{owner}: {option} multiplies lr, which the optimizer does not have. Leave it out.")
 
 
 def read_layer_decay(value: Any, kind: Kind, owner: str) -> LayerDecay | None:
