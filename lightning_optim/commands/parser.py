@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import redirect_stderr
 from io import StringIO
@@ -9,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_optim.errors import option_error
+from lightning_optim.errors import OptionError, option_error
 
 HELP_OF = {
     "model": "The class of the LightningModule; --model.help CLASS shows its arguments, which follow as --model.NAME. "
@@ -38,8 +39,24 @@ class ConfigCLI(LightningCLI):
             with redirect_stderr(printed):
                 super().parse_arguments(parser, args)
         except SystemExit as end:
-            if error := option_error(end):  # without the usage message around it
+            if error := option_error(end) or of_copy(printed.getvalue()):  # without the usage message around it
                 raise error from None
             sys.stderr.write(printed.getvalue())
             raise
         sys.stderr.write(printed.getvalue())
+
+
+def of_copy(message: str) -> OptionError | None:
+    """The sentence for a module or data of `pytorch_lightning`, which the parser takes for something else."""
+    found = re.search(
+        r"does not correspond to a subclass of (\w+).*?Given value: \W*(?:class_path\W+)?([\w.]+)", message, re.S
+    )
+    base, path = found.groups() if found else ("", "")
+    module, _, name = path.rpartition(".")
+    cls = getattr(sys.modules.get(module), name, None)
+    if not any(one.__module__.startswith("pytorch_lightning.") for one in getattr(cls, "__mro__", ())):
+        return None
+    return OptionError(
+        f"{path} is a {base} of pytorch_lightning, and this command runs those of lightning.pytorch, which are other "
+        f"classes. Write `from lightning.pytorch import {base}` there, or fit it by a Trainer of pytorch_lightning."
+    )

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_optim.commands.parser import ConfigCLI
+from lightning_optim.commands.parser import ConfigCLI, of_copy
 from lightning_optim.config.attach import attach
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, option_error
@@ -56,7 +56,8 @@ class Project:
             try:
                 self._cli = ProjectCLI(args=list(args), parser_kwargs=parser_kwargs, run=False)
             except ArgumentError as error:
-                raise option_error(error) or OptionError(_sentence(str(error))) from error
+                message = str(error)
+                raise option_error(error) or of_copy(message) or OptionError(_sentence(message)) from error
         self.options: Namespace = self._cli.config
         self.spec: OptimizerStrategy | None = self._model_options().get("optimizer")
         if not isinstance(self.spec, OptimizerStrategy):
