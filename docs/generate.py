@@ -9,7 +9,6 @@ from pathlib import Path
 
 from docs.parts import api_pages, callback_pages, curves, facts, optimizer_pages, races, schedule_pages
 from docs.parts.markdown import replace_part
-from lightning_optim.config.catalog import markdown
 from lightning_optim.config.recipes import RECIPES
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.language.docstrings import with_formula
@@ -83,6 +82,14 @@ def callback_parts(docs: Path) -> dict[Path, str]:
     return found
 
 
+def words() -> str:
+    """Optimizers and recipes for README, each with a link to its page."""
+    optimizers, recipes = (
+        ", ".join(f"[`{name}`](docs/optimizers/{name}.md)" for name in sorted(names)) for names in (OPTIMIZERS, RECIPES)
+    )
+    return f"{optimizers}; and the recipes, which bring their callbacks: {recipes}."
+
+
 def pages() -> dict[Path, str]:
     """Every page with generated content, as it should be now."""
     results, docs = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -95,7 +102,7 @@ def pages() -> dict[Path, str]:
         **{docs / "optimizers" / f"{name}.md": optimizer_pages.page(name) for name in sorted(OPTIMIZERS)},
         **{docs / "optimizers" / f"{name}.md": optimizer_pages.recipe_page(r) for name, r in RECIPES.items()},
         **{docs / "api" / api_pages.file_name(module): api_pages.page(module) for module in api_pages.MODULES},
-        ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", markdown()),
+        ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", words()),
         docs / "checkpoints.md": replace_part((docs / "checkpoints.md").read_text(), "matrix", table),
         docs / "schedules.md": schedules((docs / "schedules.md").read_text()),
         docs / "digits_race.md": race((results / "digits_race.json").read_text()),

@@ -95,20 +95,6 @@ def _bytes_per_parameter(cls: type[Optimizer], state_bits: int, **options: Any) 
     return sum(entry.bytes for entry in elements) / 4096**2
 
 
-def markdown() -> str:
-    """The table as Markdown, for README and docs."""
-    bits = state_bits()
-    head = ["config", "class", "paper", "state", *(f"bytes at {b} bits" for b in bits), "needs"]
-    rows = [head, ["---"] * len(head)]
-    for entry in lines():
-        sizes = [f"{entry.bytes[b]:.3g}" for b in bits]
-        needs = ", ".join(entry.needs) or "–"
-        state = ", ".join(f"`{slot}`" for slot in entry.slots) or "–"
-        rows.append([f"`{entry.name}`", f"`{entry.title}`", entry.paper, state, *sizes, needs])
-    recipes = ["| recipe | is |", "| --- | --- |", *(f"| `{r.name}` | {r.about} |" for r in RECIPES.values())]
-    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *recipes]) + "\n"
-
-
 USAGE = """usage: lightning-optim optimizers [NAME ...] [OPTION=VALUE ...]
 
 Without a name: a table of all optimizers, with the state that they keep, its
