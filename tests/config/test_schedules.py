@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -20,6 +21,7 @@ from lightning_optim.training.lengths import Timeline
 from lightning_optim.training.shapes import SHAPES
 from tests.harness.data import BATCHES, batches
 from tests.harness.modules import Configured, vector
+from tests.harness.ranks import run_ranks
 from tests.harness.rates import Applied, Rest
 from tests.harness.schedules import SPECS
 from tests.harness.trainers import trainer
@@ -44,7 +46,8 @@ def fit(
     made = Scored({"name": "adamw", "lr": LR, "schedule": schedule}) if module is None else module
     found = trainer(applied, *callbacks, **{"max_epochs": EPOCHS, **options})
     loader: Any = Rest(done)
-    found.fit(made, loader, batches(batch_size=32) if module is None else None, ckpt_path=ckpt_path)
+    validated = module is None or is_overridden("validation_step", module)
+    found.fit(made, loader, batches(batch_size=32) if validated else None, ckpt_path=ckpt_path)
     return applied.first, made, found
 
 
@@ -275,3 +278,22 @@ def test_each_of_two_optimizers_has_its_own() -> None:
         expected(first, 2 * BATCHES, BATCHES),
         expected(second, 2 * BATCHES, BATCHES),
     ]
+
+
+def rates_where_losses_differ() -> list[float]:
+    """Under DDP with a loss that gets better on one rank and worse on the other, and better in the mean."""
+
+    class Ranks(Configured):
+        def validation_step(self, batch: Any, index: int) -> None:
+            epoch = self.trainer.current_epoch
+            self.log("loss", [-3.0, 1.0][self.global_rank] * [0, 2, 1, 3][epoch], sync_dist=False)
+
+    schedule = {**SPECS["plateau"], "patience": 0, "factor": 0.5}
+    rates, _, _ = fit(schedule, module=Ranks({"name": "sgd", "lr": LR, "schedule": schedule}), strategy="ddp")
+    return rates
+
+
+def test_all_ranks_change_their_rates_together() -> None:
+    first, second = run_ranks(rates_where_losses_differ)
+    assert first == second
+    assert len({*first}) > 1
