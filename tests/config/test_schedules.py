@@ -289,7 +289,8 @@ def rates_where_losses_differ() -> list[float]:
             self.log("loss", [-3.0, 1.0][self.global_rank] * [0, 2, 1, 3][epoch], sync_dist=False)
 
     schedule = {**SPECS["plateau"], "patience": 0, "factor": 0.5}
-    rates, _, _ = fit(schedule, module=Ranks({"name": "sgd", "lr": LR, "schedule": schedule}), strategy="ddp")
+    module = Ranks({"name": "sgd", "lr": LR, "schedule": schedule})
+    rates: list[float] = fit(schedule, module=module, strategy="ddp")[0]
     return rates
 
 
