@@ -10,11 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from typing_extensions import override
 
 from lightning_optim.commands.parser import ConfigCLI
 from lightning_optim.errors import OptionError, first_line, shown
 from lightning_optim.reports.ending import ending
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes the config that was read to the folder of the logs. Without a logger that would be the current folder."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainerCLI(ConfigCLI):
@@ -75,7 +86,8 @@ def run(args: Sequence[str] | None) -> None:
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
         try:
-            TrainerCLI(args=None if args is None else list(args), parser_kwargs={"prog": "lightning-optim"})
+            given = None if args is None else list(args)
+            TrainerCLI(args=given, save_config_callback=SavedConfig, parser_kwargs={"prog": "lightning-optim"})
         except RuntimeError as error:
             if not str(error).startswith("SaveConfigCallback expected"):
                 raise

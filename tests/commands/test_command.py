@@ -118,3 +118,19 @@ def test_a_pipe_gets_a_line_for_each_optimizer_and_may_close() -> None:
     assert done.stderr == ""
     closed = script.replace("| head -n 5", ">&-")
     assert subprocess.run(closed, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True).stderr == ""
+
+
+def test_without_a_logger_the_config_in_the_current_folder_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would write the config that it has read there, and refuse since `config.yaml` exists."""
+    monkeypatch.chdir(tmp_path)
+    mine = (
+        "seed_everything: 1\n"
+        "model: {class_path: lightning.pytorch.demos.boring_classes.BoringModel}\n"
+        "trainer: {accelerator: cpu, max_steps: 1, limit_val_batches: 0, logger: false, enable_checkpointing: false}\n"
+    )
+    Path("config.yaml").write_text(mine)
+    main(["fit", "--config", "config.yaml", "--trainer.enable_progress_bar", "false"])
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert Path("config.yaml").read_text() == mine
