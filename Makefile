@@ -59,7 +59,7 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate
-	$(BIN)/python -m sphinx -W --keep-going -b html -c docs . build/site
+	$(BIN)/python -m sphinx -E -W --keep-going -b html -c docs . build/site
 
 # Other packages are installed for the benchmarks alone.
 $(VENV)/.peers: $(STAMP)

@@ -1,7 +1,7 @@
 """A page with the comment `<!-- contents -->` is a table of contents: of the pages that it links to, in this order.
 
 The links stand in tables and sentences that read well by themselves. On the first page each heading with links is a
-caption of the menu. Other such pages list the folder of their name alone: optimizers.md that of the optimizers.
+caption of the menu. Other such pages list a folder alone: optimizers.md that of the optimizers, a README.md its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def contents(docname: str, text: str, seen: set[str]) -> str:
         folder = posixpath.dirname(docname)
         targets = [posixpath.normpath(posixpath.join(folder, link)) for link in LINK.findall(part)]
         new = [target for target in dict.fromkeys(targets) if target not in seen and target != docname]
-        new = [target for target in new if docname == ROOT or target.startswith(f"{docname}/")]
+        new = [target for target in new if docname == ROOT or target.startswith(f"{docname.removesuffix('/README')}/")]
         seen.update(new)
         if new:
             caption = re.match(r"## (.*)", part)
