@@ -156,7 +156,8 @@ def run(words: list[str], needs: str) -> None:
         run(words[words.index("--no-python") + 1 :], needs)
     else:
         assert words[0] == "lightning-optim"
-        elsewhere = needs or "--ckpt_path" in words or "ddp" in words  # test_digits.py runs both on one machine
+        # test_digits.py resumes, and runs two processes; so does test_multi_gpu.py.
+        elsewhere = needs or {"--ckpt_path", "ddp"} & set(words) or any("examples/multi_gpu/" in word for word in words)
         if words[1] == "compare":
             race(words)
             return
