@@ -89,7 +89,7 @@ class Finetuned(ConfiguredOptimizer, LightningModule):
     def configure_model(self) -> None:
         """Under FSDP2: shard each block by itself, and then the rest, once."""
         if self.device_mesh is not None and not isinstance(self.head, FSDPModule):
-            for part in (*self.body, self.head):
+            for part in (*self.body.children(), self.head):
                 fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
