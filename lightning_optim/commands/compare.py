@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from lightning_optim.commands.sources import ConfigSource, PythonSource
 from lightning_optim.errors import OptionError, nearest
 from lightning_optim.race import grid
@@ -132,6 +134,9 @@ def run(args: Sequence[str]) -> int:
             f"{PROG}: stopped. {done} runs are in {folder}; the same command goes on with the others.", file=sys.stderr
         )
         return 130
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # of the config's strategy; gloo would abort at exit
     files = [folder / name for name in (PAGE, PICTURE, RESULT) if (folder / name).exists()]
     console.print(f"Files: {', '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)
     print(json.dumps(comparison.data(), indent=1) if given.json else str(comparison))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -25,6 +26,8 @@ def read_candidates(
 ) -> list[Candidate]:
     """Read candidates, each a word, a mapping, or a mapping as text.
 
+    Names of candidates that differ in their learning rates only have these.
+
     A candidate takes what it does not say itself from the config where that is no option of an optimizer: its schedule,
     groups and roles. The word that the config has means the optimizer of the config, with all its options.
 
@@ -43,7 +46,9 @@ def read_candidates(
     """
     if lr is not None and not (is_number(lr) and 0 < lr < float("inf")):
         raise OptionError(f"lr={shown(lr)} must be a number above 0: AdamW's learning rate, on which others are based.")
-    return [_read(one, config, base_rate(config) if lr is None else float(lr), lr is not None) for one in given]
+    read = [_read(one, config, base_rate(config) if lr is None else float(lr), lr is not None) for one in given]
+    names = [candidate.name for candidate in read]
+    return [replace(c, name=f"{c.name} lr={c.lr:g}") if names.count(c.name) > 1 else c for c in read]
 
 
 def base_rate(config: OptimizerStrategy | None) -> float:

@@ -15,7 +15,7 @@ def missing() -> str:
     try:
         needed("matplotlib.figure", "The picture of a race")
     except MissingPackageError as error:
-        return f"{error} The page has the same curves without it."
+        return f"{str(error).rstrip('.')}. The page has the same curves without it."
     return ""
 
 

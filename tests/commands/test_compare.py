@@ -72,7 +72,7 @@ def test_a_race_from_a_config(
 WRONG: list[tuple[list[str], str]] = [
     ([], "there is no candidate to compare"),
     (["adam2"], "candidate 'adam2': There is no optimizer named 'adam2'. Did you mean adam"),
-    (["adamw", "adamw"], "candidate 'adamw' is there twice"),
+    (["adamw", "adamw"], "candidate 'adamw lr=0.002' is there twice"),
     (["adamw", "--seeds", "0"], "seeds=0 must be a number of seeds, at least 1"),
     (["adamw", "--seeds", "many"], "compare: argument --seeds: 'many' is no number of seeds, such as 5"),
     (["adamw", "--seedz", "3"], "compare has no option '--seedz'. Did you mean --seeds"),

@@ -177,6 +177,8 @@ def test_candidates_take_from_the_config_what_is_no_option_of_an_optimizer() -> 
     assert "schedule" not in free.spec
     assert free.note == "It averages, and has no schedule."
     assert prodigy.lr == 1.0
+    low, high = read_candidates([{"name": "adamw", "lr": 1e-3}, "{name: adamw, lr: 1e-2}"])
+    assert (low.name, high.name) == ("adamw lr=0.001", "adamw lr=0.01")
     (mars,) = read_candidates(["mars"], lr=1e-3)
     assert [mars.lr, spec_at(mars, 6e-3)["lr_1d"]] == pytest.approx([3e-3, 2e-3])
 
