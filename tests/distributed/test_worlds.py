@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from docs.parts.facts import strategies
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.errors import OptionError
 from tests.harness.nets import Odd
@@ -107,6 +108,16 @@ def check(world: World, ranks: int) -> None:
             assert not moved & {"frozen.weight", "frozen.bias", "unused.weight"}
             for name, value in right.items():
                 torch.testing.assert_close(got[name], value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{label}, {name}")
+
+
+def test_pages_of_optimizers_say_what_is_refused() -> None:
+    words = {
+        **{"ddp": "DDP", "fsdp1": "FSDP1", "fsdp1 fused": "FSDP1, `use_orig_params=False`"},
+        **{"fsdp2": "FSDP2", "tensor fsdp2": "FSDP2 with tensor parallelism"},
+    }
+    for world, strategy in words.items():
+        said = {name for name, cls in OPTIMIZERS.items() if strategies(cls)[strategy]}
+        assert said == OPTIMIZERS.keys() & REFUSED.get(world, {}).keys(), world
 
 
 @pytest.mark.timeout(400)
