@@ -12,7 +12,7 @@ QUICK := tests/language tests/optimizers tests/oracles tests/laws tests/storage 
 	tests/config/test_strategy.py tests/config/test_recipes.py tests/project/test_tests.py \
 	tests/project/test_architecture.py
 
-.PHONY: help demo quick test test-full coverage check docs bench bench-quality build clean
+.PHONY: help demo quick test test-full coverage check docs bench bench-quality build versions clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,8 +25,9 @@ help:
 	@echo "make docs    write the pages that are read off the classes, and build the site in build/site"
 	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
 	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
+	@echo "make versions    tests with the lowest and newest Python, torch and Lightning: 30 GB of downloads, an hour or more"
 	@echo "make build   sdist and wheel in dist/"
-	@echo "make clean   remove .venv, dist and caches"
+	@echo "make clean   remove .venv, build, dist and caches"
 
 # torch goes first and pinned: an open range such as torch>=2.6 would pick the newest build, gigabytes of CUDA included.
 $(STAMP): pyproject.toml constraints.txt
@@ -75,5 +76,9 @@ bench-quality: $(VENV)/.peers
 build: $(STAMP)
 	$(BIN)/python -m build --no-isolation
 
+versions: $(STAMP)
+	$(BIN)/python tools/versions.py $(ARGS)
+	$(BIN)/python -m docs.generate
+
 clean:
-	rm -rf $(VENV) dist .coverage* coverage.xml htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .coverage* coverage.xml htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache

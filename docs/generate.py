@@ -13,6 +13,7 @@ from lightning_optim.config.recipes import RECIPES
 from lightning_optim.core.optimizer import OPTIMIZERS
 from lightning_optim.language.docstrings import with_formula
 from lightning_optim.language.formula import formula
+from tools import versions
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,6 +106,7 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": replace_part((ROOT / "README.md").read_text(), "optimizers", words()),
         docs / "checkpoints.md": replace_part((docs / "checkpoints.md").read_text(), "matrix", table),
         docs / "schedules.md": schedules((docs / "schedules.md").read_text()),
+        docs / "versions.md": versions.page(),
         docs / "digits_race.md": race((results / "digits_race.json").read_text()),
     }
 
