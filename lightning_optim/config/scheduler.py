@@ -212,7 +212,7 @@ def _by_steps(
         # before a checkpoint is loaded that loader would start an epoch of which the run is in the middle.
         if not begun:
             return 1.0
-        if step == 1 and shape.warmup.amount:
+        if step and shape.warmup.amount:
             warn_once()
         return shape.at(step, timeline) * others()
 
@@ -260,9 +260,11 @@ def _warn_if_too_short(shape: Shape, warmup: int, steps: float, trainer: Any) ->
         return
     from lightning.pytorch.utilities import rank_zero_warn  # importing Lightning takes seconds
 
-    written = f"warmup_steps={warmup}" if shape.warmup.unit == "steps" else f"warmup={str(shape.warmup)!r}"
+    in_steps = shape.warmup.unit == "steps"
+    written = f"warmup_steps={warmup}" if in_steps else f"warmup={str(shape.warmup)!r}"
+    smaller = f"a smaller warmup_steps, such as {int(steps) // 10}" if in_steps else "warmup: 0.1"
     rank_zero_warn(
         f"schedule {shape.name!r}: training has {int(steps)} steps, and {written}. So "
         f"the learning rate ends at {100 * steps / warmup:.3g} % of what was asked for, and the "
-        f"schedule is all warm-up. Train longer, or set a smaller warm-up, such as warmup: 0.1."
+        f"schedule is all warm-up. Train longer, or set {smaller}."
     )
