@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optim import WeightAverage, create_optimizer
-from lightning_optim.errors import needed
+from lightning_optim.errors import OptionError, needed
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
@@ -110,6 +110,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
 
 if __name__ == "__main__":
     config = yaml.safe_load(Path(sys.argv[1]).read_text())
-    train({**config, **{key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in sys.argv[2:])}})
+    changes = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in sys.argv[2:])}
+    try:
+        train({**config, **changes})
+    except OptionError as error:  # of a word in the config, or a package that is missing
+        sys.exit(str(error))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -87,3 +87,28 @@ def test_fabric_goes_on_under_another_strategy(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["epoch"] == 3
     assert saved["average"]["count"] == 12 + 12 + 23
+
+
+@pytest.mark.parametrize("module", ["plain_loop", "fabric"])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimizer=adamm", "There is no optimizer named 'adamm'. Did you mean adam"),
+        ("average={kind: median}", "WeightAverage: kind='median' must be 'mean', 'ema' or 'ema_debiased'."),
+        ("", "This example needs sklearn, which"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    module: str, word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if not word:
+        monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    name = f"examples.{module}.train"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    words = [f"examples/{module}/digits.yaml", f"folder={tmp_path}", *([word] if word else [])]
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(name, run_name="__main__")
+    assert str(end.value).startswith(said)
+    assert word or "pip install 'lightning-optim[examples]'" in str(end.value)
