@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -110,6 +110,10 @@ class GradientNoise(StageCallback):
         self._before_clipping: dict[int, OnGradients] = {}  # by id of the optimizer; runs a stage outside of a step
 
     # ------------------------------------------------------------------ hooks
+
+    @override
+    def stages_for(self, optimizers: Sequence[torch.optim.Optimizer]) -> Sequence[Noise]:
+        return [Noise({}, self.kind) for _ in optimizers]
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

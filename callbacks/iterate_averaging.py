@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
@@ -129,9 +130,12 @@ class IterateAveraging(RawEvaluation):
     # ------------------------------------------------------------------ hooks
 
     @override
+    def stages_for(self, optimizers: Sequence[torch.optim.Optimizer]) -> Sequence[Average]:
+        return [Average(self.kind, self.decay, window=self.window, ramp=self.ramp) for _ in optimizers]
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        make = functools.partial(Average, self.kind, self.decay, window=self.window, ramp=self.ramp)
-        self.attach(trainer, [make() for _ in trainer.optimizers])
+        self.attach(trainer, self.stages_for(trainer.optimizers))
         self._collectors = [OnWeights(s, o) for s, o in zip(self._stages, trainer.optimizers, strict=True)]
         self.begin(trainer, pl_module)
         self.restore_counters()

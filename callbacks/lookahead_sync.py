@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -84,9 +84,13 @@ class LookaheadSync(SwappedWeights):
         self._last_log = 0  # global step
 
     @override
+    def stages_for(self, optimizers: Sequence[torch.optim.Optimizer]) -> Sequence[Lookahead]:
+        moments = [self._moments(optimizer) for optimizer in optimizers]
+        return [Lookahead(self.k, self.alpha, self.momentum, names) for names in moments]
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        moments = [self._moments(optimizer) for optimizer in trainer.optimizers]
-        self.attach(trainer, [Lookahead(self.k, self.alpha, self.momentum, names) for names in moments])
+        self.attach(trainer, self.stages_for(trainer.optimizers))
         self.begin(trainer, pl_module)
         self._last_log = trainer.global_step
         self.restore_counters()

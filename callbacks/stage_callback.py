@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
@@ -26,6 +27,10 @@ class StageCallback(FitCallback):
         self._stages: list[Any] = []
         self._state: Mapping[str, Any] = {}  # of a checkpoint, until there are stages; of a fit, when it is over
         self._joins = True  # no counters were loaded
+
+    def stages_for(self, optimizers: Sequence[torch.optim.Optimizer]) -> Sequence[Stage]:
+        """Stages with the slots that a fit adds, one for each optimizer; none where it adds no slot."""
+        return ()
 
     def attach(self, trainer: Trainer, stages: Sequence[Stage]) -> None:
         """Attach a stage to each optimizer. Call this in `on_fit_start`, and `restore_counters` after it.

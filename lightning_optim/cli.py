@@ -11,7 +11,7 @@ from importlib.metadata import version
 from lightning_optim.errors import nearest, option_error
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("compare", "optimizers")  # each a module of `commands` with `run(args)`, which returns the exit status
+OTHERS = ("compare", "memory", "optimizers")  # each a module of `commands` with `run(args)`, the exit status
 HELP = """usage: lightning-optim COMMAND [OPTIONS]
 
 Train with any LightningModule and data, by LightningCLI:

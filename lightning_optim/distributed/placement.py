@@ -159,7 +159,7 @@ def _shard_of_dtensor(p: DTensor) -> Shard:
     mesh = p.device_mesh
     cuts = _cuts(p)
     splits = tuple((axis, mesh.get_group(i)) for i, axis in cuts if mesh.size(i) > 1)
-    offsets, sizes = _block(p, mesh.get_coordinate() or [0] * mesh.ndim)
+    offsets, sizes = block(p, mesh.get_coordinate() or [0] * mesh.ndim)
     axes = [axis for axis, _ in splits]
     shape = tuple(p.to_local().shape)
     strided = shape != sizes or (len(set(axes)) < len(axes) and not all(x.is_shard() for x in p.placements))
@@ -182,7 +182,7 @@ def shards_of_all(p: Tensor, group: ProcessGroup) -> tuple[Shard, ...]:
     found = []
     for rank in torch.distributed.get_process_group_ranks(group):
         there = [ranks.index(rank) if i == along else at for i, at in enumerate(coordinate)]
-        found.append(Shard(p.shape, p.shape, *_block(p, there)))
+        found.append(Shard(p.shape, p.shape, *block(p, there)))
     return tuple(found)
 
 
@@ -193,8 +193,8 @@ def _cuts(p: DTensor) -> list[tuple[int, int]]:
     return [(i, x.dim % p.dim()) for i, x in split]  # type: ignore[attr-defined]
 
 
-def _block(p: DTensor, coordinate: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """First indices and sizes of the block of a DTensor at a place in the device mesh."""
+def block(p: DTensor, coordinate: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First indices and sizes of the block of a DTensor at a place in its device mesh."""
     offsets, sizes = [0] * p.dim(), list(p.shape)
     for i, axis in _cuts(p):
         chunk = -(-sizes[axis] // p.device_mesh.size(i))

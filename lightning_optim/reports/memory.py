@@ -17,7 +17,7 @@ from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import gradient_of, local
 from lightning_optim.storage import Quantized
 
-Kind = Literal["state", "stage", "temporary", "parameter", "gradient"]
+Kind = Literal["state", "stage", "temporary", "parameter", "gradient", "buffer", "communication", "exchange"]
 Names = Mapping[Tensor, str]
 
 
@@ -27,12 +27,13 @@ class Entry:
 
     Attributes:
         group: Index of the parameter group; -1 for a parameter that no optimizer has.
-        slot: The key in the optimizer's state, or "parameter" or "gradient".
+        slot: The key in the optimizer's state, or the kind, or what is sent.
         dtype: The dtype or format of the values.
         elements: Number of values.
         bytes: Bytes that they take.
         kind: "state" of the optimizer, of a "stage" that a callback added (an average, slow weights), "temporary" while
-            other weights are in the model, "parameter" or "gradient".
+            other weights are in the model, "parameter", "gradient", "buffer" of the module, "communication" of
+            gradients and parameters between ranks, or "exchange" of whole matrices in a step.
         name: Name of the parameter; empty for a slot of the whole optimizer.
     """
 
