@@ -19,9 +19,13 @@ from lightning_optim.optimizers import *  # noqa: F403
 
 if TYPE_CHECKING:
     from lightning_optim.commands.compare import compare
+    from lightning_optim.estimate.estimate import estimate_memory
 
 __version__ = "0.1.0"
-LATER = {"compare": "lightning_optim.commands.compare"}  # what they need is slow to import
+LATER = {  # what they need is slow to import
+    "compare": "lightning_optim.commands.compare",
+    "estimate_memory": "lightning_optim.estimate.estimate",
+}
 
 command_line.register()
 
@@ -34,6 +38,7 @@ __all__ = [
     "WeightAverage",
     "compare",
     "create_optimizer",
+    "estimate_memory",
     "from_paper",
     "list_optimizers",
     "normalized_weight_decay",
