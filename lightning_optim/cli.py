@@ -22,6 +22,10 @@ Train with any LightningModule and data, by LightningCLI:
 Each reads --config FILE. With --help it shows its options, and with
 --model.help CLASS those of a module.
 
+Before you train:
+  memory      will it fit? parameters, gradients, optimizer state and buffers on
+              each rank, for several optimizers at 32, 16 and 8 bits
+
 Choose:
   compare     race optimizers on your module and data: a table and a page
 
@@ -32,6 +36,7 @@ Look up:
   --version   show the version
 
 Examples:
+  lightning-optim memory --config digits.yaml --devices 8 --fits 24GB
   lightning-optim optimizers adan
   lightning-optim fit --config digits.yaml --model.optimizer.lr 1e-4
   lightning-optim compare --config digits.yaml adamw adan lion --seeds 5

@@ -15,11 +15,10 @@ from rich.console import Console
 
 from lightning_optim.commands.project import Project
 from lightning_optim.config.command_line import read_value
-from lightning_optim.errors import OptionError, first_line, shown
+from lightning_optim.errors import OptionError, first_line, needed, shown
 from lightning_optim.estimate.estimate import estimate_memory
 from lightning_optim.estimate.result import MemoryEstimate
 from lightning_optim.estimate.views import picture, sentences, tables
-from lightning_optim.reports.memory_views import can_draw
 
 OF_TRAINER = {"strategy": "strategy", "devices": "devices", "num_nodes": "nodes", "precision": "precision"}
 
@@ -35,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         prog="lightning-optim memory",
         usage="lightning-optim memory (--config FILE | CLASS) [OPTIONS]",
         description="The memory of a training before it runs: parameters, gradients, optimizer state and buffers on "
-        "each rank. Nothing is allocated. CLASS is the import path of a LightningModule, such as my_project.Classifier. "
+        "each rank. Nothing is allocated. CLASS is the import path of a LightningModule, such as my_project.Net. "
         "Other options are those of `fit`: --config FILE, --model.width 8, --trainer.precision bf16-true, ...",
         epilog="Example: lightning-optim memory --config digits.yaml --optimizer adamw adan --devices 8 --fits 24GB",
         allow_abbrev=False,
@@ -138,11 +137,8 @@ def read_spec(word: str) -> Any:
 
 def _check_picture(path: Path) -> None:
     """Refuse a file that cannot be drawn, before anything is counted."""
-    if not can_draw():
-        raise OptionError("--picture needs matplotlib: pip install 'lightning-optim[plots]'.")
+    needed("matplotlib.figure", "--picture")
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise OptionError(f"--picture {path} must end in .png, .pdf or .svg.")
     if not path.parent.is_dir():
         raise OptionError(f"--picture {path}: there is no folder {path.parent}.")
-
-

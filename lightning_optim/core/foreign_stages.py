@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,15 @@ def pending_slots(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tens
     return {name: x for one in _stages_of(optimizer) for name, x in one.pending_of(p).items()}
 
 
+def slots_beside(optimizer: torch.optim.Optimizer, like: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Slots of stages that a foreign optimizer's own slots bring along, for a parameter that looks like `like`."""
+    found: dict[str, Tensor] = {}
+    for one in _stages_of(optimizer):
+        names = one.stage.slots_beside(moments_in(state, one.stage))
+        found.update(one.create(like, [name for name in names if name not in one.stage.slots_beside(())]))
+    return found
+
+
 def on_gradients(stage: Stage, optimizer: torch.optim.Optimizer) -> OnGradients:
     """An object whose `run` applies the `before` of an attached stage to the gradients."""
     return OnGradients(stage, optimizer, lambda p: pending_slots(optimizer, p))
@@ -123,7 +132,7 @@ class _ForeignStage:
             missing = [name for name in names if name not in state]
             if not missing:
                 return {}
-            self.pending[p] = self._create(p, missing)
+            self.pending[p] = self.create(p, missing)
         return self.pending[p]
 
     def before_step(self) -> None:
@@ -132,7 +141,8 @@ class _ForeignStage:
             for p in group["params"]:
                 self.pending_of(p)
 
-    def _create(self, p: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def create(self, p: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Slots of the stage as they are before a step."""
         slots = {name: self.stage.slots[name] for name in names}
         return {name: first_value(s, p, storage.dtype(p.dtype, 32, s), {}) for name, s in slots.items()}
 
@@ -147,7 +157,7 @@ class _ForeignStage:
             pending = self.pending.pop(p, {})
             names = self.stage.slots_beside(moments_in(state, self.stage))
             missing = [name for name in names if name not in state]
-            created = self._create(p, [name for name in missing if name not in pending])
+            created = self.create(p, [name for name in missing if name not in pending])
             state.update({name: pending[name] if name in pending else created[name] for name in missing})
         with Attempt(self.weights.has_moved, self.stage):
             options = self.stage.advance()

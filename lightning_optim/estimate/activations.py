@@ -55,9 +55,23 @@ def measure(
             "train_dataloader, and no data was given. Add `data:` to the config, or leave --activations out."
         )
     watch = _Watch(batch_size)
+    _run(module, data, spread, watch)
+    if watch.bytes is None:
+        raise OptionError("activations: the data gave no two batches for training. Leave --activations out.")
+    notes.append(
+        f"Activations were measured on the CPU, of a batch of {watch.samples} samples on a rank. Kernels of a GPU may "
+        "keep more or less."
+    )
+    if spread.mesh[1] > 1:
+        notes.append("Tensor parallelism was not considered in activations.")
+    return watch.bytes
+
+
+def _run(module: Any, data: Any, spread: Spread, watch: _Watch) -> None:
+    """Run two batches, without steps of an optimizer."""
     if module.automatic_optimization:
-        module.configure_optimizers = lambda: _still(module)  # type: ignore[method-assign]
-        module.configure_callbacks = lambda: []  # type: ignore[method-assign]
+        module.configure_optimizers = lambda: _still(module)
+        module.configure_callbacks = lambda: []
     options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "max_epochs": 2}
     precision: Any = ON_CPU.get(spread.precision, spread.precision)
@@ -77,15 +91,6 @@ def measure(
             f"activations: a batch cannot be run with {type(module).__name__} on the CPU: {type(error).__name__}: "
             f"{first_line(error)} Leave --activations out to count without them."
         ) from error
-    if watch.bytes is None:
-        raise OptionError("activations: the data gave no two batches for training. Leave --activations out.")
-    notes.append(
-        f"Activations were measured on the CPU, of a batch of {watch.samples} samples on a rank. Kernels of a GPU may "
-        "keep more or less."
-    )
-    if spread.mesh[1] > 1:
-        notes.append("Tensor parallelism was not considered in activations.")
-    return watch.bytes
 
 
 def _still(module: nn.Module) -> torch.optim.Optimizer:
@@ -107,7 +112,7 @@ class _Watch(Callback):
     def __init__(self, batch_size: int | None) -> None:
         self.bytes: int | None = None
         self.samples: int | None = batch_size
-        self._live: _Live | None = None
+        self._live: Any = None
         self._gradients = 0
         self._batches = 0
 
@@ -117,7 +122,7 @@ class _Watch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:  # no step, so no state of its own
-            optimizer.step = lambda closure=None: None if closure is None else closure()  # type: ignore[method-assign]
+            optimizer.step = lambda closure=None: None if closure is None else closure()  # type: ignore[assignment, method-assign]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batches += 1
@@ -157,7 +162,7 @@ def _resized(batch: Any, size: int) -> Any:
     )
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, the bytes of storages are counted from when they are made until they are freed.
 
     Args:
@@ -169,7 +174,7 @@ class _Live(TorchDispatchMode):
     """
 
     def __init__(self, held: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._known: dict[int, int] = {}
         for x in held:

@@ -66,13 +66,15 @@ def read_candidates(specs: Any, bits: Sequence[int] | None, own: OptimizerStrate
     for strategy in strategies:
         repeated = names.count(strategy.name) > 1
         name = _told_apart(strategy) if repeated else strategy.name
-        known = strategy.optimizer_class.options
-        if "state_bits" not in known:
+        options = strategy.kind.options
+        if "state_bits" not in options:
             found.append(Candidate(name, None, strategy))
             continue
-        asked = strategy.options.get("state_bits", known["state_bits"].default)
-        for one in dict.fromkeys(bits or (*BITS, asked)):
-            found.append(Candidate(name, one, OptimizerStrategy.parse(strategy, state_bits=one), one == asked))
+        asked = strategy.options.get("state_bits", options["state_bits"].default)
+        found += [
+            Candidate(name, one, OptimizerStrategy.parse(strategy, state_bits=one), one == asked)
+            for one in dict.fromkeys(bits or (*BITS, asked))
+        ]
     return list(dict.fromkeys(found))
 
 

@@ -45,16 +45,13 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """The memory that a training will take on each rank: parameters, gradients, optimizer state, buffers.
 
-    Nothing runs and nothing is allocated: the module is built, wrapped and sharded on the meta device, by torch's own
-    code. With `activations`, it is built once more on the CPU, and runs two batches there.
+    Nothing runs and nothing is allocated: torch builds, wraps and shards the module on the meta device. With
+    `activations` it is built once more on the CPU, and runs two batches there.
 
     Args:
-        module: A function without arguments that returns the module, such as its class, or a module, which is copied
-            without its values and not changed.
-        optimizer: A spec as in a config (`"adan"`, `{"name": "adan", "lr": 2e-3}`), or a list of them. Default: what
-            the module configures.
-        strategy: As for the Trainer: "auto", "ddp", "fsdp", an object of `DDPStrategy`, `FSDPStrategy` or
-            `ModelParallelStrategy`; "model_parallel" is FSDP2 over all ranks.
+        module: A function that returns the module, such as its class, or a module, which stays as it is.
+        optimizer: A spec as in a config, or a list of them. Default: what the module configures.
+        strategy: As for the Trainer, a word or an object; "model_parallel" is FSDP2 over all ranks.
         devices: Ranks of a node.
         nodes: Number of nodes.
         precision: The Trainer's word, such as "bf16-true" or "16-mixed".
@@ -62,45 +59,30 @@ def estimate_memory(
         sharding: For the word "fsdp": "FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD" or "HYBRID_SHARD".
         bits: Bits of optimizer state to compare. Default: 32, 16 and 8.
         callbacks: The callbacks of the Trainer. Those of the optimizer come along.
-        fits: Memory of a device, such as "24GB" or a number of bytes: whether it fits, and the largest model that does.
+        fits: Memory of a device, such as "24GB": whether it fits, and the largest model that does.
         activations: Measure activations, by two batches on the CPU.
         data: A DataLoader or a LightningDataModule for them. Default: the loader of the module.
-        batch_size: Samples of these batches, which are cut or repeated to that number. Default: as they come.
+        batch_size: Samples to which these batches are cut or repeated. Default: as they come.
         build: "meta", or "cpu" for a module whose constructor needs values of tensors.
 
     Raises:
-        OptionError: for a wrong option, a module that cannot be built or placed, and an optimizer that the strategy
-            cannot serve, where no other is left.
+        OptionError: for a wrong option, a module that cannot be built, and where no optimizer can be served.
 
     Example:
         >>> from lightning_optim import estimate_memory
         >>> estimate = estimate_memory(lambda: nn.Linear(4096, 4096), ["adamw", "adan"], strategy="ddp", devices=8)
-        >>> [(one.name, one.bits, round(one.of("state") / 4096**2, 1)) for one in estimate.optimizers]
-        [('adamw', 32, 8.0), ('adamw', 16, 4.0), ('adamw', 8, 2.1), ('adan', 32, 16.0), ('adan', 16, 10.0), ('adan', 8, 7.1)]
+        >>> [(one.name, one.bits, round(one.of("state") / 4096**2)) for one in estimate.optimizers]
+        [('adamw', 32, 8), ('adamw', 16, 4), ('adamw', 8, 2), ('adan', 32, 16), ('adan', 16, 10), ('adan', 8, 7)]
     """
     check_choice("estimate_memory", "build", build, ["meta", "cpu"])
     spread = read_spread(strategy, devices, nodes, precision, accelerator, sharding)
-    size = None if fits is None else read_size(fits)
-    make = maker(module, build)
+    size, make = None if fits is None else read_size(fits), maker(module, build)
     first = make()
     own = first.optimizer_strategy() if optimizer is None and isinstance(first, ConfiguredOptimizer) else None
-    candidates = read_candidates(optimizer, bits, own)
-    given = list(callbacks)
-    counting = _Counting(make, spread, candidates, given)
+    counting = _Counting(make, spread, read_candidates(optimizer, bits, own), list(callbacks))
     counting.run()
-    notes = counting.notes
-    if activations:
-        held = measure(module, data, spread, batch_size, notes)
-    else:
-        held = None
-        notes.append("Activations are not counted; --activations (activations=True) measures them.")
-    sharded = spread.kind in ("fsdp1", "fsdp2")
-    estimates = [
-        OptimizerEstimate(name, bits, asked, found, counting.like, held, counting.parameters, sharded)
-        for (name, bits, asked), found in counting.found.items()
-    ]
-    title = type(first).__name__
-    return MemoryEstimate(title, counting.parameters, counting.trained, spread, estimates, size, notes)
+    held = measure(module, data, spread, batch_size, counting.notes) if activations else None
+    return counting.estimate(type(first).__name__, size, held)
 
 
 class _Counting:
@@ -141,6 +123,17 @@ class _Counting:
             raise next(iter(self._refused.values()))
         left = {candidate.name: error for candidate, error in self._refused.items() if candidate.asked}
         self.notes += [f"{name} was left out: {error}" for name, error in left.items()]
+
+    def estimate(self, title: str, size: int | None, activations: int | None) -> MemoryEstimate:
+        """What was counted, with activations if they were measured."""
+        if activations is None:
+            self.notes.append("Activations are not counted; --activations (activations=True) measures them.")
+        sharded = self._spread.kind in ("fsdp1", "fsdp2")
+        estimates = [
+            OptimizerEstimate(name, bits, asked, found, self.like, activations, self.parameters, sharded)
+            for (name, bits, asked), found in self.found.items()
+        ]
+        return MemoryEstimate(title, self.parameters, self.trained, self._spread, estimates, size, self.notes)
 
     def _count(self, rank: int, first: bool = False) -> list[Any]:
         """Count all candidates on a rank; what is equal on two ranks if these hold as much, if it is the first."""
@@ -185,14 +178,14 @@ class _Counting:
             return [0] * spread.ranks
         if spread.kind == "fsdp1" or self._each_differs:
             return [*range(spread.ranks)]
-        names = ("data_parallel", "tensor_parallel")
+        names: tuple[str, ...] = ("data_parallel", "tensor_parallel")
         sharded = [p for p in module.parameters() if is_dtensor(p)]
         meshes = {p.device_mesh: [*(p.device_mesh.mesh_dim_names or ("",))] for p in sharded}
         if not all(name in names for of_mesh in meshes.values() for name in of_mesh):
             return [*range(spread.ranks)]  # a mesh of the user
         keys: list[Any] = []
         for rank in range(spread.ranks):
-            at = dict(zip(names, divmod(rank, spread.mesh[1]), strict=True))
+            at: dict[str, int] = dict(zip(names, divmod(rank, spread.mesh[1]), strict=True))
             sizes = tuple(block(p, [at[name] for name in meshes[p.device_mesh]])[1] for p in sharded)
             keys.append((at["tensor_parallel"], sizes))
         return keys

@@ -29,7 +29,7 @@ def as_rank(rank: int, ranks: int) -> Iterator[None]:
         )
     from torch.testing._internal.distributed.fake_pg import FakeStore  # which registers the backend "fake"
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     try:
         yield
     finally:

@@ -38,13 +38,13 @@ def maker(module: nn.Module | Make, device: str = "meta") -> Make:
 
 def on_meta(module: nn.Module) -> nn.Module:
     """A copy of a module on the meta device. No values are copied, and tied weights stay tied."""
-    known: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
     for x in itertools.chain(module.parameters(), module.buffers()):
-        known[id(x)] = x if is_lazy(x) else _meta_of(x)
+        copies[id(x)] = x if is_lazy(x) else _meta_of(x)
     for child in module.modules():
         if vars(child).get("_trainer") is not None:
-            known[id(vars(child)["_trainer"])] = None  # `deepcopy` takes this for its copy
-    return copy.deepcopy(module, known)
+            copies[id(vars(child)["_trainer"])] = None  # `deepcopy` takes this for its copy
+    return copy.deepcopy(module, copies)
 
 
 def _meta_of(x: Tensor) -> Tensor:

@@ -109,7 +109,14 @@ class OptimizerEstimate:
             },
             "bytes_per_parameter": self.per_parameter,
             "slots": [
-                {"slot": x.slot, "kind": x.kind, "type": x.dtype, "values": x.elements, "bytes": x.bytes, "all_ranks": n}
+                {
+                    "slot": x.slot,
+                    "kind": x.kind,
+                    "type": x.dtype,
+                    "values": x.elements,
+                    "bytes": x.bytes,
+                    "all_ranks": n,
+                }
                 for x, n in self.slots()
             ],
         }
@@ -149,7 +156,9 @@ class MemoryEstimate:
         for one in self.optimizers:
             if name in (None, one.name) and (one.asked if bits is None else one.bits == bits):
                 return one
-        raise KeyError(f"{name} at {bits} bits was not counted; counted are {[(x.name, x.bits) for x in self.optimizers]}")
+        raise KeyError(
+            f"{name} at {bits} bits was not counted; counted are {[(x.name, x.bits) for x in self.optimizers]}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

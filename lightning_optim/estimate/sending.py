@@ -76,7 +76,10 @@ def _compressed(callback: Communication, trained: Sequence[nn.Parameter], size: 
     if kind == "powersgd":
         sides = [(p.shape[0], p.numel() // max(1, p.shape[0])) for p in trained if p.dim() > 1]
         factors = sum((m + n) * min(m, n, options["rank"]) * 4 for m, n in sides)
-        return [_entry("communication", "PowerSGD's errors", size), _entry("communication", "PowerSGD's factors", factors)]
+        return [
+            _entry("communication", "PowerSGD's errors", size),
+            _entry("communication", "PowerSGD's factors", factors),
+        ]
     return []
 
 
@@ -136,7 +139,7 @@ def _units2(module: nn.Module, ranks: int) -> list[_Unit]:
         seen.update(map(id, own))
         if not own:
             continue
-        group: Any = getattr(child._get_fsdp_state(), "_fsdp_param_group", None)  # type: ignore[attr-defined]
+        group: Any = getattr(child._get_fsdp_state(), "_fsdp_param_group", None)
         policy = getattr(group, "mp_policy", None)
         item = (getattr(policy, "param_dtype", None) or own[0].dtype).itemsize
         reduced = (getattr(policy, "reduce_dtype", None) or own[0].dtype).itemsize
@@ -145,5 +148,3 @@ def _units2(module: nn.Module, ranks: int) -> list[_Unit]:
         keeps = child is module or getattr(group, "post_forward_mesh_info", True) is None
         found.append(_Unit(elements, trained, item, reduced, keeps))
     return found
-
-

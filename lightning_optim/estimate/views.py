@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from lightning_optim.estimate.result import KINDS, MemoryEstimate, OptimizerEstimate
+from lightning_optim.reports.figures import new_figure
 from lightning_optim.reports.memory import Kind, human
 
 # Columns of the table and parts of the picture, in their order.
@@ -47,7 +48,7 @@ def _comparison(estimate: MemoryEstimate, ones: Sequence[OptimizerEstimate], fir
     table = Table(title=title if first else None)
     table.add_column("", no_wrap=True)
     for one in ones:
-        table.add_column(one.name if one.bits is None else f"{one.name}\n{one.bits} bits", justify="right")
+        table.add_column(_lines(one), justify="right", overflow="fold")
     for kind in KINDS:
         if any(one.of(kind) for one in estimate.optimizers):
             table.add_row(TITLES[kind], *(human(one.of(kind)) for one in ones))
@@ -99,6 +100,13 @@ def sentences(estimate: MemoryEstimate) -> Iterator[str]:
     yield from estimate.notes
 
 
+def _lines(one: OptimizerEstimate) -> str:
+    """The head of a column: a class path and options in lines of their own."""
+    word, *options = one.name.split(" ")
+    path, _, last = word.rpartition(".")
+    return "\n".join([*([f"{path}."] if path else []), last, *options, *([f"{one.bits} bits"] if one.bits else [])])
+
+
 def _title(one: OptimizerEstimate) -> str:
     return one.name if one.bits is None else f"{one.name} at {one.bits} bits"
 
@@ -118,13 +126,11 @@ def count(number: int) -> str:
 
 def picture(estimate: MemoryEstimate) -> Any:
     """A matplotlib figure: a bar for each optimizer and number of bits, of the parts of its memory on one rank."""
-    from matplotlib.figure import Figure
-
     ones = estimate.optimizers
     unit, scale = next(
         ((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if max(one.total() for one in ones) >= s), ("B", 1)
     )
-    figure = Figure(figsize=(9, 1.8 + 0.35 * len(ones)), layout="constrained")
+    figure = new_figure(9, 1.8 + 0.35 * len(ones))
     axis = figure.subplots()
     parts = [(TITLES[kind].rstrip("*"), [one.of(kind) for one in ones]) for kind in KINDS]
     parts.append(("activations", [one.activations or 0 for one in ones]))

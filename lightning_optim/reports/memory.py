@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
-from lightning_optim.core.foreign_stages import pending_slots, stage_slots
+from lightning_optim.core.foreign_stages import pending_slots, slots_beside, stage_slots
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.placement import gradient_of, local
 from lightning_optim.storage import Quantized
@@ -89,8 +89,8 @@ def state_memory(optimizer: torch.optim.Optimizer, names: Names | None = None) -
 def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = None) -> list[Entry]:
     """The state that will exist after the first step, which is not run.
 
-    For our optimizers it follows from the update. For others a copy of the optimizer takes a step on the meta device;
-    if it cannot, the list is empty. It is empty too where a lazy module has not seen a batch yet.
+    For our optimizers it follows from the update. For others a copy of the optimizer takes a step on the meta device,
+    or with one tensor at a time on the CPU; if it cannot, the list is empty. It is empty too where a lazy module has not seen a batch yet.
 
     Args:
         optimizer: Any optimizer.
@@ -101,7 +101,7 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
     if any(is_lazy(p) for group in optimizer.param_groups for p in group["params"]):
         return []
     if not isinstance(optimizer, Optimizer):
-        found += [count.entry(i, slot, value, names[p]) for i, slot, value, p in _one_step_on_meta(optimizer)]
+        found += [count.entry(i, slot, value, names[p]) for i, slot, value, p in _after_one_step(optimizer)]
         return [entry for entry in found if entry is not None]
     shared: set[str] = set()  # slots of the whole optimizer, which count once
     for i, group in enumerate(optimizer.param_groups):
@@ -230,26 +230,54 @@ def _expected(optimizer: Optimizer, i: int, p: Tensor, shard: Tensor, name: str,
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _one_step_on_meta(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Tensor, Tensor]]:
-    """The state of a copy after a step, with pending slots of stages, as (group, slot, value, parameter)."""
-    groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        params = [torch.empty_like(local(p), device="meta").requires_grad_() for p in group["params"]]
-        for p, own in zip(params, group["params"], strict=True):
-            p.grad = torch.empty_like(p) if own.requires_grad else None
-        groups.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
+def _after_one_step(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Any, Tensor]]:
+    """The state after a first step, with slots of stages, as (group, slot, value, parameter); empty if unknown."""
     try:
-        known = inspect.signature(type(optimizer)).parameters
-        clone = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in known})
-        clone.step()
-    except Exception:  # optimizers of other libraries may raise anything
-        return []
-    found: list[tuple[int, str, Tensor, Tensor]] = []
-    for i, (group, original) in enumerate(zip(clone.param_groups, optimizer.param_groups, strict=True)):
-        for p, q in zip(group["params"], original["params"], strict=True):
-            slots = {**clone.state.get(p, {}), **pending_slots(optimizer, q)}
-            found += [(i, slot, value, q) for slot, value in slots.items()]
+        states = _states_on(optimizer, "meta", optimizer.param_groups)
+    except Exception:  # optimizers of other libraries may raise anything; some ask for values
+        try:
+            states = _states_one_by_one(optimizer)
+        except Exception:
+            return []
+    found: list[tuple[int, str, Any, Tensor]] = []
+    params = [(i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    for (i, p), state in zip(params, states, strict=True):
+        like = torch.empty_like(local(p), device="meta")
+        slots = {**state, **pending_slots(optimizer, p), **slots_beside(optimizer, like, state)}
+        found += [(i, slot, value, p) for slot, value in slots.items()]
     return found
+
+
+def _states_on(optimizer: torch.optim.Optimizer, device: str, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The state of each parameter of a copy of an optimizer after a step on zeros."""
+    copies: list[dict[str, Any]] = []
+    for group in groups:
+        params = [torch.zeros_like(local(p), device=device).requires_grad_() for p in group["params"]]
+        for p, own in zip(params, group["params"], strict=True):
+            p.grad = torch.zeros_like(p) if own.requires_grad else None
+        copies.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
+    known = inspect.signature(type(optimizer)).parameters
+    clone = type(optimizer)(copies, **{k: v for k, v in optimizer.defaults.items() if k in known})
+    clone.step()
+    return [clone.state.get(p, {}) for group in clone.param_groups for p in group["params"]]
+
+
+def _states_one_by_one(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The same on the CPU, where only one tensor of each shape is there at a time."""
+    seen: dict[Any, dict[str, Any]] = {}
+    found = []
+    for i, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            key = (i, local(p).shape, p.dtype, p.requires_grad)
+            if key not in seen:
+                (state,) = _states_on(optimizer, "cpu", [{**group, "params": [p]}])
+                seen[key] = {slot: _without_values(value) for slot, value in state.items()}
+            found.append(seen[key])
+    return found
+
+
+def _without_values(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if type(value) is Tensor and value.dim() else value
 
 
 def human(size: float) -> str:

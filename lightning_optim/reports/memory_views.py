@@ -21,9 +21,6 @@ WORDS: dict[Kind, str] = {
     "state": "state",
     "stage": "averages and the like",
     "temporary": "temporary, while other weights are evaluated",
-    "buffer": "buffers of the module",
-    "communication": "buffers for communication",
-    "exchange": "buffers for whole matrices",
 }
 COLUMNS: tuple[str, ...] = ("when", "optimizer", "rank", "kind", "group", "layer", "parameter", "slot", "type")
 COLUMNS += ("values", "bytes", "bytes_in_32_bits")

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_optim import OptimizerStrategy, OptionError, estimate_memory, list_optimizers
 from tests.harness.data import batches
@@ -71,23 +72,28 @@ class Every(Callback):
         model: Sizes = {kind: sum(map(size, tensors)) for kind, tensors in held.items()}
         for i, spec in enumerate(specs()):
             for bits in (32, 8):
-                try:
-                    optimizer: Any = OptimizerStrategy.parse(spec, state_bits=bits).create(pl_module)
-                    if optimizer.inputs:
-                        optimizer.set_loss(1.0)
-                    optimizer.compared = True  # what the first step asks other ranks takes half a second
-                    optimizer.step()
-                except (OptionError, RuntimeError) as error:
-                    self.found[i, bits] = str(error)
-                else:
-                    self.found[i, bits] = {**model, "state": by_walk(optimizer)}
+                state = state_after_a_step(pl_module, spec, bits)
+                self.found[i, bits] = state if isinstance(state, str) else {**model, "state": state}
+
+
+def state_after_a_step(module: nn.Module, spec: dict[str, Any], bits: int) -> int | str:
+    """Bytes of the state, or what was said instead of a step."""
+    try:
+        optimizer: Any = OptimizerStrategy.parse(spec, state_bits=bits).create(module)
+        if optimizer.inputs:
+            optimizer.set_loss(1.0)
+        optimizer.compared = True  # what the first step asks other ranks takes half a second
+        optimizer.step()
+    except (OptionError, RuntimeError) as error:
+        return str(error)
+    return by_walk(optimizer)
 
 
 def size(x: Tensor | None) -> int:
     """Bytes of the values of a tensor that are here."""
     if x is None:
         return 0
-    local: Any = x.to_local() if hasattr(x, "to_local") else x
+    local = x.to_local() if isinstance(x, DTensor) else x
     return int(local.numel() * local.element_size())
 
 
@@ -121,7 +127,9 @@ def test_every_rank_holds_what_was_estimated(kind: Kind, precision: str, options
         found = [one for one in estimate.optimizers if one.name.split()[0] == spec["name"]]
         found = [one for one in found if ("groups" in one.name) == ("groups" in spec)]
         if not found:
-            assert [f"{spec['name']} was left out: {by_rank[i, 32]}" in estimate.notes for by_rank in ranks] == [True] * 3
+            assert [f"{spec['name']} was left out: {by_rank[i, 32]}" in estimate.notes for by_rank in ranks] == [
+                True
+            ] * 3
             refused += 1
         for one in found:
             for rank, by_rank in enumerate(ranks):
@@ -130,4 +138,5 @@ def test_every_rank_holds_what_was_estimated(kind: Kind, precision: str, options
                 assert {kind: one.of(kind, rank) for kind in kinds} == expected, (spec, one.bits, rank)
                 compared += 1
     assert compared > 5 * len(list_optimizers())
-    assert refused == (2 if kind.startswith("fsdp1") and options.get("sharding_strategy") != "NO_SHARD" else 0)
+    few = 1 if options.get("sharding_strategy") == "NO_SHARD" else 2  # SOAP, and Adafactor where rows are split
+    assert refused == (few if kind.startswith("fsdp1") else 0)

@@ -31,9 +31,10 @@ ALLOWED: dict[str, set[str]] = {
         *("training", "reports", "callbacks"),
     },
     "race": {"errors", "core", "reports", "config"},
-    "commands": {"errors", "reports", "config", "race"},
+    "estimate": {"errors", "language", "distributed", "core", "training", "reports", "callbacks", "config"},
+    "commands": {"errors", "reports", "config", "race", "estimate"},
     "cli": {"errors", "commands"},
-    "package": {"errors", "core", "optimizers", "config", "commands"},
+    "package": {"errors", "core", "optimizers", "config", "estimate", "commands"},
 }
 
 
