@@ -18,7 +18,7 @@ from lightning_optim.config.command_line import read_value
 from lightning_optim.errors import OptionError, first_line, needed, shown
 from lightning_optim.estimate.estimate import estimate_memory
 from lightning_optim.estimate.result import MemoryEstimate
-from lightning_optim.estimate.views import picture, sentences, tables
+from lightning_optim.estimate.views import picture, sentences, tables, title
 
 OF_TRAINER = {"strategy": "strategy", "devices": "devices", "num_nodes": "nodes", "precision": "precision"}
 
@@ -72,6 +72,7 @@ def run(args: Sequence[str]) -> int:
         print(json.dumps(estimate.as_dict(), indent=2))
     else:
         console = Console()
+        console.print(title(estimate), highlight=False, markup=False)
         for table in tables(estimate, console.width):
             console.print(table)
         for sentence in sentences(estimate):

@@ -297,10 +297,10 @@ class StateLayout(Definition, torch.optim.Optimizer):
 
     def slot_of_matrices(self, slot: Slot, i: int, p: Tensor, device: torch.device | str) -> Tensor:
         """The first value of a slot of the matrices of `p` in group `i` that are computed here, on a device."""
-        shape = self.shape_of(slot, i, p)
-        if not is_flattened(p):  # FSDP1, which is refused later, would need a message
+        shape, view = self.shape_of(slot, i, p), self.view_of(i, p)
+        if not (is_flattened(p) or self._owners.knows(p, view)):  # FSDP1, which is refused later, would need a message
             self.follow_owners()
-        view, home = self.view_of(i, p), self.home_of(p)
+        home = self.home_of(p)
         if view is not None and home is not None and {*home.owners} != {home.rank}:
             ranges = view.ranges(slot.shape, home.matrices_of(home.rank))
             shape = torch.Size([sum(high - low for low, high in ranges)])

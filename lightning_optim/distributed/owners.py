@@ -113,6 +113,11 @@ class Owners:
         """The home of a parameter; None where each process that holds it computes its matrices by itself."""
         return self.homes.get(p)
 
+    def knows(self, p: Tensor, view: View | None) -> bool:
+        """Whether `follow` would do nothing for a parameter with this view."""
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        return alone or view is None or self._views.get(p) == view
+
     def follow(self, params: Sequence[tuple[Tensor, View | None]], choice: Choice = "auto") -> None:
         """Find homes for matrices that have none yet. Under FSDP1 this takes a message, so all ranks must call it.
 

@@ -38,14 +38,18 @@ def tables(estimate: MemoryEstimate, width: int = 80) -> list[Table]:
         if of_table[-1] and len(of_table[-1]) + len(own) > max(1, (width - LABEL) // COLUMN):
             of_table.append([])
         of_table[-1] += own
-    return [*(_comparison(estimate, ones, i == 0) for i, ones in enumerate(of_table)), _slots(estimate, of_table[0][0])]
+    return [*(_comparison(estimate, ones) for ones in of_table), _slots(estimate, of_table[0][0])]
 
 
-def _comparison(estimate: MemoryEstimate, ones: Sequence[OptimizerEstimate], first: bool) -> Table:
+def title(estimate: MemoryEstimate) -> str:
+    """What the tables are about."""
+    where = "on the rank with the most" if estimate.spread.ranks > 1 else "on one device"
+    return f"Memory of {estimate.module}, {count(estimate.parameters)} parameters, {where}: {estimate.spread.title}"
+
+
+def _comparison(estimate: MemoryEstimate, ones: Sequence[OptimizerEstimate]) -> Table:
     several, size = estimate.spread.ranks > 1, estimate.size
-    where = "on the rank with the most" if several else "on one device"
-    title = f"{estimate.module}, {count(estimate.parameters)} parameters: memory {where}\n{estimate.spread.title}"
-    table = Table(title=title if first else None)
+    table = Table()
     table.add_column("", no_wrap=True)
     for one in ones:
         table.add_column(_lines(one), justify="right", overflow="fold")
@@ -68,8 +72,7 @@ def _comparison(estimate: MemoryEstimate, ones: Sequence[OptimizerEstimate], fir
 
 def _slots(estimate: MemoryEstimate, one: OptimizerEstimate) -> Table:
     several = estimate.spread.ranks > 1
-    title = f"State of {one.name}" + (f" at {one.bits} bits" if one.bits else "")
-    table = Table(title=title)
+    table = Table(title=f"State of {_title(one)}")
     for column in ("slot", "type"):
         table.add_column(column, overflow="fold")
     for column in ("values", "bytes", *(["all ranks"] if several else [])):

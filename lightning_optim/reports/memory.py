@@ -90,7 +90,8 @@ def predicted_memory(optimizer: torch.optim.Optimizer, names: Names | None = Non
     """The state that will exist after the first step, which is not run.
 
     For our optimizers it follows from the update. For others a copy of the optimizer takes a step on the meta device,
-    or with one tensor at a time on the CPU; if it cannot, the list is empty. It is empty too where a lazy module has not seen a batch yet.
+    or with one tensor at a time on the CPU; if it cannot, the list is empty. It is empty too where a lazy module has
+    not seen a batch yet.
 
     Args:
         optimizer: Any optimizer.

@@ -24,9 +24,15 @@ def test_a_config_is_counted_with_its_callbacks(capsys: pytest.CaptureFixture[st
 
     path = tmp_path / "memory.png"
     assert run(*DIGITS, "--devices", "2", "--fits", "1MB", "--picture", str(path)) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "DigitsClassifier, 10 k parameters" in printed
-    for words in ("DDP on 2 ranks", "averages", "fits 1.00 MB", "prev_grad", "average (a callback's)"):
+    for words in (
+        "DDP on 2 ranks, precision 32-true",
+        "averages",
+        "fits 1.00 MB",
+        "prev_grad",
+        "average (a callback's)",
+    ):
         assert words in printed
     with Image.open(path) as picture:
         assert picture.size[0] > 500
