@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def _line_of(error: BaseException) -> str:
     found, trace = "", error.__traceback__
     while trace is not None:
         path = Path(trace.tb_frame.f_code.co_filename)
-        if not {"site-packages", "lightning_optim", "jsonargparse"} & set(path.parts):
+        if not any(path.is_relative_to(folder) for folder in (sys.prefix, sys.base_prefix, Path(__file__).parents[1])):
             found = f" ({path.name}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return found
