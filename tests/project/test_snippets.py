@@ -162,9 +162,10 @@ def run(words: list[str], needs: str) -> None:
             race(words)
             return
         more = ["--print_config"] if elsewhere else ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
-        if words[1] == "optimizers" or elsewhere:
+        looks = words[1] in ("memory", "optimizers")
+        if looks or elsewhere:
             with pytest.raises(SystemExit) as end:
-                main(words[1:] if words[1] == "optimizers" else [*words[1:], *more])
+                main(words[1:] if looks else [*words[1:], *more])
             assert not end.value.code
         else:
             main([*words[1:], *more])
