@@ -143,10 +143,13 @@ class _Counting:
             module, notes = placed(self._make, spread)
             for candidate in self._candidates:
                 if candidate not in self._refused:
+                    trained = {p: p.requires_grad for p in module.parameters()}  # a spec may freeze some
                     try:
                         self._count_candidate(rank, module, candidate)
                     except OptionError as error:
                         self._refused[candidate] = error
+                    for p, grad in trained.items():
+                        p.requires_grad_(grad)
             if not first:
                 return []
             self.notes += notes

@@ -117,6 +117,11 @@ def test_a_module_that_is_there_is_not_changed() -> None:
     assert not torch.distributed.is_initialized()
 
 
+def test_a_spec_that_freezes_leaves_the_next_one_alone() -> None:
+    frozen, whole = estimate_memory(linear, [{"name": "adam", "freeze": ["0.*"]}, "adan"], bits=[32]).optimizers
+    assert (frozen.of("gradient"), whole.of("gradient")) == (4 * 20_200, 4 * 30_300)
+
+
 def linear() -> nn.Module:
     return nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100), nn.Linear(100, 100))
 
