@@ -25,6 +25,7 @@ STATE = (
     "anew",
     "instead",
     "says more",
+    "which is no",
     "left out",
     "and not ",
     "twice",
