@@ -89,7 +89,7 @@ def run(args: Sequence[str] | None) -> None:
             given = None if args is None else list(args)
             TrainerCLI(args=given, save_config_callback=SavedConfig, parser_kwargs={"prog": "lightning-optim"})
         except RuntimeError as error:
-            if not str(error).startswith("SaveConfigCallback expected"):
+            if not str(error).startswith(f"{SavedConfig.__name__} expected"):
                 raise
             raise OptionError(
                 f"the log folder is taken: {str(error).split()[2]} is there from another run. Leave `version` of the "

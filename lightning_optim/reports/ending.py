@@ -92,7 +92,10 @@ def _commands(trainer: Trainer, module: LightningModule, configs: Sequence[str])
         return {}
     word = settings(trainer, module)["optimizer"]
     other = next(name for name in ("adamw", "lion") if name != word)
-    return {"race optimizers": command("lightning-optim", "compare", *files, word, other)}
+    return {
+        "race optimizers": command("lightning-optim", "compare", *files, word, other),
+        "count its memory": command("lightning-optim", "memory", *files),
+    }
 
 
 def command(name: str, *args: str) -> str:
