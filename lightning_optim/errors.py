@@ -142,7 +142,7 @@ def first_line(error: BaseException) -> str:
         ('no space is left.', 'KeyError.')
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:") + "."
+    return lines[0] if lines[0].endswith(("!", "?")) else lines[0].rstrip(".:") + "."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -66,8 +66,12 @@ def run(args: Sequence[str]) -> int:
     options, rest = parser().parse_known_args(args[1:] if by_class else args)
     if options.picture is not None:
         _check_picture(options.picture)
+    if options.batch_size is not None and not options.activations:
+        raise OptionError("--batch-size changes activations alone. Add --activations, or leave it out.")
     project = Project(["--model", args[0], *rest] if by_class else rest)
     estimate = _estimate(project, options)
+    if options.picture is not None:
+        _draw(estimate, options.picture)
     if options.json:
         print(json.dumps(estimate.as_dict(), indent=2))
     else:
@@ -77,11 +81,16 @@ def run(args: Sequence[str]) -> int:
             console.print(table)
         for sentence in sentences(estimate):
             console.print(sentence, highlight=False, markup=False)
-    if options.picture is not None:
-        picture(estimate).savefig(options.picture, dpi=150)
-        if not options.json:
+        if options.picture is not None:
             print(f"The picture is in {options.picture}.")
     return 0
+
+
+def _draw(estimate: MemoryEstimate, path: Path) -> None:
+    try:
+        picture(estimate).savefig(path, dpi=150)
+    except OSError as error:
+        raise OptionError(f"--picture {path} cannot be written: {first_line(error)}") from error
 
 
 def _estimate(project: Project, options: argparse.Namespace) -> MemoryEstimate:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Sequence
+from pydoc import locate
 from typing import Any, cast
 
 import torch
@@ -14,8 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_optim.commands.parser import ConfigCLI, of_copy
 from lightning_optim.config.attach import attach
+from lightning_optim.config.mixin import ConfiguredOptimizer
 from lightning_optim.config.strategy import OptimizerStrategy
-from lightning_optim.errors import OptionError, option_error
+from lightning_optim.errors import OptionError, first_line, option_error
 
 
 class ProjectCLI(ConfigCLI):
@@ -59,9 +62,7 @@ class Project:
                 message = str(error)
                 raise option_error(error) or of_copy(message) or OptionError(_sentence(message)) from error
         self.options: Namespace = self._cli.config
-        self.spec: OptimizerStrategy | None = self._model_options().get("optimizer")
-        if not isinstance(self.spec, OptimizerStrategy):
-            self.spec = None
+        self.spec: OptimizerStrategy | None = self._read_spec()
         seed = self.options.seed_everything
         self.seed: int | None = None if isinstance(seed, bool) else seed
 
@@ -78,7 +79,7 @@ class Project:
             device: Where its parameters are; on "meta" they take no memory.
         """
         options = self.options.clone()
-        if optimizer is not None and self.spec is not None:
+        if optimizer is not None and isinstance(self._model_options().get("optimizer"), OptimizerStrategy):
             options.model.init_args.optimizer = optimizer
         if self.seed is not None:
             seed_everything(self.seed, workers=True, verbose=False)
@@ -114,12 +115,49 @@ class Project:
         return {**built, **changes}
 
     def _instantiate(self, options: Namespace, *keys: str) -> Namespace:
+        """Build parts. What a module's constructor raises comes as it is, and for others a sentence."""
         part = Namespace({key: options[key] for key in keys if options.get(key) is not None})  # type: ignore[no-untyped-call]
-        built: Any = self._cli.parser.instantiate(part)
-        return cast(Namespace, built)
+        try:
+            built: Any = self._cli.parser.instantiate(part)
+        except Exception as error:  # a user's constructor may raise anything
+            found = _behind(error)
+            if "model" not in keys:
+                found = option_error(found) or OptionError(f"{keys[0]} of the config cannot be built: {_told(found)}")
+        else:
+            return cast(Namespace, built)
+        raise found
+
+    def _read_spec(self) -> OptimizerStrategy | None:
+        given = self._model_options().get("optimizer")
+        if given is None or isinstance(given, OptimizerStrategy):
+            return given
+        cls = locate(self.model_class)  # its argument may lack the annotation that lets the parser read it
+        configured = isinstance(cls, type) and issubclass(cls, ConfiguredOptimizer)
+        return OptimizerStrategy.parse(given) if configured else None
 
     def _model_options(self) -> Namespace:
         return self.options.model.get("init_args") or Namespace()  # type: ignore[no-untyped-call]
+
+
+def _behind(error: Exception) -> Exception:
+    """What a constructor raised. The parser tries several types, and speaks of all of them."""
+    found: BaseException | None = error
+    while found is not None and _of_parser(found):
+        found = found.__cause__
+    return found if isinstance(found, Exception) else error
+
+
+def _of_parser(error: BaseException) -> bool:
+    """Whether the parser itself has raised an error."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, ValueError) and bool(modules) and modules[-1].startswith("jsonargparse")
+
+
+def _told(error: Exception) -> str:
+    """An error in one line; of several that the parser lists, the one that is not on types."""
+    lines = [line.strip(" -") for line in str(error).partition("Errors:")[2].splitlines()]
+    told = [line for line in lines if line and not re.match("Expected a|Not a valid|Problem with", line)]
+    return f"{told[0]}." if told else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _sentence(message: str) -> str:

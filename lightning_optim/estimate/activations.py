@@ -74,12 +74,11 @@ def _run(module: Any, data: Any, spread: Spread, watch: _Watch) -> None:
         module.configure_callbacks = lambda: []
     options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "max_epochs": 2}
+    options |= {"limit_train_batches": 2}  # and not `max_steps`: a batch may have several in manual optimization
     precision: Any = ON_CPU.get(spread.precision, spread.precision)
     try:
         with quiet():
-            trainer = Trainer(
-                accelerator="cpu", devices=1, precision=precision, max_steps=2, callbacks=[watch], **options
-            )
+            trainer = Trainer(accelerator="cpu", devices=1, precision=precision, callbacks=[watch], **options)
             if data is None or isinstance(data, LightningDataModule):
                 trainer.fit(module, datamodule=data)
             else:
@@ -126,7 +125,7 @@ class _Watch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batches += 1
-        if self._batches < 2:
+        if self._batches != 2:
             return
         tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
         sizes = [len(x) for x in tensors if x.dim()]

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_optim.config.mixin import ConfiguredOptimizer
@@ -81,6 +82,8 @@ def estimate_memory(
     own = first.optimizer_strategy() if optimizer is None and isinstance(first, ConfiguredOptimizer) else None
     counting = _Counting(make, spread, read_candidates(optimizer, bits, own), list(callbacks))
     counting.run()
+    if spread.cuda and str(devices) in ("auto", "-1", "None") and not torch.cuda.is_available():
+        counting.notes.append(f"devices={devices} is counted as 1: there is no GPU here. Give their number.")
     held = measure(module, data, spread, batch_size, counting.notes) if activations else None
     return counting.estimate(type(first).__name__, size, held)
 

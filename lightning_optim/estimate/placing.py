@@ -62,7 +62,7 @@ def _made(make: Make, device: str) -> nn.Module:
         raise
     except Exception as error:  # a user's constructor may raise anything
         where = _line_of(error)
-        if device != "meta":
+        if device != "meta" or isinstance(error, OSError | ImportError):  # a file that is not there, here or on the CPU
             raise OptionError(f"{title} cannot be built{where}: {type(error).__name__}: {first_line(error)}") from error
         raise OptionError(
             f"{title} cannot be built on the meta device, where tensors have no values{where}: {type(error).__name__}: "

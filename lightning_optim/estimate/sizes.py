@@ -17,10 +17,10 @@ def read_size(size: Any) -> int:
         OptionError: for anything else, and for a size that is not positive.
 
     Example:
-        >>> read_size("24GB"), read_size("1.5 KiB"), read_size(100)
-        (24000000000, 1536, 100)
+        >>> read_size("24GB"), read_size("1.5 KiB"), read_size(100), read_size("1.5e9")
+        (24000000000, 1536, 100, 1500000000)
     """
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]i?)?b?\s*", str(size).lower())
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d\d?)?|\.\d+)\s*([kmgt]i?)?b?\s*", str(size).lower())
     if found is None or isinstance(size, bool) or not (isinstance(size, str) or is_number(size)):
         raise OptionError(f"fits={shown(size)} must be a size of memory, such as 24GB, 80GiB or a number of bytes.")
     value = int(float(found[1]) * UNITS[found[2] or ""])

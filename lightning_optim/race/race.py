@@ -137,8 +137,8 @@ class Race:
         """The rows of the table, from the runs that are over."""
         if self.metric is None:
             reasons = {key[0]: outcome.reason for key, outcome in self.runs.items()}
-            told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise OptionError(f"no run has finished, so there is nothing to compare. {told}")
+            told = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in reasons.items())
+            raise OptionError(f"no run has finished, so there is nothing to compare. {told}.")
         return summarize(self.candidates, self.runs, self.metric)
 
     def _over(self, task: Task, outcome: Outcome | None) -> list[Task]:

@@ -88,8 +88,16 @@ class LightningRun:
         Raises:
             OptionError: for several ranks, a run without an end, and where no candidate can.
         """
-        with _quietly():
-            trainer = self._trainer({}, [])
+        try:
+            with _quietly():
+                trainer = self._trainer({}, [])
+        except OptionError:
+            raise
+        except Exception as error:  # Lightning raises several kinds
+            raise OptionError(
+                f"the Trainer of the config cannot be made on this machine: {first_line(error)} Options of fit change "
+                "it, such as --trainer.accelerator cpu."
+            ) from error
         if trainer.world_size > 1:
             raise OptionError(
                 f"the config trains on {trainer.world_size} devices with {type(trainer.strategy).__name__}, and a race "
@@ -131,6 +139,13 @@ class LightningRun:
                     _validate(trainer, module, data)
             except Diverged as error:
                 status, reason = "diverged", first_line(error)
+            except Exception as error:
+                if module.automatic_optimization:
+                    raise
+                raise OptionError(
+                    f"{type(module).__name__} optimizes by itself (automatic_optimization=False), and a race gives it "
+                    f"one optimizer, whatever it configures: {type(error).__name__}: {first_line(error)}"
+                ) from error
             recorder.finish(trainer)
         facts: dict[str, Any] = {"validated": recorder.validated, "start": recorder.start, "batches": recorder.batches}
         facts["replaced"] = type(module).__name__ if _configures(module) else ""

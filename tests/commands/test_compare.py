@@ -82,6 +82,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["adamw", "--epochs", "1", "--steps", "1"], "epochs=1 and steps=1 are both given"),
     (["{name: lion", "adamw"], "candidate '{name: lion' is no mapping"),
     (["adamw", "--trainer.devices", "2"], "the config trains on 2 devices with DDPStrategy"),
+    (["adamw", "--trainer.accelerator", "tpu"], "the Trainer of the config cannot be made on this machine: "),
     (["adamw", "--ckpt_path", "a.ckpt"], "ckpt_path resumes a run of one optimizer"),
 ]
 

@@ -6,11 +6,29 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
 
 from lightning_optim.cli import main
 
 DIGITS = ["--config", f"{Path(__file__).parents[2] / 'examples' / 'digits' / 'adan.yaml'}"]
 VALUES = 10_026
+
+
+class Unready(Callback):
+    """One that cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no server")
+
+
+class Reads(LightningModule):
+    """One that reads a file, and then values."""
+
+    def __init__(self, path: str = "no/such/file.pt") -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, int(torch.ones(3, dtype=torch.float32).sum().item()))
+        self.layer.load_state_dict(torch.load(path))
 
 
 def run(*args: str) -> int:
@@ -63,6 +81,10 @@ def test_json_of_several_optimizers_by_import_path(capsys: pytest.CaptureFixture
         (["--devices", "0"], "at least one device"),
         (["--fits", "much"], "must be a size of memory"),
         (["--picture", "memory.doc"], "must end in .png, .pdf or .svg"),
+        (["--picture", "no_folder.d/m.png"], "there is no folder no_folder.d"),
+        (["--picture", "/proc/m.png"], "cannot be written: "),
+        (["--batch-size", "8"], "Add --activations, or leave it out"),
+        (["--trainer.callbacks", f"{__name__}.Unready"], "trainer of the config cannot be built: no server"),
         (["--bits", "few"], "invalid int value: 'few'"),
         (["--model.wodth", "3"], "Option 'wodth' is not accepted"),
     ],
@@ -73,6 +95,32 @@ def test_a_wrong_word_gets_one_sentence(args: list[str], sentence: str, capsys: 
     assert said.out == ""
     assert sentence in said.err
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("meta", ["cannot be built on the meta device", "RuntimeError: Tensor.item() cannot be called", "--build cpu"]),
+        ("cpu", ["Reads cannot be built (test_memory.py, line ", "FileNotFoundError: ", "no/such/file.pt"]),
+    ],
+)
+def test_what_a_constructor_raises_is_said(where: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"{__name__}.Reads", "--optimizer", "adamw", "--build", where) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+    assert ("--build cpu" in said) == (where == "meta")
+
+
+def test_a_config_for_gpus_is_counted_without_any(capsys: pytest.CaptureFixture[str]) -> None:
+    gpus = ["--trainer.accelerator", "gpu", "--trainer.precision", "16-mixed", "--trainer.devices"]
+    assert run(*DIGITS, "--bits", "32", *gpus, "-1") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("devices=-1 is counted as 1: there is no GPU here" in said) != torch.cuda.is_available()
+    assert run(*DIGITS, "--bits", "32", *gpus, "4", "--strategy", "fsdp", "--fits", "1.5e9") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "FSDP1 on 4 ranks, precision 16-mixed" in said
+    assert "fits 1.50 GB" in said
+    assert "there is no GPU" not in said
 
 
 def test_a_config_without_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_optim import OptimizerStrategy, OptionError
+from lightning_optim import ConfiguredOptimizer, OptimizerStrategy, OptionError
 from lightning_optim.commands.project import Project
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,28 @@ def test_a_module_trains_with_another_optimizer_than_it_configures() -> None:
     with pytest.warns(UserWarning, match="configure_optimizers` will be overridden"):
         optimizer: Any = by_class.module().configure_optimizers()
     assert (type(optimizer).__name__, optimizer.param_groups[0]["lr"]) == ("Adan", 0.25)
+
+
+class Unannotated(ConfiguredOptimizer, LightningModule):
+    """As README's first lines: the parser takes the optimizer as it stands."""
+
+    def __init__(self, optimizer="adan") -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = torch.nn.Linear(2, 1)
+
+
+def test_a_spec_without_an_annotation_is_read() -> None:
+    model = ["--model", f"{__name__}.Unannotated"]
+    plain, given = Project(model), Project([*model, "--model.optimizer", "{name: lion, lr: 0.5, schedule: cosine}"])
+    assert plain.spec is not None
+    assert plain.spec.as_config() == "adan"
+    assert given.spec is not None
+    assert given.spec.as_config() == {"name": "lion", "lr": 0.5, "schedule": "cosine"}
+    built: Any = given.module(OptimizerStrategy("muon", lr=0.25))
+    assert built.optimizer_strategy().as_config() == {"name": "muon", "lr": 0.25}
+    with pytest.raises(OptionError, match="There is no optimizer named 'adamm'"):
+        Project([*model, "--model.optimizer", "adamm"])
 
 
 @pytest.mark.parametrize(

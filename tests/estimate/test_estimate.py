@@ -108,6 +108,32 @@ def test_a_module_with_two_optimizers_of_its_own() -> None:
     assert (one.name, one.bits, one.of("parameter")) == ("AdamW, AdamW", None, 4 * (44 + 10))
 
 
+class ByHand(Deep):
+    """As `Deep`, with two optimizers, each of which takes a step by hand."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.0) for part in (self.block, self.out)]
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:  # type: ignore[override]
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_activations_of_several_steps_in_a_batch() -> None:
+    by_hand = estimate_memory(ByHand, activations=True, data=sequences(8)).of().activations
+    automatic = estimate_memory(lambda: Deep(0.0), activations=True, data=sequences(8)).of().activations
+    assert automatic is not None
+    assert by_hand == pytest.approx(automatic, rel=0.02)
+
+
 def test_a_module_that_is_there_is_not_changed() -> None:
     module = Plain()
     before = list(module.parameters())
