@@ -68,7 +68,7 @@ def run(args: Sequence[str]) -> int:
         _check_picture(options.picture)
     if options.batch_size is not None and not options.activations:
         raise OptionError("--batch-size changes activations alone. Add --activations, or leave it out.")
-    project = Project(["--model", args[0], *rest] if by_class else rest)
+    project = Project([_of_word(args[0]), args[0], *rest] if by_class else rest)
     estimate = _estimate(project, options)
     if options.picture is not None:
         _draw(estimate, options.picture)
@@ -91,6 +91,11 @@ def _draw(estimate: MemoryEstimate, path: Path) -> None:
         picture(estimate).savefig(path, dpi=150)
     except OSError as error:
         raise OptionError(f"--picture {path} cannot be written: {first_line(error)}") from error
+
+
+def _of_word(word: str) -> str:
+    """The option for a word without one: a file or the path of a class."""
+    return "--config" if word.endswith((".yaml", ".yml")) else "--model"
 
 
 def _estimate(project: Project, options: argparse.Namespace) -> MemoryEstimate:

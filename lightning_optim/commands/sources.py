@@ -99,6 +99,8 @@ class PythonSource:
                 f"module={shown(module)} must be a class or a function that makes a new LightningModule for each run, "
                 "such as lambda: Classifier(width=32)."
             )
+        if trainer is not None and not isinstance(trainer, Mapping):
+            raise OptionError(f"trainer={shown(trainer)} must be a mapping of the Trainer's arguments, or None.")
         self._module, self._data, self._trainer = module, data, dict(trainer or {})
         self._takes = "optimizer" in inspect.signature(module).parameters
 

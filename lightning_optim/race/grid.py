@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lightning_optim.errors import OptionError, is_number, shown
 
 FACTORS = (0.3, 1.0, 3.0)
 
 
-def read_factors(factors: Sequence[float]) -> tuple[float, ...]:
+def read_factors(factors: Iterable[float] | float) -> tuple[float, ...]:
     """The factors of a grid, sorted.
 
     Raises:
         OptionError: for no factor, one that is not a positive number, and one that is given twice.
     """
-    found = tuple(factors)
+    found = tuple(factors) if isinstance(factors, Iterable) else (factors,)
     if not found or not all(is_number(factor) and 0 < factor < float("inf") for factor in found):
         raise OptionError(f"grid={shown(list(found))} must be factors above 0 on the learning rate, such as 0.3,1,3.")
     if len(set(found)) < len(found):

@@ -12,6 +12,8 @@ from lightning_optim.race.outcome import Outcome
 from lightning_optim.race.statistics import LEVEL, Difference, holm, paired, spread
 from lightning_optim.race.store import Key
 
+ROUNDING = 1e-6  # of the metric: what arithmetic in another order may change in float32
+
 
 @dataclass(frozen=True)
 class Point:
@@ -155,6 +157,9 @@ def verdict(row: Standing, first: Standing, metric: Metric) -> str:
     by = f"{metric.name} is {'lower' if found.mean < 0 else 'higher'} by {abs(found.mean):.3g}"
     if found.seeds == 1:
         return f"With one seed no difference can be told from chance {pair}: {by} with {row.name}. Take --seeds 5."
+    size = max(abs(x) for one in (first, row) if one.best for x in one.best.values.values())
+    if 0 < max(abs(end) for end in (found.mean, found.low or 0.0, found.high or 0.0)) <= ROUNDING * size:
+        return f"{row.name} and {first.name} differ by rounding only ({abs(found.mean):.1g}, {seeds})."
     if found.p is None:
         return f"No test {pair}: {by} with {row.name} for each of {seeds}, without any spread."
     assert row.p is not None

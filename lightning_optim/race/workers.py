@@ -172,7 +172,11 @@ def _work(run: Run, connection: Connection, threads: int) -> None:
             task = connection.recv()
         except EOFError:
             return
-        connection.send(execute(run, task, tick))
+        try:
+            outcome = execute(run, task, tick)
+        except KeyboardInterrupt:  # Lightning's answer to the end that the first process asks for
+            return
+        connection.send(outcome)
 
 
 def _end(code: int | None) -> str:

@@ -273,12 +273,17 @@ def _states_one_by_one(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]
             if key not in seen:
                 (state,) = _states_on(optimizer, "cpu", [{**group, "params": [p]}])
                 seen[key] = {slot: _without_values(value) for slot, value in state.items()}
-            found.append(seen[key])
+            found.append({slot: _own_counter(value) for slot, value in seen[key].items()})
     return found
 
 
 def _without_values(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if type(value) is Tensor and value.dim() else value
+
+
+def _own_counter(value: Any) -> Any:
+    """A counter of steps for a parameter of its own; memory that is shared counts once."""
+    return value.clone() if type(value) is Tensor and not value.dim() else value
 
 
 def human(size: float) -> str:

@@ -126,5 +126,6 @@ def test_a_config_for_gpus_is_counted_without_any(capsys: pytest.CaptureFixture[
 def test_a_config_without_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("trainer: {max_epochs: 1}\n")
-    assert run("--config", str(path)) == 2
-    assert "there is no model" in capsys.readouterr().err
+    for words in (["--config", str(path)], [str(path)]):
+        assert run(*words) == 2
+        assert "there is no model" in capsys.readouterr().err

@@ -138,6 +138,12 @@ def test_callbacks_stay_and_checkpoints_do_not(tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_raced_is_said_before_anything_runs() -> None:
     with pytest.raises(OptionError, match="trains on 2 devices with DDPStrategy"):
         compare("adamw", trainer={"devices": 2})
+    with pytest.raises(OptionError, match="trainer=3 must be a mapping"):
+        lightning_optim.compare(["adamw"], module=Regression, trainer=3)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"the Trainer of the config cannot be made on this machine: .*max_epuchs"):
+        compare("adamw", trainer={"max_epuchs": 1})
+    with pytest.raises(OptionError, match=r"ByHand optimizes by itself \(automatic_optimization=False\)"):
+        compare("adamw", module=ByHand)
     with pytest.raises(OptionError, match="does not say how long"):
         compare("adamw", epochs=None)
     with pytest.raises(OptionError, match=r"no metric 'val/acc'. Did you mean val/accuracy .* There are train/loss"):
@@ -150,6 +156,16 @@ def test_what_cannot_be_raced_is_said_before_anything_runs() -> None:
         compare("adamw", epoch=3)
     with pytest.raises(OptionError, match="either config, a YAML file, or module"):
         lightning_optim.compare(["adamw"])
+
+
+class ByHand(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+        several: Any = self.optimizers()
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1]) * len(list(several))
 
 
 class Broken(Regression):

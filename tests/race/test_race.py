@@ -24,7 +24,7 @@ def valley(candidate: Candidate, seed: int, lr: float) -> dict[str, Any]:
     """A loss whose best learning rate is 0.01 for all, with a level of each candidate."""
     level = float(candidate.spec or 0.0)
     end = level + abs(math.log10(lr) + 2) + 0.1 * math.sin(7 * seed + 1) + 0.01 * math.sin(seed * (3 + 1000 * level))
-    return {"loss": [end + 2, end + 1, end]}
+    return {"loss": [end + 2, end + 1, end], "same": 1 + level * (1 + 1e-3 * math.sin(seed))}
 
 
 class Counted:
@@ -44,6 +44,8 @@ def troubled(candidate: Candidate, seed: int, lr: float) -> dict[str, Any]:
     """Runs that fail in every way."""
     if candidate.name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if candidate.name == "stops":
+        raise KeyboardInterrupt
     if candidate.name == "raises":
         raise RuntimeError("shapes do not fit\nmore")
     if candidate.name == "diverges" and lr > 0.02:
@@ -72,6 +74,11 @@ def test_the_best_learning_rate_has_the_best_mean_and_differences_are_paired() -
 def test_no_difference_is_said() -> None:
     _, other = Race(valley, two(0.0, 0.001), seeds=[0, 1, 2], factors=[1.0]).go()
     assert other.verdict.startswith("No difference seen between c1 and c0 with 3 seeds (p = ")
+    _, other = Race(valley, two(0.0, 1e-9), seeds=[0, 1, 2], factors=[1.0], metric="same").go()
+    assert other.difference is not None
+    assert other.difference.p is not None
+    assert other.difference.p < 1e-4
+    assert other.verdict == "c1 and c0 differ by rounding only (1e-09, 3 seeds)."
     _, other = Race(valley, two(), seeds=[0]).go()
     assert "With one seed no difference can be told from chance" in other.verdict
 
@@ -111,12 +118,14 @@ def test_a_candidate_that_always_diverges_is_tried_at_lower_learning_rates() -> 
     assert found.verdict.startswith("diverges finished no run")
 
 
-def test_a_process_that_dies_costs_its_run_only() -> None:
-    candidates = [Candidate("good", 0.01), Candidate("dies", 0.01)]
-    good, dies = Race(troubled, candidates, seeds=[0, 1], factors=[1.0], processes=2).go()
+def test_a_process_that_dies_costs_its_run_only(capfd: pytest.CaptureFixture[str]) -> None:
+    candidates = [Candidate("good", 0.01), Candidate("dies", 0.01), Candidate("stops", 0.01)]
+    good, dies, stops = Race(troubled, candidates, seeds=[0, 1], factors=[1.0], processes=2).go()
     alone = Race(troubled, candidates[:1], seeds=[0, 1], factors=[1.0]).go()
     assert good.best == alone[0].best
     assert dies.note == "its process ended with SIGKILL."
+    assert stops.note == "its process ended with status 0."
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_race_is_stopped_and_continued(tmp_path: Path) -> None:
@@ -171,6 +180,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"seeds": []}, "at least one"),
         ({"seeds": [1, 1]}, "a seed twice"),
         ({"seeds": [-1]}, "whole number of 0 or more"),
+        ({"factors": 0}, "must be factors above 0"),
         ({"factors": []}, "must be factors above 0"),
         ({"factors": [0.0, 1.0]}, "must be factors above 0"),
         ({"factors": [1.0, 1.0]}, "a factor twice"),

@@ -64,6 +64,16 @@ class Nested(torch.optim.SGD):
                 self.state[p] = {"code": self.table, "step": 0, "parts": [half, {"more": torch.zeros(3)}]}
 
 
+def test_counters_of_parameters_of_one_shape_count_each() -> None:
+    params = [nn.Parameter(torch.zeros(2, 3, dtype=torch.float32, device="cpu")) for _ in range(3)]
+    optimizer: Any = torch.optim.Adafactor(params)  # no step on the meta device: it asks for values
+    predicted = predicted_memory(optimizer)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [(e.slot, e.bytes) for e in predicted] == [(e.slot, e.bytes) for e in state_memory(optimizer)]
+
+
 def test_shared_and_nested_memory_counts_once() -> None:
     optimizer = Nested(tensors()[:4], lr=0.1)
     one_step(optimizer)
