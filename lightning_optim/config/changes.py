@@ -15,6 +15,7 @@ from lightning_optim.errors import OptionError, nearest, shown
 
 # Keys whose value is a word, or a mapping with the word under this name.
 WORDS = {"schedule": "name", "communication": "kind", "layer_decay": "decay"}
+LISTS = ("no_decay", "full_precision", "freeze")  # lists of roles and patterns
 WARMUPS = {"warmup", "warmup_steps"}  # two ways to write the same
 READERS: dict[str, Callable[[Any], Any]] = {"schedule": schedules.read, "communication": read_communication}
 
@@ -34,7 +35,7 @@ def changed(previous: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     before = strategy.config
     merged: dict[str, Any] = {**before}
     for key, value in changes.items():
-        if key in ("no_decay+", "full_precision+", "groups+", "freeze+"):
+        if key in ("groups+", *(f"{name}+" for name in LISTS)):
             key = key.removesuffix("+")
             value = [*merged.get(key, getattr(strategy, key)), *(value if isinstance(value, list) else [value])]
         if key == "adamw+":
@@ -79,10 +80,12 @@ def changed_at(previous: Any, path: Sequence[str], value: Any) -> dict[str, Any]
         return changed(strategy, {key: _in_groups(strategy, rest, value)})
     if key in READERS and rest == [WORDS[key]]:
         return changed(strategy, {key: _reworded(key, strategy.config.get(key), value)})
-    option = strategy.kind.options.get(key)
-    old = strategy.options.get(key, option.default if option is not None else None)
-    if isinstance(old, list | tuple) and len(rest) == 1:
+    if key in LISTS and len(rest) == 1:
+        return changed(strategy, {key: _at_index(key, getattr(strategy, key), rest[0], value)})
+    if isinstance(old := _value_of(strategy, key), list | tuple) and len(rest) == 1:
         return changed(strategy, {key: _at_index(key, old, rest[0], value)})
+    if key == "schedule" and strategy.schedule is not None:
+        rest, value = _in_schedule(strategy, rest, value)
     for part in reversed(rest):
         value = {part: value}
     return changed(strategy, {key: value})
@@ -142,25 +145,57 @@ def _in_groups(strategy: OptimizerStrategy, path: Sequence[str], value: Any) -> 
     """The groups with another option in one of them: `["0", "lr"]`, `["head", "lr"]` or `["net", "*", "lr"]`."""
     groups = list(strategy.config.get("groups", ()))
     labels = [split.label for split in strategy.groups]
-    *where, option = path if len(path) > 1 else (*path, "")
-    word = ".".join(where)
+    # A label may have dots, and so may an option: `groups.net.0.*.betas.1`.
+    known = [n for n in range(len(path) - 1, 0, -1) if ".".join(path[:n]) in labels or (n == 1 and path[0].isdecimal())]
+    at = known[0] if known else max(len(path) - 1, 1)
+    word, (option, *place) = ".".join(path[:at]), path[at:] or [""]
     if not groups:
         raise OptionError(
             f"groups.{'.'.join(path)}: {strategy.name} has no groups here. Append one, as in "
             "groups+='{params: head.*, lr: 1e-4}'."
         )
     index = labels.index(word) if word in labels else int(word) if word.isdecimal() else -1
-    if not option or not 0 <= index < len(groups):
+    if not option or len(place) > 1 or not 0 <= index < len(groups):
         there = ", ".join(f"{i} ({label})" for i, label in enumerate(labels))
         raise OptionError(
             f"groups.{'.'.join(path)}: write groups.GROUP.OPTION, with the index or the name of a group: {there}."
             f"{'' if word.isdecimal() else nearest(word, labels)}"
         )
+    name = option.removesuffix("+")
+    old = groups[index].get(name, _value_of(strategy, name))
+    old = [old] if name == "params" and isinstance(old, str) else old
+    if name != option and isinstance(old, list | tuple):
+        option, value = name, [*old, *(value if isinstance(value, list) else [value])]
+    elif place:
+        value = _at_index(f"groups.{word}.{option}", old, place[0], value)
     groups[index] = {**groups[index], option: value}
     return groups
 
 
-def _at_index(key: str, old: Sequence[Any], index: str, value: Any) -> list[Any]:
+def _in_schedule(strategy: OptimizerStrategy, path: Sequence[str], value: Any) -> tuple[list[str], Any]:
+    """The option of a schedule, and its value, for a place in a list: `["milestones", "0"]` or `["milestones+"]`."""
+    (option, *place), given = path, strategy.config["schedule"]
+    name = option.removesuffix("+")
+    old = given.get(name) if isinstance(given, Mapping) else None
+    default = getattr(strategy.schedule, name, None)
+    if old is None and isinstance(default, tuple):  # of moments, which are fractions
+        old = [moment.amount for moment in default]
+    if name != option and isinstance(old, list | tuple):
+        return [name], [*old, *(value if isinstance(value, list) else [value])]
+    if len(place) == 1:
+        return [name], _at_index(f"schedule.{name}", old, place[0], value)
+    return [*path], value
+
+
+def _value_of(strategy: OptimizerStrategy, key: str) -> Any:
+    """The value of an option of the optimizer, given or by default; None for another key."""
+    option = strategy.kind.options.get(key)
+    return strategy.options.get(key, option.default if option is not None else None)
+
+
+def _at_index(key: str, old: Any, index: str, value: Any) -> list[Any]:
+    if not isinstance(old, list | tuple):
+        raise OptionError(f"{key}.{index}: {key}={shown(old)} is no list. Write {key} without an index.")
     if not index.isdecimal() or int(index) >= len(old):
         raise OptionError(
             f"{key}.{index}: {key}={shown(list(old))} has {len(old)} values, {key}.0 to {key}.{len(old) - 1}."

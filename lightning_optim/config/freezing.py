@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_optim.config.frozen import some_of
-from lightning_optim.config.groups import ROLES, heads, matches, named_roles
+from lightning_optim.config.groups import ROLES, heads, hint, matches, named_roles
 from lightning_optim.distributed.names import owned_parameters
-from lightning_optim.errors import OptionError, nearest, shown
+from lightning_optim.errors import OptionError, shown
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -64,7 +64,7 @@ def chosen_by(module: nn.Module, words: Sequence[str]) -> dict[str, nn.Parameter
             some = ", ".join(name for name, _ in owned[:4])
             raise OptionError(
                 f"freeze: no parameter matches {shown(word)}. Roles are {', '.join(ROLES)}; names are like "
-                f"{some}.{nearest(word, ROLES)}"
+                f"{some}.{hint(word, dict(owned))}"
             )
         found |= mine
     return found

@@ -211,6 +211,18 @@ def _short_names(groups: Sequence[_Group], first: int) -> dict[int, str]:
     return found
 
 
+def hint(word: str, names: Iterable[str]) -> str:
+    """What to write instead of a word that matches no parameter; empty if nothing comes near.
+
+    Example:
+        >>> hint("body", ["body.weight", "body.bias"]), hint("biass", ["body.weight"])
+        (" Write 'body.*' for all parameters in it.", ' Did you mean bias?')
+    """
+    if any(matches_name(name, f"{word}.*") for name in names):
+        return f" Write {word + '.*'!r} for all parameters in it."
+    return nearest(word, [role for role in ROLES if role != word])
+
+
 def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
     """Refuse a pattern, or a mistyped role, that matches no name, not even of a frozen or shared parameter."""
     names = [name for name, *_ in owned_parameters(module)]
@@ -220,7 +232,7 @@ def _check_patterns(module: nn.Module, split: Sequence[Split]) -> None:
                 some, roles = ", ".join(names[:4]), ROLES[1:] if label == "adamw" else ROLES[1:-1]
                 raise OptionError(
                     f"{label}: no parameter matches {shown(word)}. Roles are {', '.join(roles)}; names are like "
-                    f"{some}.{nearest(word, ROLES)}"
+                    f"{some}.{hint(word, names)}"
                 )
 
 
@@ -231,7 +243,7 @@ def _check_overrides(roles: Mapping[str, str], overrides: Sequence[Split]) -> No
         for word in words:
             if not any(matches(name, kind, [word]) for name, kind in roles.items()):
                 some = ", ".join(list(roles)[:4])
-                raise OptionError(f"groups: no parameter matches {shown(word)}; names are like {some}.")
+                raise OptionError(f"groups: no parameter matches {shown(word)}; names are like {some}.{hint(word, roles)}")
         mine = [name for name, kind in left.items() if matches(name, kind, words)]
         if not mine:
             raise OptionError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 class ForOneFit(Callback):
@@ -48,6 +49,28 @@ class ShowMetric(ForOneFit):
 
     seen: Any = None  # the last value
     steps = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.serves(trainer) and (why := self._without_value(trainer)):
+            word = self.scheduler.shape.monitor
+            rank_zero_warn(
+                f"schedule 'plateau' monitors {word!r}, and {why} Unless training logs {word!r} too, this fit ends with "
+                "an error when the metric is read."
+            )
+
+    def _without_value(self, trainer: Any) -> str:
+        """Why a metric of validation will not be there when it is read, and what to do; empty where it will."""
+        shape, every = self.scheduler.shape, trainer.check_val_every_n_epoch
+        if not shape.monitor.startswith("val"):
+            return ""
+        if not trainer.enable_validation:
+            return (
+                "this fit has no validation: there is no validation_step, no validation loader, or limit_val_batches=0. "
+                "Add validation, or monitor a metric of training."
+            )
+        if shape.interval == "epoch" and every is not None and shape.frequency % every:
+            return f"validation runs every {every} epochs (check_val_every_n_epoch). Write frequency: {every} beside it."
+        return ""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.scheduler.shown = False

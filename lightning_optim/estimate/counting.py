@@ -63,6 +63,14 @@ def unpredicted(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
     return [type(one).__name__ for one in others if not predicted_memory(one) and not _stateless(one)]
 
 
+def unpredicted_note(optimizers: Sequence[torch.optim.Optimizer]) -> str:
+    """What is not counted of the state of optimizers of other libraries; empty where all of it is."""
+    names = unpredicted(optimizers)
+    most = [f"{2 * one.defaults['history_size'] + 2}" for one in optimizers if isinstance(one, torch.optim.LBFGS)]
+    bound = f" LBFGS grows to {most[0]} times its parameters (2 history_size + 2)." if most else ""
+    return f"The state of {', '.join(names)} is not known before its first step, and not counted.{bound}" if names else ""
+
+
 def _stateless(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, torch.optim.SGD) and not any(g["momentum"] for g in optimizer.param_groups)
 

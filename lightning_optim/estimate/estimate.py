@@ -14,7 +14,7 @@ from lightning_optim.distributed.placement import block, is_dtensor, logical_sha
 from lightning_optim.errors import OptionError, check_choice
 from lightning_optim.estimate.activations import measure
 from lightning_optim.estimate.candidates import Candidate, read_candidates
-from lightning_optim.estimate.counting import count, unpredicted
+from lightning_optim.estimate.counting import count, unpredicted_note
 from lightning_optim.estimate.fake_ranks import as_rank
 from lightning_optim.estimate.placing import Make, maker, placed, quiet
 from lightning_optim.estimate.result import MemoryEstimate, OptimizerEstimate
@@ -164,8 +164,8 @@ class _Counting:
     def _count_candidate(self, rank: int, module: nn.Module, candidate: Candidate) -> None:
         with quiet():
             optimizers = candidate.optimizers(module)
-        if rank == 0 and (unknown := unpredicted(optimizers)):
-            self.notes.append(f"The state of {', '.join(unknown)} is not known before its first step, and not counted.")
+        if rank == 0 and (note := unpredicted_note(optimizers)):
+            self.notes.append(note)
         name = candidate.name or ", ".join(type(one).__name__ for one in optimizers)
         companions = [
             one for one in candidate.callbacks() if not any(isinstance(c, type(one)) for c in self._callbacks)

@@ -255,7 +255,8 @@ def _states_on(optimizer: torch.optim.Optimizer, device: str, groups: Iterable[d
     for group in groups:
         params = [torch.zeros_like(local(p), device=device).requires_grad_() for p in group["params"]]
         for p, own in zip(params, group["params"], strict=True):
-            p.grad = torch.zeros_like(p) if own.requires_grad else None
+            zeros = torch.zeros_like(p) if own.requires_grad else None
+            p.grad = zeros.to_sparse(1) if zeros is not None and isinstance(optimizer, torch.optim.SparseAdam) else zeros
         copies.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
     known = inspect.signature(type(optimizer)).parameters
     clone = type(optimizer)(copies, **{k: v for k, v in optimizer.defaults.items() if k in known})

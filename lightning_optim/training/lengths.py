@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from lightning_optim.errors import OptionError, is_number
 from lightning_optim.training.schedules import total_steps
 
-ALLOWED = "a number of steps, a fraction of training below 1, or a text such as '5 epochs'"
+ALLOWED = "a whole number of steps such as 100, a fraction of training below 1, or a text such as '5 epochs'"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Length:
 def read_length(value: Any) -> Length | None:
     """Read a length: whole numbers are steps, numbers below 1 fractions of training; None for anything else.
 
+    So 1.0 and 2.0, which may be steps, a fraction or percent, are None.
+
     Example:
         >>> print(read_length(100), read_length(0.05), read_length("1 epoch"), read_length("5 %"))
         100 0.05 1 epoch 0.05
@@ -55,6 +58,8 @@ def read_length(value: Any) -> Length | None:
     number = float(value)
     if 0 < number < 1:
         return Length(number, "fraction")
+    if not isinstance(value, numbers.Integral) and 1 <= number < 100:
+        return None
     return Length(number) if number.is_integer() else None
 
 

@@ -298,6 +298,19 @@ def test_a_run_that_is_resumed_is_the_same(spec: Any, callback: Any, tmp_path: P
         assert len(kept) == 4
 
 
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "LBFGS"])
+def test_predicted_memory_is_that_of_a_step(name: str) -> None:
+    """To the byte, with the numbers that each parameter has, and for sparse gradients."""
+    net = net_for(name)()
+    optimizer = create_optimizer(spec_for(name), net)
+    predicted = predicted_memory(optimizer)
+    net(torch.ones(8, 4, dtype=torch.float32, device="cpu")).sum().backward()
+    optimizer.step()
+    assert sorted((e.name, e.slot, e.bytes) for e in predicted) == sorted(
+        (e.name, e.slot, e.bytes) for e in state_memory(optimizer)
+    )
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize(
     ("before", "after", "words"),

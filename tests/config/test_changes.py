@@ -18,6 +18,7 @@ GROUPS: list[dict[str, Any]] = [
     {"params": ["net.2.*"], "name": "head", "betas": [0.5, 0.6]},
 ]
 ADAMW: dict[str, Any] = {"name": "adamw", "betas": [0.8, 0.9], "groups": GROUPS}
+STEPS: dict[str, Any] = {"name": "adan", "schedule": {"name": "multi_step", "milestones": [3, 7]}}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,18 @@ ADAMW: dict[str, Any] = {"name": "adamw", "betas": [0.8, 0.9], "groups": GROUPS}
         ("adamw", "schedule.name", "linear", {"name": "adamw", "schedule": {"name": "linear"}}),
         ({"name": "muon", "adamw": {"scale": 0.5}}, "adamw.scale", 0.25, {"name": "muon", "adamw": {"scale": 0.25}}),
         ({"name": "lion", "lr": 0.5}, "name", "torch.optim.SGD", {"name": "torch.optim.SGD", "lr": 0.5}),
+        (STEPS, "schedule.milestones.1", 5, {**STEPS, "schedule": {"name": "multi_step", "milestones": [3, 5]}}),
+        (STEPS, "schedule.milestones+", 9, {**STEPS, "schedule": {"name": "multi_step", "milestones": [3, 7, 9]}}),
+        (
+            {"name": "adan", "schedule": "multi_step"},
+            "schedule.milestones.0",
+            0.25,
+            {"name": "adan", "schedule": {"name": "multi_step", "milestones": [0.25, 0.75]}},
+        ),
+        ({"name": "adan", "freeze": ["a.*", "b.*"]}, "freeze.1", "c.*", {"name": "adan", "freeze": ["a.*", "c.*"]}),
+        (ADAMW, "groups.head.betas.1", 0.7, {**ADAMW, "groups": [GROUPS[0], {**GROUPS[1], "betas": [0.5, 0.7]}]}),
+        (ADAMW, "groups.net.0.*.betas.0", 0.7, {**ADAMW, "groups": [{**GROUPS[0], "betas": [0.7, 0.9]}, GROUPS[1]]}),
+        (ADAMW, "groups.1.params+", "a", {**ADAMW, "groups": [GROUPS[0], {**GROUPS[1], "params": ["net.2.*", "a"]}]}),
     ],
     ids=str,
 )
@@ -99,6 +112,10 @@ def test_another_name_keeps_what_fits_and_says_what_does_not(
         (ADAMW, "groups.heads.lr", r"1 \(head\). Did you mean head\?"),
         (ADAMW, "groups.lr", r"groups.lr: write groups.GROUP.OPTION"),
         (ADAMW, "groups.0.lrr", r"group 'net.0.\*' has no option 'lrr'. Did you mean lr"),
+        (ADAMW, "groups.0.lr.1", r"groups.0.lr.1: groups.0.lr=1.0 is no list. Write groups.0.lr without an index"),
+        (ADAMW, "groups.0.betas.1.1", r"groups.0.betas.1.1: write groups.GROUP.OPTION"),
+        (STEPS, "schedule.milestones.2", r"milestones=\[3, 7\] has 2 values, schedule.milestones.0 to schedule.mi"),
+        ({"name": "adan", "schedule": "cosine"}, "schedule.warmup.1", r"schedule.warmup=None is no list"),
         ("adamw", "schedule.name", r"schedule 1 is not one of"),
         ("adamw", "name", r"no optimizer named 1"),
     ],

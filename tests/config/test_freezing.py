@@ -73,6 +73,7 @@ def test_a_tied_weight_is_frozen_by_any_of_its_names() -> None:
             r"freeze: no parameter matches 'body.\*'. Roles are weight, bias, norm, embedding, head; names are",
         ),
         (["nrom"], r"freeze: no parameter matches 'nrom'.*Did you mean norm"),
+        (["0"], r"freeze: no parameter matches '0'.* Write '(net.)?0.\*' for all parameters in it"),
         (["embedding"], "freeze: no parameter matches 'embedding'"),
         (["*"], r"freeze=\['\*'\] leaves no parameter of (Sequential|Configured) to train"),
         (["weight", "bias", "norm"], "leaves no parameter of"),

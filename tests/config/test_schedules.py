@@ -164,6 +164,29 @@ def test_a_plateau_may_read_its_metric_after_steps() -> None:
     assert rates == [LR * 0.5 ** max(step // 2 - 1, 0) for step in range(2 * BATCHES)]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limit_val_batches": 0}, r"monitors 'val/loss', and this fit has no validation: .*Add validation, or"),
+        ({"check_val_every_n_epoch": 2}, r"and validation runs every 2 epochs .*Write frequency: 2 beside it"),
+    ],
+)
+def test_a_plateau_whose_metric_will_not_be_there_is_told_before_a_step(options: Any, words: str) -> None:
+    class Stops(Applied):
+        def on_train_batch_start(self, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match=words), pytest.raises(SystemExit):
+        fit({**SPECS["plateau"], "monitor": "val/loss"}, Stops(), **options)
+
+
+def test_a_plateau_reads_a_metric_of_every_second_epoch() -> None:
+    schedule = {**SPECS["plateau"], "patience": 0, "factor": 0.5, "frequency": 2}
+    rates, _, _ = fit(schedule, max_epochs=8, check_val_every_n_epoch=2)
+    epochs = [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]  # losses 0.5, 0.7, 0.4 and 0.4
+    assert rates == [LR * factor for factor in epochs for _ in range(BATCHES)]
+
+
 @saved_by_another
 def test_a_schedule_whose_place_is_unknown_is_refused(tmp_path: Path) -> None:
     fit(SPECS["plateau"], ModelCheckpoint(tmp_path, "plateau"), max_epochs=1)

@@ -199,13 +199,14 @@ def test_falling_schedules_keep_their_least_factor() -> None:
     ("value", "length"),
     [
         (5, Length(5)),
-        (5.0, Length(5)),
+        (500.0, Length(500)),
         (0, Length(0)),
         (0.25, Length(0.25, "fraction")),
         ("25 %", Length(0.25, "fraction")),
         ("1.5 epochs", Length(1.5, "epochs")),
         ("1 epoch", Length(1, "epochs")),
         ("7 steps", Length(7)),
+        *((wrong, None) for wrong in (1.0, 2.0, 99.0)),  # steps, a fraction, or percent
         *((wrong, None) for wrong in (-1, 1.5, True, None, "5", "five epochs", "100 %", "-1 epochs", "1.5 steps", [5])),
         *((wrong, None) for wrong in (float("inf"), float("nan"), 10**5000, "1e400 epochs")),
     ],
