@@ -242,8 +242,8 @@ def _check_overrides(roles: Mapping[str, str], overrides: Sequence[Split]) -> No
     for words, _, label, *_ in overrides:
         for word in words:
             if not any(matches(name, kind, [word]) for name, kind in roles.items()):
-                some = ", ".join(list(roles)[:4])
-                raise OptionError(f"groups: no parameter matches {shown(word)}; names are like {some}.{hint(word, roles)}")
+                some = f"{', '.join(list(roles)[:4])}.{hint(word, roles)}"
+                raise OptionError(f"groups: no parameter matches {shown(word)}; names are like {some}")
         mine = [name for name, kind in left.items() if matches(name, kind, words)]
         if not mine:
             raise OptionError(

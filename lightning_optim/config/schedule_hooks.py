@@ -54,8 +54,8 @@ class ShowMetric(ForOneFit):
         if self.serves(trainer) and (why := self._without_value(trainer)):
             word = self.scheduler.shape.monitor
             rank_zero_warn(
-                f"schedule 'plateau' monitors {word!r}, and {why} Unless training logs {word!r} too, this fit ends with "
-                "an error when the metric is read."
+                f"schedule 'plateau' monitors {word!r}, and {why} Unless training logs {word!r} too, this fit ends "
+                "with an error when the metric is read."
             )
 
     def _without_value(self, trainer: Any) -> str:
@@ -65,11 +65,11 @@ class ShowMetric(ForOneFit):
             return ""
         if not trainer.enable_validation:
             return (
-                "this fit has no validation: there is no validation_step, no validation loader, or limit_val_batches=0. "
-                "Add validation, or monitor a metric of training."
+                "this fit has no validation: there is no validation_step, no validation loader, or "
+                "limit_val_batches=0. Add validation, or monitor a metric of training."
             )
         if shape.interval == "epoch" and every is not None and shape.frequency % every:
-            return f"validation runs every {every} epochs (check_val_every_n_epoch). Write frequency: {every} beside it."
+            return f"validation runs every {every} epochs (check_val_every_n_epoch). Write frequency: {every} there."
         return ""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -65,10 +65,10 @@ def unpredicted(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
 
 def unpredicted_note(optimizers: Sequence[torch.optim.Optimizer]) -> str:
     """What is not counted of the state of optimizers of other libraries; empty where all of it is."""
-    names = unpredicted(optimizers)
+    names = ", ".join(unpredicted(optimizers))
     most = [f"{2 * one.defaults['history_size'] + 2}" for one in optimizers if isinstance(one, torch.optim.LBFGS)]
     bound = f" LBFGS grows to {most[0]} times its parameters (2 history_size + 2)." if most else ""
-    return f"The state of {', '.join(names)} is not known before its first step, and not counted.{bound}" if names else ""
+    return f"The state of {names} is not known before its first step, and not counted.{bound}" if names else ""
 
 
 def _stateless(optimizer: torch.optim.Optimizer) -> bool:

@@ -252,11 +252,12 @@ def _after_one_step(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, An
 def _states_on(optimizer: torch.optim.Optimizer, device: str, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The state of each parameter of a copy of an optimizer after a step on zeros."""
     copies: list[dict[str, Any]] = []
+    sparse = isinstance(optimizer, torch.optim.SparseAdam)
     for group in groups:
         params = [torch.zeros_like(local(p), device=device).requires_grad_() for p in group["params"]]
         for p, own in zip(params, group["params"], strict=True):
-            zeros = torch.zeros_like(p) if own.requires_grad else None
-            p.grad = zeros.to_sparse(1) if zeros is not None and isinstance(optimizer, torch.optim.SparseAdam) else zeros
+            zeros = torch.zeros_like(p).to_sparse(1) if sparse else torch.zeros_like(p)
+            p.grad = zeros if own.requires_grad else None
         copies.append({**{k: v for k, v in group.items() if k != "param_names"}, "params": params})
     known = inspect.signature(type(optimizer)).parameters
     clone = type(optimizer)(copies, **{k: v for k, v in optimizer.defaults.items() if k in known})

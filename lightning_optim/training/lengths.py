@@ -53,14 +53,13 @@ def read_length(value: Any) -> Length | None:
         if unit == "%":
             return Length(amount / 100, "fraction") if amount < 100 else None
         return Length(amount, unit + "s") if unit == "epoch" or amount.is_integer() else None
+    with_point = not isinstance(value, numbers.Integral)
     if not is_number(value) or not 0 <= value < 2**63:
         return None
     number = float(value)
     if 0 < number < 1:
         return Length(number, "fraction")
-    if not isinstance(value, numbers.Integral) and 1 <= number < 100:
-        return None
-    return Length(number) if number.is_integer() else None
+    return Length(number) if number.is_integer() and not (with_point and 1 <= number < 100) else None
 
 
 @dataclass(frozen=True)

@@ -168,12 +168,12 @@ def test_a_plateau_may_read_its_metric_after_steps() -> None:
     ("options", "words"),
     [
         ({"limit_val_batches": 0}, r"monitors 'val/loss', and this fit has no validation: .*Add validation, or"),
-        ({"check_val_every_n_epoch": 2}, r"and validation runs every 2 epochs .*Write frequency: 2 beside it"),
+        ({"check_val_every_n_epoch": 2}, r"and validation runs every 2 epochs .*Write frequency: 2 there"),
     ],
 )
 def test_a_plateau_whose_metric_will_not_be_there_is_told_before_a_step(options: Any, words: str) -> None:
     class Stops(Applied):
-        def on_train_batch_start(self, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.warns(UserWarning, match=words), pytest.raises(SystemExit):

@@ -152,6 +152,14 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100), nn.Linear(100, 100))
 
 
+def test_a_state_that_grows_is_told() -> None:
+    spec = {"name": "torch.optim.LBFGS", "history_size": 7}
+    estimate = estimate_memory(Configured(spec), [spec, "torch.optim.SGD"])
+    assert "LBFGS is not known before its first step, and not counted. LBFGS grows to 16 times" in " ".join(
+        estimate.notes
+    )
+
+
 def test_buffers_of_communication() -> None:
     size, unit = 4 * 3 * 10_100, 4 * 10_100
     where: dict[str, Any] = {"devices": 2, "bits": [32]}
