@@ -146,16 +146,16 @@ def _in_groups(strategy: OptimizerStrategy, path: Sequence[str], value: Any) -> 
     groups = list(strategy.config.get("groups", ()))
     labels = [split.label for split in strategy.groups]
     # A label may have dots, and so may an option: `groups.net.0.*.betas.1`.
-    known = [n for n in range(len(path) - 1, 0, -1) if ".".join(path[:n]) in labels or (n == 1 and path[0].isdecimal())]
-    at = known[0] if known else max(len(path) - 1, 1)
-    word, (option, *place) = ".".join(path[:at]), path[at:] or [""]
+    ends = [n for n in range(len(path) - 1, 0, -1) if ".".join(path[:n]) in labels or (n == 1 and path[0].isdecimal())]
+    at = ends[0] if ends else max(len(path) - 1, 1)
+    word, (option, *inside) = ".".join(path[:at]), path[at:] or [""]
     if not groups:
         raise OptionError(
             f"groups.{'.'.join(path)}: {strategy.name} has no groups here. Append one, as in "
             "groups+='{params: head.*, lr: 1e-4}'."
         )
     index = labels.index(word) if word in labels else int(word) if word.isdecimal() else -1
-    if not option or len(place) > 1 or not 0 <= index < len(groups):
+    if not option or len(inside) > 1 or not 0 <= index < len(groups):
         there = ", ".join(f"{i} ({label})" for i, label in enumerate(labels))
         raise OptionError(
             f"groups.{'.'.join(path)}: write groups.GROUP.OPTION, with the index or the name of a group: {there}."
@@ -166,15 +166,15 @@ def _in_groups(strategy: OptimizerStrategy, path: Sequence[str], value: Any) -> 
     old = [old] if name == "params" and isinstance(old, str) else old
     if name != option and isinstance(old, list | tuple):
         option, value = name, [*old, *(value if isinstance(value, list) else [value])]
-    elif place:
-        value = _at_index(f"groups.{word}.{option}", old, place[0], value)
+    elif inside:
+        value = _at_index(f"groups.{word}.{option}", old, inside[0], value)
     groups[index] = {**groups[index], option: value}
     return groups
 
 
 def _in_schedule(strategy: OptimizerStrategy, path: Sequence[str], value: Any) -> tuple[list[str], Any]:
     """The option of a schedule, and its value, for a place in a list: `["milestones", "0"]` or `["milestones+"]`."""
-    (option, *place), given = path, strategy.config["schedule"]
+    (option, *inside), given = path, strategy.config["schedule"]
     name = option.removesuffix("+")
     old = given.get(name) if isinstance(given, Mapping) else None
     default = getattr(strategy.schedule, name, None)
@@ -182,8 +182,8 @@ def _in_schedule(strategy: OptimizerStrategy, path: Sequence[str], value: Any) -
         old = [moment.amount for moment in default]
     if name != option and isinstance(old, list | tuple):
         return [name], [*old, *(value if isinstance(value, list) else [value])]
-    if len(place) == 1:
-        return [name], _at_index(f"schedule.{name}", old, place[0], value)
+    if len(inside) == 1:
+        return [name], _at_index(f"schedule.{name}", old, inside[0], value)
     return [*path], value
 
 

@@ -73,7 +73,6 @@ def test_a_tied_weight_is_frozen_by_any_of_its_names() -> None:
             r"freeze: no parameter matches 'body.\*'. Roles are weight, bias, norm, embedding, head; names are",
         ),
         (["nrom"], r"freeze: no parameter matches 'nrom'.*Did you mean norm"),
-        (["0"], r"freeze: no parameter matches '0'.* Write '(net.)?0.\*' for all parameters in it"),
         (["embedding"], "freeze: no parameter matches 'embedding'"),
         (["*"], r"freeze=\['\*'\] leaves no parameter of (Sequential|Configured) to train"),
         (["weight", "bias", "norm"], "leaves no parameter of"),
@@ -90,6 +89,12 @@ def test_what_is_refused(words: Any, message: str) -> None:
         trainer(max_epochs=1).fit(module, batches())
     assert not module.losses
     assert not frozen(module)
+
+
+@pytest.mark.parametrize("option", [{"freeze": ["net.0"]}, {"groups": [{"params": "net.0"}]}], ids=str)
+def test_the_name_of_a_module_is_told_the_pattern(option: Any) -> None:
+    with pytest.raises(OptionError, match=r"no parameter matches 'net.0'.* Write 'net.0.\*' for all parameters in it"):
+        create_optimizer("adamw", Configured("adamw", network), **option)
 
 
 def test_parameters_without_names_are_refused() -> None:
