@@ -51,19 +51,19 @@ class Store:
         line = {**key, **outcome.as_json()}
         self._lines.append(line)
         if self.folder is not None:
-            self._begin(self.folder)
-            with (self.folder / RUNS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                self._begin(self.folder)
+                with (self.folder / RUNS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:  # a full disk, too
+                raise _unusable(self.folder, error) from error
 
     def _begin(self, folder: Path) -> None:
         """Make the folder, with the settings; nothing is written before a run is over."""
         if self._begun:
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / SETTINGS, json.dumps({"kind": KIND, **self._settings}, indent=1) + "\n")
-        except OSError as error:
-            raise OptionError(f"the folder {folder} cannot be used: {first_line(error)}") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / SETTINGS, json.dumps({"kind": KIND, **self._settings}, indent=1) + "\n")
         self._begun = True
 
     def _check(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Store:
         except FileNotFoundError:
             held = []
         except OSError as error:
-            raise OptionError(f"the folder {folder} cannot be used: {first_line(error)}") from error
+            raise _unusable(folder, error) from error
         if not held:
             return
         if SETTINGS not in held:
@@ -88,7 +88,10 @@ class Store:
             before, kind = {}, None
         if kind != KIND:
             raise OptionError(f"{folder / SETTINGS} is not of a race. Give another folder with --out.")
-        self._lines = list(_read_lines(folder / RUNS))
+        try:
+            self._lines = list(_read_lines(folder / RUNS))
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unusable(folder, error) from error
         if self._lines and (differing := list(_differences(before, self._settings))):
             name, old, new = differing[0]
             more = f", and {len(differing) - 1} other settings differ" if len(differing) > 1 else ""
@@ -96,6 +99,10 @@ class Store:
                 f"the folder {folder} holds runs with {name}={shown(old)}, and here it is {shown(new)}{more}. Give the "
                 "same settings to continue, or another folder with --out."
             )
+
+
+def _unusable(folder: Path, error: Exception) -> OptionError:
+    return OptionError(f"the folder {folder} cannot be used: {first_line(error)}")
 
 
 def count_runs(folder: Path) -> int:

@@ -169,6 +169,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "settings.json").write_text('{"a": 1}')
     with pytest.raises(OptionError, match="is not of a race"):
         Race(valley, two(), folder=tmp_path / "other")
+    race = Race(valley, two(), folder=tmp_path / "third")
+    (tmp_path / "third" / "runs.jsonl").mkdir(parents=True)
+    with pytest.raises(OptionError, match=r"third cannot be used: .*Is a directory"):
+        race.go()
+    with pytest.raises(OptionError, match=r"third cannot be used: .*Is a directory"):
+        Race(valley, two(), folder=tmp_path / "third")
 
 
 @pytest.mark.parametrize(
