@@ -208,11 +208,14 @@ def test_a_wrong_change_is_refused(config: Any, capsys: pytest.CaptureFixture[st
 
 
 def test_a_written_config_can_be_read_again(config: Any, tmp_path: Path) -> None:
-    main(["fit", "--config", config(configured({"name": "adan", "lr": 0.3, "no_decay": ["bias"]}))])
+    """It is written beside the log: without a logger there is none."""
+    logs = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path / 'logs'}}}}}"
+    spec = {"name": "adan", "lr": 0.3, "no_decay": ["bias"]}
+    main(["fit", "--config", config(configured(spec)), f"--trainer.logger={logs}", "--trainer.log_every_n_steps=1"])
     (tmp_path / "end.ckpt").unlink()
-    written = tmp_path / "config.yaml"
+    (written,) = (tmp_path / "logs").rglob("config.yaml")
     content = yaml.safe_load(written.read_text())
-    assert content["model"]["init_args"]["optimizer"] == {"name": "adan", "lr": 0.3, "no_decay": ["bias"]}
+    assert content["model"]["init_args"]["optimizer"] == spec
     again = tmp_path / "again.yaml"
     written.rename(again)
     main(["fit", "--config", str(again)])
