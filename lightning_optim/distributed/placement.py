@@ -149,8 +149,9 @@ def reshard(model: Any) -> None:
             module.reshard()
         elif isinstance(module, fsdp.FullyShardedDataParallel):
             handle = module._handle
-            gathers = handle is not None and handle.uses_sharded_strategy
-            if gathers and hasattr(handle.flat_param, "_local_shard"):  # which it has from its first forward pass on
+            if handle is None or not handle.uses_sharded_strategy:
+                continue
+            if hasattr(handle.flat_param, "_local_shard"):  # which it has from its first forward pass on
                 handle.reshard(True)
 
 

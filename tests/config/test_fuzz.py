@@ -189,7 +189,8 @@ def test_an_optimizer_is_what_was_asked_for(spec: Any) -> None:
         by_groups = {key for split in strategy.groups for key in split.options}
         by_role = {"weight_decay", "adapt", "state_bits"}
         asked = strategy.given.keys() - by_groups - by_role - {"engine", "capturable"}
-        for key, group in itertools.product(asked, optimizer.param_groups):
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        for key, group in itertools.product(asked, groups):
             assert group[key] is strategy.given[key] or group[key] == strategy.given[key]
         assert optimizer.defaults["engine"] == strategy.options.get("engine", "auto")
         for split in strategy.groups:
