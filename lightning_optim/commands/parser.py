@@ -41,9 +41,20 @@ class ConfigCLI(LightningCLI):
         except SystemExit as end:
             if error := option_error(end) or of_copy(printed.getvalue()):  # without the usage message around it
                 raise error from None
-            sys.stderr.write(printed.getvalue())
+            sys.stderr.write(without_usage(printed.getvalue()))
             raise
         sys.stderr.write(printed.getvalue())
+
+
+def without_usage(message: str) -> str:
+    """What the parser says of an error, without the list of all options before it.
+
+    Example:
+        >>> without_usage("usage: fit [-h]\\n  [--model MODEL]\\ntip: try --help\\nerror: no such option\\n")
+        'tip: try --help\\nerror: no such option\\n'
+    """
+    start = re.search(r"^(tip|error): ", message, re.MULTILINE)
+    return message[start.start() :] if message.startswith("usage: ") and start else message
 
 
 def of_copy(message: str) -> OptionError | None:
