@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_optim import errors
@@ -24,7 +23,7 @@ from lightning_optim.errors import OptionError, is_number, is_whole
 from lightning_optim.stages.noise import Kind, Noise
 from lightning_optim.training import second_moment
 from lightning_optim.training.clipping import GradientClipping
-from lightning_optim.training.lightning_names import base_of
+from lightning_optim.training.lightning_names import overrides
 from lightning_optim.training.second_moment import SecondMoment
 
 
@@ -213,7 +212,7 @@ class GradientNoise(StageCallback):
 
 def clips(trainer: Trainer, module: LightningModule) -> bool:
     """Whether Lightning or the module clips gradients between the backward pass and the step."""
-    overridden = is_overridden("configure_gradient_clipping", module, base_of(type(module), LightningModule))
+    overridden = overrides(module, "configure_gradient_clipping", LightningModule)
     ours = getattr(type(module), "configure_gradient_clipping", None) is GradientClipping.configure_gradient_clipping
     return module.automatic_optimization and (bool(trainer.gradient_clip_val) or (overridden and not ours))
 

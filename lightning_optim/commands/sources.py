@@ -13,6 +13,7 @@ from lightning_optim.commands.project import Project
 from lightning_optim.config.attach import attach
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, shown
+from lightning_optim.training.lightning_names import base_of, is_a
 
 # Options of the Trainer that decide no number of a run, or are the race's own.
 OTHERS = (
@@ -94,7 +95,7 @@ class PythonSource:
     """
 
     def __init__(self, module: Callable[..., Any], data: Any = None, trainer: Mapping[str, Any] | None = None) -> None:
-        if not callable(module) or isinstance(module, LightningModule):
+        if not callable(module) or is_a(module, LightningModule):
             raise OptionError(
                 f"module={shown(module)} must be a class or a function that makes a new LightningModule for each run, "
                 "such as lambda: Classifier(width=32)."
@@ -105,9 +106,9 @@ class PythonSource:
         self._takes = "optimizer" in inspect.signature(module).parameters
 
     def module(self, optimizer: OptimizerStrategy, seed: int) -> LightningModule:
-        module = self._module(optimizer=optimizer) if self._takes else self._module()
-        if not isinstance(module, LightningModule):
-            raise OptionError(f"module made a {type(module).__name__}, and not a LightningModule.")
+        module: LightningModule = self._module(optimizer=optimizer) if self._takes else self._module()
+        if base_of(type(module), LightningModule) is not LightningModule:
+            raise OptionError(f"module made a {type(module).__name__}, and not a LightningModule of lightning.pytorch.")
         attach(module, optimizer)
         return module
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_optim.errors import OptionError, first_line, is_whole, shown
 from lightning_optim.estimate.placing import quiet
 from lightning_optim.estimate.spread import Spread
+from lightning_optim.training.lightning_names import is_a, overrides
 
 # A CPU has no float16 arithmetic for all layers; bfloat16 takes as many bytes.
 ON_CPU = {"16-mixed": "bf16-mixed", "16-true": "bf16-true"}
@@ -47,9 +47,9 @@ def measure(
             "such as its class."
         )
     module: Any = make()
-    if not isinstance(module, LightningModule):
+    if not is_a(module, LightningModule):
         raise OptionError(f"activations are measured by a training_step, and {type(module).__name__} has none.")
-    if data is None and not is_overridden("train_dataloader", module):
+    if data is None and not overrides(module, "train_dataloader", LightningModule):
         raise OptionError(
             f"activations are measured with batches, and there is no data: {type(module).__name__} has no "
             "train_dataloader, and no data was given. Add `data:` to the config, or leave --activations out."
@@ -79,7 +79,7 @@ def _run(module: Any, data: Any, spread: Spread, watch: _Watch) -> None:
     try:
         with quiet():
             trainer = Trainer(accelerator="cpu", devices=1, precision=precision, callbacks=[watch], **options)
-            if data is None or isinstance(data, LightningDataModule):
+            if data is None or is_a(data, LightningDataModule):
                 trainer.fit(module, datamodule=data)
             else:
                 trainer.fit(module, train_dataloaders=data)

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, shown
+from lightning_optim.training.lightning_names import overrides
 
 BITS = (32, 16, 8)
 
@@ -84,19 +85,16 @@ def _told_apart(strategy: OptimizerStrategy) -> str:
     return " ".join([strategy.name, *(f"{key}={value}" for key, value in options.items())])
 
 
-def own_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
+def own_optimizers(module: Any) -> list[torch.optim.Optimizer]:
     """What the `configure_optimizers` of a module returns, without schedulers.
 
     Raises:
         OptionError: where it has none, or it fails or returns no optimizer.
     """
     from lightning.pytorch import LightningModule
-    from lightning.pytorch.utilities.model_helpers import is_overridden
 
     title = type(module).__name__
-    if not isinstance(module, LightningModule) or not (
-        "configure_optimizers" in vars(module) or is_overridden("configure_optimizers", module)
-    ):
+    if "configure_optimizers" not in vars(module) and not overrides(module, "configure_optimizers", LightningModule):
         raise OptionError(f"{title} configures no optimizer. Give one, such as --optimizer adamw.")
     try:
         returned: Any = module.configure_optimizers()

@@ -20,6 +20,7 @@ from lightning_optim.distributed.placement import is_dtensor
 from lightning_optim.errors import OptionError, first_line
 from lightning_optim.estimate.fake_ranks import meta_as_accelerator
 from lightning_optim.estimate.spread import Spread
+from lightning_optim.training.lightning_names import is_a, overrides
 
 Make = Callable[[], nn.Module]
 STEPS = 1000  # of the Trainer that a module sees; a schedule may ask for the length of training
@@ -145,20 +146,19 @@ def refuse_lazy(module: nn.Module) -> None:
         )
 
 
-def _configure_model(module: nn.Module, spread: Spread, mesh: Any) -> None:
+def _configure_model(module: Any, spread: Spread, mesh: Any) -> None:
     """Call the hooks in which a LightningModule makes or shards its layers, as a fit does."""
     from lightning.pytorch import LightningModule, Trainer
-    from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    if not isinstance(module, LightningModule):
+    if not is_a(module, LightningModule):
         return
     options: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     module.trainer = Trainer(accelerator="cpu", devices=1, max_steps=STEPS, max_epochs=-1, **options)
     module._device_mesh = mesh
-    if is_overridden("configure_model", module):
+    if overrides(module, "configure_model", LightningModule):
         with torch.device("meta"), _wrapping(spread):
             module.configure_model()
-    if is_overridden("setup", module) and not any(True for _ in module.parameters()):
+    if overrides(module, "setup", LightningModule) and not any(True for _ in module.parameters()):
         with torch.device("meta"):
             module.setup("fit")
 
@@ -216,13 +216,12 @@ def _mesh(spread: Spread) -> Any:
 def _shard(module: nn.Module, mesh: Any) -> list[str]:
     """Shard a module that does not shard itself, and say so."""
     from lightning.pytorch import LightningModule
-    from lightning.pytorch.utilities.model_helpers import is_overridden
     from torch.distributed.fsdp import fully_shard
 
     if any(is_dtensor(p) for p in module.parameters()):
         return []
     title = type(module).__name__
-    if isinstance(module, LightningModule) and is_overridden("configure_model", module):
+    if overrides(module, "configure_model", LightningModule):
         return [f"{title}.configure_model shards nothing, so every rank holds all parameters."]
     lists = [child for child in module.modules() if isinstance(child, nn.ModuleList | nn.Sequential)]
     units = [unit for one in lists for unit in one if any(True for _ in unit.parameters())]

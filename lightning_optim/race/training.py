@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_optim.config.mixin import ConfiguredOptimizer
@@ -25,6 +24,7 @@ from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.candidates import spec_at
 from lightning_optim.race.outcome import Outcome
 from lightning_optim.race.recorder import Diverged, Recorder, seed_all
+from lightning_optim.training.lightning_names import is_a, overrides
 
 REPLACED = (Checkpoint, ModelSummary, ProgressBar)
 OF_ONE_BATCH = {
@@ -202,7 +202,7 @@ def _validate(trainer: Trainer, module: LightningModule, data: Any) -> None:
 
 def _arguments(data: Any, name: str) -> dict[str, Any]:
     """How `fit` or `validate` takes data: a data module, a loader, or a pair for training and for validation."""
-    if data is None or isinstance(data, LightningDataModule):
+    if data is None or is_a(data, LightningDataModule):
         return {"datamodule": data}
     train, validation = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     if name == "dataloaders":
@@ -217,11 +217,11 @@ def _configures(module: LightningModule) -> bool:
 
 
 def _validates(module: LightningModule, data: Any) -> bool:
-    if not is_overridden("validation_step", module):
+    if not overrides(module, "validation_step", LightningModule):
         return False
-    if isinstance(data, LightningDataModule):
-        return is_overridden("val_dataloader", data)
-    return is_overridden("val_dataloader", module) if data is None else isinstance(data, tuple)
+    if is_a(data, LightningDataModule):
+        return overrides(data, "val_dataloader", LightningDataModule)
+    return overrides(module, "val_dataloader", LightningModule) if data is None else isinstance(data, tuple)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
 COPIES = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
 
 
@@ -20,6 +22,18 @@ def base_of(cls: type, *classes: type) -> type | None:
     """The first class, among those from which `cls` is derived, that is one of `classes` or a copy of it."""
     wanted = {_plain(one) for one in classes}
     return next((base for base in cls.__mro__ if _plain(base) in wanted), None)
+
+
+def overrides(value: Any, name: str, cls: type) -> bool:
+    """Whether an instance of a class of Lightning, or of its copy, has a method of its own by that name.
+
+    Args:
+        value: The instance.
+        name: The method.
+        cls: The class of Lightning, such as LightningModule.
+    """
+    parent = base_of(type(value), cls)
+    return parent is not None and is_overridden(name, value, parent)
 
 
 def _plain(cls: type) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from lightning_optim.callbacks import (
 NEEDED: dict[Any, dict[str, Any]] = {BatchSizeScaling: {"reference_batch": 8}}
 # Options that are words or flags, where a number is wrong; all others are numbers, where a word is.
 WORDS = {"warmup", "decay", "momentum", "evaluate", "kind", "every", "batch_norm", "clipping", "follow", "rule"}
-FLAGS = {"ramp", "table", "log", "second_order"}
+FLAGS = {"ramp", "evaluate_raw", "table", "log", "second_order"}
 DECAYS = {(IterateAveraging, "decay"), (GradientNoise, "decay")}
 CALLBACKS = [
     *(WarmupFreeSchedule, LookaheadSync, IterateAveraging, GradientNoise, OptimizerStateMemory, GradInit),

@@ -40,6 +40,7 @@ def test_a_race_from_a_config(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     words = ["--config", config, "adan", "{name: sgd, momentum: 0.9, lr: 1e-2}", "torch.optim.SGD", "--extend=0"]
     status, out, err = run(capsys, *words, "--seeds", "2")
     assert status == 0

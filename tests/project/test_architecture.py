@@ -30,9 +30,9 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "language", "distributed", "storage", "engines", "core"),
         *("training", "reports", "callbacks"),
     },
-    "race": {"errors", "core", "reports", "config"},
+    "race": {"errors", "core", "training", "reports", "config"},
     "estimate": {"errors", "language", "distributed", "core", "training", "reports", "callbacks", "config"},
-    "commands": {"errors", "reports", "config", "race", "estimate"},
+    "commands": {"errors", "training", "reports", "config", "race", "estimate"},
     "cli": {"errors", "commands"},
     "package": {"errors", "core", "optimizers", "config", "estimate", "commands"},
 }
