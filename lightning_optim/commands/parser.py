@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lightning_optim import callbacks as callbacks  # so that the parser knows their short names
 from lightning_optim.errors import OptionError, option_error
 
 HELP_OF = {

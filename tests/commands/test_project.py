@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,15 @@ def test_what_cannot_be_read_gets_a_sentence(args: list[str], sentence: str) -> 
         Project(args)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_callbacks_have_short_names() -> None:
+    """In a process of its own, where nothing else has imported them."""
+    code = (
+        "from lightning_optim.commands.project import Project\n"
+        "project = Project(['--model', 'lightning.pytorch.demos.boring_classes.BoringModel', "
+        "'--trainer.callbacks=NonFiniteGuard'])\n"
+        "print(project.options.trainer.callbacks.class_path)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "lightning_optim.callbacks.NonFiniteGuard\n", done.stderr

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "race": {"errors", "core", "training", "reports", "config"},
     "estimate": {"errors", "language", "distributed", "core", "training", "reports", "callbacks", "config"},
-    "commands": {"errors", "training", "reports", "config", "race", "estimate"},
+    "commands": {"errors", "training", "reports", "callbacks", "config", "race", "estimate"},
     "cli": {"errors", "commands"},
     "package": {"errors", "core", "optimizers", "config", "estimate", "commands"},
 }
