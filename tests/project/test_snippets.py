@@ -9,6 +9,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,8 @@ def test_yaml(snippet: Snippet, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         "from torch.optim import SGD as MyOptimizer\nfrom tests.harness.modules import Configured as Classifier\n"
     )
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, "my_project", None)
+    monkeypatch.delitem(sys.modules, "my_project")  # that of another page; no trace is left of either
     (folder / "config.yaml").write_text(snippet.text)
     by_class = "class_path" in (yaml.safe_load(snippet.text).get("model") or {})
     kind: Any = LightningModule if by_class else Configured

@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder, of which modules are imported, and forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [os.fspath(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "my_project", raising=False)  # of another page
     importlib.invalidate_caches()
     yield tmp_path
     for name, module in [*sys.modules.items()]:
