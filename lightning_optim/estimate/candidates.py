@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_optim.config.strategy import OptimizerStrategy
 from lightning_optim.errors import OptionError, shown
-from lightning_optim.training.lightning_names import overrides
+from lightning_optim.training.lightning_names import optimizers_in, overrides
 
 BITS = (32, 16, 8)
 
@@ -105,18 +105,7 @@ def own_optimizers(module: Any) -> list[torch.optim.Optimizer]:
             f"{title}.configure_optimizers failed before a training: {type(error).__name__}: {error}. Give the "
             "optimizer instead, such as --optimizer adamw."
         ) from error
-    found = list(_optimizers(returned))
+    found = list(optimizers_in(returned))
     if not found:
         raise OptionError(f"{title}.configure_optimizers returned no optimizer. Give one, such as --optimizer adamw.")
     return found
-
-
-def _optimizers(returned: Any) -> Iterable[torch.optim.Optimizer]:
-    """The optimizers in what Lightning accepts: one, a list, a list beside one of schedulers, mappings."""
-    if isinstance(returned, torch.optim.Optimizer):
-        yield returned
-    elif isinstance(returned, Mapping):
-        yield from _optimizers(returned.get("optimizer"))
-    elif isinstance(returned, list | tuple):
-        for item in returned:
-            yield from _optimizers(item)

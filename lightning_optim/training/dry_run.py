@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader
 
 from lightning_optim.errors import OptionError
-from lightning_optim.training.lightning_names import is_a
+from lightning_optim.training.lightning_names import is_a, optimizers_in
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -158,7 +158,7 @@ def optimizers_of(trainer: Trainer, pl_module: LightningModule) -> list[torch.op
     source, loader = loop._data_source, loop._combined_loader
     loop._data_source = _Source(source)
     try:
-        return list(_optimizers(pl_module.configure_optimizers()))
+        return list(optimizers_in(pl_module.configure_optimizers()))
     finally:
         loop._data_source, loop._combined_loader = source, loader
 
@@ -174,16 +174,6 @@ class _Source:
 
     def dataloader(self) -> Any:
         return _copies(self._source.dataloader())
-
-
-def _optimizers(configured: Any) -> Iterator[torch.optim.Optimizer]:
-    if isinstance(configured, torch.optim.Optimizer):
-        yield configured
-    elif isinstance(configured, Mapping):
-        yield from _optimizers(configured.get("optimizer"))
-    elif isinstance(configured, list | tuple):
-        for item in configured:
-            yield from _optimizers(item)
 
 
 def halves_of(batch: Any) -> list[Any]:

@@ -6,8 +6,10 @@ the same names and are others. A Trainer of either may have our callbacks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 COPIES = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
@@ -34,6 +36,17 @@ def overrides(value: Any, name: str, cls: type) -> bool:
     """
     parent = base_of(type(value), cls)
     return parent is not None and is_overridden(name, value, parent)
+
+
+def optimizers_in(configured: Any) -> Iterator[torch.optim.Optimizer]:
+    """The optimizers in what `configure_optimizers` may return: one, a list, a list beside schedulers, mappings."""
+    if isinstance(configured, torch.optim.Optimizer):
+        yield configured
+    elif isinstance(configured, Mapping):
+        yield from optimizers_in(configured.get("optimizer"))
+    elif isinstance(configured, list | tuple):
+        for item in configured:
+            yield from optimizers_in(item)
 
 
 def _plain(cls: type) -> tuple[str, str]:
