@@ -43,7 +43,7 @@ class Contender:
 def ours(name: str) -> list[Contender]:
     """One of our optimizers in the precisions that are compared, the Triton engine running it."""
     found = []
-    for label, bits, form in (("32 bits", 32, "log"), ("8 bits, log", 8, "log"), ("8 bits, dynamic", 8, "dynamic")):
+    for label, bits, form in (("32 bits", 32, "log"), ("8 bits", 8, "log"), ("8 bits, dynamic", 8, "dynamic")):
         options: dict[str, Any] = {**SHARED[name], "state_bits": bits, "state_format": form, "engine": "triton"}
         make = functools.partial(OPTIMIZERS[name], **options)
         found.append(Contender(f"ours, {label}", bits, make, ours=True))

@@ -99,20 +99,36 @@ def copy_bandwidth(device: torch.device, size: int) -> float:
     return 2 * size / (1e-3 * statistics.median(times.device))
 
 
-def launches(call: Callable[[], Any], device: torch.device) -> dict[str, int] | None:
-    """Kernels and copies that a call starts on a GPU, counted by torch's profiler; None elsewhere."""
+def launches(call: Callable[[], Any], device: torch.device, calls: int = 5) -> dict[str, Any]:
+    """What a call starts on a GPU, by torch's profiler; nothing elsewhere.
+
+    Returns:
+        The number of kernels and of copies of the last of some calls, the median over them of the milliseconds that
+        kernels and copies run, and the names of the kernels with the milliseconds of each in the last call.
+    """
     if device.type != "cuda":
-        return None
+        return {}
     from torch.profiler import ProfilerActivity, profile
 
     call()
     synchronize(device)
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
-        call()
-        synchronize(device)
-    names = [event.name for event in found.events() if event.device_type.name == "CUDA"]
-    copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
-    return {"kernels": len(names) - copies, "copies": copies}
+    spent: list[float] = []
+    events: list[Any] = []
+    for _ in range(calls):
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            call()
+            synchronize(device)
+        events = [event for event in found.events() or () if event.device_type.name == "CUDA"]
+        spent.append(sum(1e-3 * event.time_range.elapsed_us() for event in events))
+    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in events)
+    kernels: dict[str, float] = {}
+    for event in events:
+        kernels[event.name[:80]] = kernels.get(event.name[:80], 0.0) + 1e-3 * event.time_range.elapsed_us()
+    return {
+        "launches": {"kernels": len(events) - copies, "copies": copies},
+        "kernel_ms": statistics.median(spent),
+        "kernels": dict(sorted(kernels.items(), key=lambda item: -item[1])[:6]),
+    }
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, kernel_checks
+from benchmarks import kernel_checks
 from benchmarks.contenders import bytes_that_must_move, one_by_one, others, ours
+from benchmarks.gpu import processes, report
+from benchmarks.gpu.command import main
+from benchmarks.gpu.plan import pieces
+from benchmarks.gpu.processes import Piece
+from benchmarks.gpu.setting import Result, Setting
 from benchmarks.shapes import decoder_1b, gpt2_124m, many_small
 from benchmarks.timing import random_params, side_by_side
 from lightning_optim.core.optimizer import OPTIMIZERS
@@ -36,37 +43,169 @@ def _quiet_interpreter() -> Iterator[None]:
 def test_it_runs_in_pieces_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Checks, bandwidth and a race; a budget that is spent begins nothing, and what is saved is not repeated."""
     out = tmp_path / "gpu.json"
-    given = ["--tiny", "--rounds", "1", "--optimizers", "lion", "--out", str(out)]
-    assert gpu.main([*given, "--budget", "-1"]) == 0
+    given = ["--tiny", "--rounds", "1", "--optimizers", "lion", "--out", str(out), "--commit", "abc"]
+    assert main([*given, "--budget", "-1"]) == 0
     assert not out.exists()
-    given += ["--only", "checks", "copy", "host", "graphs", "race/tiny/lion/"]
-    assert gpu.main([*given]) == 0
-    pieces = json.loads(out.read_text())["pieces"]
-    assert list(pieces) == ["checks/lion", "copy", "host waits", "graphs", "race/tiny/lion/float32"]
-    assert pieces["checks/lion"]["cases"] >= 4
-    assert pieces["checks/lion"]["failed"] == {}
-    rows = pieces["race/tiny/lion/float32"]["rows"]
-    assert set(rows) == {"ours, 32 bits", "ours, 8 bits, log", "ours, 8 bits, dynamic"}
+    given += ["--only", "checks", "copy", "steps", "race/tiny/lion/"]
+    assert main(given) == 0
+    (device, found), *none = json.loads(out.read_text()).items()
+    assert not none
+    assert device == found["about"]["device"]
+    results = found["pieces"]
+    assert list(results) == ["copy", "checks/lion", "race/tiny/lion/float32", "steps/lion"]
+    assert all(piece["commit"] == "abc" for piece in results.values())
+    assert results["checks/lion"]["cases"] >= 4
+    assert results["checks/lion"]["failed"] == {}
+    rows = results["race/tiny/lion/float32"]["rows"]
+    assert set(rows) == {"ours, 32 bits", "ours, 8 bits", "ours, 8 bits, dynamic"}
     assert all(row["ms"] > 0 and row["host_ms"] > 0 for row in rows.values())
     text = out.with_suffix(".md").read_text()
     assert "Kernels against the reference" in text
     assert "### lion, tiny, float32" in text
     capsys.readouterr()
     before = out.read_text()
-    assert gpu.main([*given]) == 0
+    assert main(given) == 0
     assert out.read_text() == before
     assert "race/tiny" not in capsys.readouterr().out.split("###")[0]
 
 
-def test_a_piece_that_raises_ends_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is told, it is not saved, and what follows it is measured."""
+def test_a_piece_that_fails_is_told_and_comes_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is no result, what follows it is measured, and the next call tries it after everything else."""
     out = tmp_path / "gpu.json"
-    given = ["--tiny", "--rounds", "0", "--optimizers", "lion", "--out", str(out), "--only", "copy", "graphs", "race/"]
-    assert gpu.main(given) == 1  # no round, so no median: whatever measures raises
-    assert list(json.loads(out.read_text())["pieces"]) == ["copy", "graphs"]
-    told = capsys.readouterr().err
-    assert "not measured: race/tiny/lion/float32, race/tiny/adamw/bfloat16" in told
-    assert "Traceback" in told
+    given = ["--tiny", "--rounds", "0", "--optimizers", "lion", "--out", str(out)]
+    assert main([*given, "--only", "copy", "race/"]) == 1  # no round, so no median: whatever measures raises
+    (found,) = json.loads(out.read_text()).values()
+    assert list(found["pieces"]) == ["copy"]
+    assert list(found["failed"]) == [
+        "race/tiny/lion/float32",
+        "race/tiny/adamw/bfloat16",
+        "race/tiny/adamw/float32/slow",
+    ]
+    told = capfd.readouterr()
+    assert "without a result: race/tiny/lion/float32, race/tiny/adamw/bfloat16" in told.err
+    assert "Traceback" in told.err
+    assert main([*given, "--only", "race/tiny/lion", "steps"]) == 1
+    said = capfd.readouterr().out
+    assert said.index("steps/lion: done") < said.index("race/tiny/lion/float32: ")
+
+
+def _dies(_setting: Setting) -> Result:
+    os._exit(3)
+
+
+def _sleeps(_setting: Setting) -> Result:
+    time.sleep(60)
+    return {}
+
+
+def _beside(_setting: Setting, folder: Path, others: int) -> Result:
+    """The number of processes that are running at one time; it waits until there are as many as expected."""
+    mine = folder / str(os.getpid())
+    mine.touch()
+    end = time.monotonic() + 20
+    while len(list(folder.iterdir())) <= others and time.monotonic() < end:
+        time.sleep(0.01)
+    return {"seen": len(list(folder.iterdir()))}
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.full)])
+def test_a_process_that_dies_or_hangs_ends_no_other(method: str) -> None:
+    wanted = [Piece("dies", _dies), Piece("hangs", _sleeps, limit=0.3), Piece("copy", _fine)]
+    found = dict(processes.run(wanted, Setting(tiny=True), math.inf, method))
+    assert found["dies"].failed == "its process ended with 3"
+    assert found["hangs"].failed == "took more than 0 s"
+    assert found["copy"].result == {"fine": 1}
+
+
+def _fine(_setting: Setting) -> Result:
+    return {"fine": 1}
+
+
+def test_pieces_without_a_clock_run_side_by_side(tmp_path: Path) -> None:
+    several = functools.partial(_beside, folder=tmp_path, others=1)
+    wanted = [Piece("one", several, alone=False), Piece("other", several, alone=False), Piece("third", _fine)]
+    found = list(processes.run(wanted, Setting(tiny=True, jobs=2), math.inf, "fork"))
+    assert {name for name, _ in found[:2]} == {"one", "other"}
+    assert all(outcome.result == {"seen": 2} for _, outcome in found[:2])
+    assert found[2][0] == "third"
+
+
+def test_the_page_is_made_from_results_of_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices stand side by side, and the later file counts where two have measured the same piece."""
+
+    def result(device: str, rate: float, failed: dict[str, str]) -> dict[str, Any]:
+        about = {"device": device, "torch": "2", "peers": {"bitsandbytes": "1"}}
+        return {
+            device: {"about": about, "pieces": {"copy": {"bytes_per_second": rate, "commit": "abc"}}, "failed": failed}
+        }
+
+    files = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    for file, content in zip(
+        files, (result("X", 1e12, {"tests": "ended"}), result("Y", 2e12, {}), result("X", 3e12, {})), strict=True
+    ):
+        file.write_text(json.dumps(content))
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "gpu.md"
+    page.write_text("above\n<!-- measurements: written by x -->\nold\n<!-- end of measurements -->\nbelow\n")
+    monkeypatch.setattr("benchmarks.pages.ROOT", tmp_path)
+    assert main(["--render", *map(str, files)]) == 0
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "## X" in text
+    assert "## Y" in text
+    assert "moves 3.00 TB/s" in text
+    assert "moves 1.00 TB/s" not in text
+    assert "Without a result: tests (ended)" in text
+
+
+def test_names_of_pieces_differ_and_all_optimizers_are_checked() -> None:
+    names = [piece.name for piece in pieces(Setting())]
+    assert len(names) == len(set(names))
+    assert {name.removeprefix("checks/") for name in names if name.startswith("checks/")} == set(OPTIMIZERS)
+    assert {name.removeprefix("steps/") for name in names if name.startswith("steps/")} == set(OPTIMIZERS)
+
+
+def test_the_page_of_a_device_says_what_was_wrong() -> None:
+    """Goals, refusals, wrong steps and counters, from numbers that were made up."""
+    row: dict[str, Any] = {
+        "bits": 32,
+        "state_bytes": 8,
+        "must_move_bytes": 28,
+        "peak_bytes": 0,
+        "first_step_s": 1.0,
+        "ms": 2.0,
+    }
+    row |= {"ms_10": 1.0, "ms_90": 3.0, "host_ms": 0.1, "kernel_ms": 1.5, "launches": {"kernels": 1, "copies": 0}}
+    races = {"torch AdamW fused": row, "ours, 32 bits": {**row, "ms": 1.0, "times_base": 0.5}, "peer": {"failed": "no"}}
+    steps = {"waits": {"adamw, 32 bits": "RuntimeError: waits"}, "replays": {"adamw, 32 bits": "refused: it is"}}
+    results = {
+        "copy": {"bytes_per_second": 1e5},
+        "checks/adamw": {"cases": 2, "failed": {"adamw, 8 bits": ["step 1: wrong"]}},
+        "race/GPT-2 124M/adamw/float32": {"rows": races, "parameters": 1, "base": "torch AdamW fused", "absent": {}},
+        "steps/adamw": steps,
+        "two ranks": {"cases": {"ddp adamw": "ok", "fsdp2 lamb": "differs by 1"}},
+        "tests": {"summary": "== 3 passed =="},
+        "replay/10,000 small": {"rows": {"ours": row}},
+        "counters": {"32 bits": {"registers": 80}, "8 bits": "it failed", "commit": "abc"},
+        "first steps": {"ours": {"cold": {"first": 1.0}, "warm": {"first": 0.5, "third": 0.001}}, "commit": "abc"},
+    }
+    about = {"device": "X", "torch": "2", "peers": {}}
+    text = report.page({"X": {"about": about, "pieces": results, "failed": {"race/x": "took more than 90 s"}}})
+    for said in (
+        "2 cases of 1 optimizers, 1 failed",
+        "adamw, 8 bits: step 1: wrong",
+        "make the host wait: adamw, 32 bits (RuntimeError: waits), of 1",
+        "Without `capturable`: adamw, 32 bits",
+        "2 cases, wrong: fsdp2 lamb (differs by 1)",
+        "3 passed",
+        "race/x (took more than 90 s)",
+        "AdamW at 32 bits at most 1.0 of torch's fused time | 0.50 | yes",
+        "| peer | failed: no |",
+        "| registers | 80 |",
+        "| ours | 1.00 | 0.50 | 1.0 |",
+    ):
+        assert said in text
 
 
 @pytest.mark.parametrize("index", [0, 2, 4])
