@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.ranks import on_ranks
-from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim import create_optimizer
 
 STEPS, ROWS = 8, 16
 LEARNING_RATE = 1e-3
@@ -119,12 +119,10 @@ def difference(case: Case, rank: int, device: str, engine: str) -> float:
     """The largest difference of a parameter between training on two ranks and in one process."""
     options = {"lr": LEARNING_RATE, "engine": engine, **case.options}
     alone, net = network(device), network(device)
-    train(alone, OPTIMIZERS[case.optimizer](_named(alone), **options), slice(0, ROWS), device)
+    train(alone, create_optimizer(case.optimizer, alone, **options), slice(0, ROWS), device)
     wrapped = wrap(case.wrapper, net, device)
     half = ROWS // 2
-    train(
-        wrapped, OPTIMIZERS[case.optimizer](_named(wrapped), **options), slice(half * rank, half * (rank + 1)), device
-    )
+    train(wrapped, create_optimizer(case.optimizer, wrapped, **options), slice(half * rank, half * (rank + 1)), device)
     pairs = zip(whole(wrapped.parameters()), whole(alone.parameters()), strict=True)
     worst = torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max().item()
     if not math.isfinite(worst):
@@ -167,10 +165,6 @@ def wrap(wrapper: str, net: nn.Sequential, device: str) -> nn.Module:
 def whole(params: Any) -> list[Tensor]:
     """Parameters with those of all ranks together."""
     return [p.full_tensor() if hasattr(p, "full_tensor") else p for p in (p.detach() for p in params)]
-
-
-def _named(net: nn.Module) -> list[tuple[str, Tensor]]:
-    return list(net.named_parameters())
 
 
 def main(args: Sequence[str] | None = None) -> int:
