@@ -219,9 +219,12 @@ class StateLayout(Definition, torch.optim.Optimizer):
     # ------------------------------------------------------------------ which slots
 
     def all_slots(self) -> dict[str, Slot]:
-        """The slots of the page and of the stages, by name, and `raw` where other weights are evaluated."""
-        raw = {"raw": RAW} if self.evaluates() else {}
-        return {**self.slots, **raw, **{name: slot for stage in self.stages for name, slot in stage.slots.items()}}
+        """The slots of the page and of the stages, by name, and `raw` where other weights are evaluated.
+
+        Stages have a `raw` of their own, which a swap fills; that of an evaluation begins as the parameter.
+        """
+        of_stages = {name: slot for stage in self.stages for name, slot in stage.slots.items()}
+        return {**self.slots, **of_stages, **({"raw": RAW} if self.evaluates() else {})}
 
     def slots_of(self, i: int, p: Tensor) -> tuple[str, ...]:
         """Names of the slots of the page that a parameter in group `i` has, in any step."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_optim import OptionError, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.stages import Average, Lookahead
 from tests.harness.engines import quantizes, serving
 from tests.harness.problems import apply, build, flat, gradients, make_params
 from tests.harness.worked_numbers import GRADIENTS, START, read
@@ -184,6 +185,21 @@ def test_what_is_evaluated_leaves_no_trace(name: str, engine: str, dtype: torch.
             one.train()
         assert torch.equal(flat(params), flat(others))
         assert one.state[params[0]].keys() == other.state[others[0]].keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stage", [Average, Lookahead])
+def test_weights_of_training_come_back_beside_a_stage(name: str, stage: Any) -> None:
+    """Whose own slot `raw` begins as zeros, and not as the parameter."""
+    params = make_params()
+    optimizer = build(name, params)
+    optimizer.append(stage())
+    for grads in gradients(3):
+        apply(optimizer, params, grads)
+    before = flat(params)
+    optimizer.eval()
+    optimizer.train()
+    assert torch.equal(flat(params), before)
 
 
 @pytest.mark.parametrize("name", NAMES)
