@@ -18,6 +18,7 @@ from lightning_optim.distributed.owners import Home
 from lightning_optim.distributed.placement import gradient_of, is_dtensor, local
 from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
+from lightning_optim.engines.launch import capturing
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
@@ -78,7 +79,7 @@ class Batches:
         known = {"step", *slots}
         foreign = any(name not in known for p in self.all_params for name in state[p])
         self.known = known if foreign else None  # names of slots, where other programs keep something beside them
-        self.counter: Tensor | None = None  # all step counters in one tensor, from the first `advance` on
+        self.counters: list[Tensor] = []  # all step counters, in one tensor if possible, from the first `advance` on
         self._remember()
 
     @property
@@ -141,6 +142,8 @@ class Batches:
 
     def _update_counters(self) -> bool:
         """Read step counters that other code has written. False if the counters of a batch differ now."""
+        if capturing():  # the host cannot wait for them
+            return False
         counters = iter(_numbers(self.steps))
         for batch in self.active:
             of_batch = {next(counters) for _ in batch.params}
@@ -154,8 +157,11 @@ class Batches:
 
     def advance(self) -> None:
         """Count a step for all parameters that have gradients."""
-        counter = self._share_counters() if self.counter is None else self.counter
-        counter.add_(1)
+        self.counters = self.counters or self._shared_counters()
+        if len(self.counters) == 1:
+            self.counters[0].add_(1)
+        else:
+            torch._foreach_add_(self.counters, 1)
         self.versions = self._versions()
         for batch in self.active:
             batch.counter += 1
@@ -167,19 +173,23 @@ class Batches:
             if id(param) in of_steps:
                 self.state[param.source]["step"].add_(1)
 
-    def _share_counters(self) -> Tensor:
+    def _shared_counters(self) -> list[Tensor]:
         """Let the step counters share the memory of one tensor: one addition instead of one for each parameter.
 
-        They stay the same tensors, since a state_dict that was kept refers to them.
+        They stay the same tensors, since a state_dict that was kept refers to them. On a device they stay where they
+        are, once they share memory: a graph may count them there.
         """
         for state in (self.state[param.source] for batch in self.active for param in batch.params):
             state["step"] = state["step"].to(torch.float32)  # pickles of earlier versions have counters that stop
         self._remember()
-        shared = self.counter = torch.stack(self.steps)
+        on_device = self.steps[0].device.type != "cpu"
+        if len(self.steps) == 1 or (on_device and any(x.untyped_storage().nbytes() > x.itemsize for x in self.steps)):
+            return self.steps
+        shared = torch.stack(self.steps)
         for i, step in enumerate(self.steps):
             step.set_(shared.untyped_storage(), i, (), ())
         self._remember()
-        return shared
+        return [shared]
 
     def take_gradients(self) -> None:
         """Set the gradients of the local parameters for this step."""

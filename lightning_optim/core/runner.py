@@ -21,6 +21,7 @@ from lightning_optim.core.guards import (
 )
 from lightning_optim.core.state_layout import StateLayout
 from lightning_optim.distributed.placement import logical_shape
+from lightning_optim.engines.launch import CHANGED, REBUILT, capturing, kept
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
@@ -42,6 +43,7 @@ class Runner:
         self.cached: dict[str, Batches] = {}  # by the kind of program
         self.refused: engines.Refused = {}
         self.created, self.moved = Created(), False
+        self.kept: list[Any] = []  # what the replays of captured steps read
 
     def clear_cache(self) -> None:
         """Sort all parameters into batches again in the next step."""
@@ -73,8 +75,10 @@ class Runner:
         finally:
             if batches is not None:
                 batches.drop_gradients()
-        if what == "update" and batches is not None:
+        if what == "update":
             batches.advance()
+        if layout.defaults["capturable"] and capturing():
+            self.kept += [batches, *kept(batches.batches)]
 
     def has_moved(self) -> bool:
         """Whether the last call of `run`, which failed, has written a parameter."""
@@ -107,6 +111,8 @@ class Runner:
         layout = self.layout
         programs = tuple(batch.program for batch in batches.batches)
         if programs not in batches.engines:
+            if layout.defaults["capturable"] and capturing():
+                raise RuntimeError(REBUILT.format(CHANGED))
             for batch in batches.batches:
                 self._check(batch)
             batches.engines[programs] = self._engine(programs, step)
@@ -136,6 +142,8 @@ class Runner:
             itertools.chain((p for _, p in params), (p for _, p in idle)), flags
         ):
             return cached
+        if layout.defaults["capturable"] and capturing():
+            raise RuntimeError(REBUILT.format(CHANGED))
         layout.follow_owners()
         self._begin_anew(params)
         for i, p in (*params, *idle):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Quantized
 
 ORDER = operator.attrgetter("order")  # no call of a Python function for each tensor
+ROOMS = 4  # captures with moved gradients that one copy serves each, without a step outside a graph in between
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Launch:
         host: `cached_table` on the host. It is pinned for a GPU, since the copy may still be running, or be captured in
             a graph.
         grads: The addresses of the gradients in `cached_table`.
+        rooms: Pinned tables for captures, made before: memory cannot be pinned while a graph is captured.
+        in_graph: The pinned table from which the last captured step copies, in each replay.
         kernels: For each program that has run on it, the kernels and what they are compiled into, by what they compute.
         ran: Whether the kernel of the last pass may have written something in this step.
     """
@@ -72,6 +75,8 @@ class Launch:
     copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     kernels: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     ran: bool = False
+    rooms: list[Tensor] = field(default_factory=list)
+    in_graph: Tensor | None = None
     table: Tensor = field(init=False)
     cached_table: Tensor = field(init=False)
     tiles: Tensor = field(init=False)
@@ -105,12 +110,29 @@ class Launch:
         """Prepare the table of this step with new addresses of gradients."""
         column = self.signature.offsets["g"]
         if capturing():
-            # A replay would repeat a copy from the host, whose memory holds something else by then. A tensor that a
-            # graph fills has its values only once the graph is replayed, so steps outside it cannot use this table.
-            self.table = _filled_on_device(self.cached_table, column, grads)
+            # A tensor that a graph fills has its values only once the graph is replayed, so steps outside it cannot
+            # use this table.
+            self.table = self._table_of_graph(column, grads)
             return
         self._rewrite({column: grads})
         self.grads = grads
+
+    def make_rooms(self) -> None:
+        """Pin memory for the tables of captures to come."""
+        while len(self.rooms) < ROOMS:
+            self.rooms.append(pinned(torch.empty_like(self.host), self.cached_table.device))
+
+    def _table_of_graph(self, column: int, grads: list[int]) -> Tensor:
+        """A table with another column that each replay of the graph being captured makes by one copy.
+
+        The copy is from memory that nothing else writes, and that must be kept as long as the graph (`kept`).
+        """
+        if not self.rooms:
+            return _filled_on_device(self.cached_table, column, grads)
+        self.in_graph = self.rooms.pop()
+        self.in_graph.copy_(self.host)
+        self.in_graph[:-1, column] = torch.tensor(grads, dtype=torch.int64, device="cpu")
+        return copied_to(self.in_graph, self.cached_table.device)
 
     def point_at_buffers(self, names: Sequence[str]) -> None:
         """Prepare the table for buffers that were made after it."""
@@ -164,6 +186,8 @@ def launches_of(
     launches: list[Launch]
     grads_of_cached, launches = batch.cache.get(key, (None, []))
     if grads_of_cached != grads:
+        if capturing():
+            raise RuntimeError(REBUILT.format(OTHER_GRADIENTS if key in batch.cache else NO_TABLES))
         launches = _launches(batch.params, names, buffers, served, by_alignment, tile, layouts)
         for launch in launches:
             launch.build_table()
@@ -173,7 +197,29 @@ def launches_of(
     else:
         for launch in launches:
             launch.follow_gradients()
+    if batch.program.step_counter is not None and not capturing():
+        for launch in launches:
+            launch.make_rooms()
     return launches
+
+
+REBUILT = (
+    "a CUDA graph is being captured, and tables that its kernels read would have to be made on the host, which replays "
+    "leave out: {}. Take one step as it will be captured, and capture the next."
+)
+OTHER_GRADIENTS = "a gradient has another dtype, or lies otherwise in memory, than in the step before"
+NO_TABLES = "there are none yet, or a tensor lies so in memory that it is copied in each step"
+CHANGED = "it is the first step of a parameter, or a parameter, slot, counter or option has changed since the last one"
+
+
+def kept(batches: Iterable[Batch]) -> list[Any]:
+    """What a captured step over some batches reads besides parameters and slots.
+
+    It must live as long as the graph, while the batches go on with other tables.
+    """
+    caches = [batch.cache.copy() for batch in batches]
+    launches = [x for cache in caches for value in cache.values() if isinstance(value, tuple) for x in value[1]]
+    return [*caches, *(dict(vars(launch)) for launch in launches)]
 
 
 def capturing() -> bool:

@@ -6,7 +6,9 @@ the calls of torch and the launches of a step, refuses any look at a value, and 
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +19,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_optim import SGDW, AdamW
+from lightning_optim.core import batches as batches_module
+from lightning_optim.core import runner as runner_module
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.engines import launch as launch_module
 from lightning_optim.engines import triton as engine
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average
@@ -167,6 +172,120 @@ def test_counters_live_on_the_device_and_are_saved() -> None:
     twin = build("adamw", make_params(SHAPES, torch.float32), capturable=True)
     twin.load_state_dict(optimizer.state_dict())
     assert all(state["step"] == 2 for state in twin.state.values())
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A context in which the package takes what it does for captured."""
+
+    @contextmanager
+    def capture() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            for module in (batches_module, launch_module, runner_module):
+                patch.setattr(module, "capturing", lambda: True)
+            yield
+
+    return capture
+
+
+def optimized(steps: int = 2, **options: Any) -> tuple[Optimizer, list[Tensor]]:
+    params = make_params(SHAPES, torch.float32)
+    optimizer = build("adamw", params, engine="triton", capturable=True, **options)
+    for step in range(steps):
+        give(params, step)
+        optimizer.step()
+    return optimizer, params
+
+
+def copied_tables(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The tables that its next steps copy from the host."""
+    found: list[Tensor] = []
+
+    def copied_to(values: Tensor, device: torch.device) -> Tensor:
+        found.append(values)
+        return values.to(device, copy=True)
+
+    monkeypatch.setattr(launch_module, "copied_to", copied_to)
+    return found
+
+
+def kept_launches(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [one for one in optimizer._runner.kept if isinstance(one, dict) and "tiles" in one]
+
+
+@interpreted
+def test_moved_gradients_are_one_copy_of_a_table_that_stays(captured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay copies it again, so no later step may write to it or let it go."""
+    optimizer, params = optimized()
+    tables = copied_tables(optimizer, monkeypatch)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    expected = [p.grad.data_ptr() for p in params if p.grad is not None and p.numel()]
+    with captured():
+        optimizer.step()
+    (table,) = tables
+    before = table.clone()
+    assert {*expected} <= {*table.flatten().tolist()}
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert torch.equal(table, before)
+    assert all(table.data_ptr() != later.data_ptr() for later in tables[1:])
+    assert any(one["in_graph"] is table for one in kept_launches(optimizer))
+
+
+@interpreted
+def test_what_a_graph_reads_outlives_what_steps_read_later(captured: Any) -> None:
+    """A parameter joins, and another moves, after the capture; the graph still reads the tables of its time."""
+    optimizer, params = optimized()
+    with captured():
+        optimizer.step()
+    tables = [weakref.ref(one[name]) for one in kept_launches(optimizer) for name in ("table", "tiles")]
+    params[0].data = params[0].data.clone()
+    optimizer.step()
+    params[1].grad = None
+    optimizer.step()
+    gc.collect()
+    assert tables
+    assert all(one() is not None for one in tables)
+
+
+@interpreted
+def test_a_capture_makes_no_tables(captured: Any) -> None:
+    def joins(optimizer: Optimizer, params: list[Tensor]) -> None:
+        params[1].grad = None
+
+    def turns(optimizer: Optimizer, params: list[Tensor]) -> None:
+        assert params[0].grad is not None
+        params[0].grad = params[0].grad.t().contiguous().t()
+
+    def counts(optimizer: Optimizer, params: list[Tensor]) -> None:
+        optimizer.state[params[0]]["step"].add_(1)
+
+    def decays(optimizer: Optimizer, params: list[Tensor]) -> None:
+        optimizer.param_groups[0].update(weight_decay=0.0, cautious=True)
+
+    for change in (joins, turns, counts, decays):
+        optimizer, params = optimized()
+        change(optimizer, params)
+        with captured(), pytest.raises(RuntimeError, match="tables that its kernels read would have to be made"):
+            optimizer.step()
+        assert float(optimizer.state[params[1]]["step"]) == 2
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        with captured():
+            optimizer.step()
+
+
+@interpreted
+def test_state_must_exist_before_a_capture(captured: Any) -> None:
+    optimizer, params = optimized(steps=0)
+    give(params, 0)
+    with captured(), pytest.raises(RuntimeError, match="Take one step as it will be captured, and capture the next"):
+        optimizer.step()
+    assert not any("exp_avg" in optimizer.state[p] for p in params if p in optimizer.state)
 
 
 @pytest.mark.parametrize("name", REFUSED)

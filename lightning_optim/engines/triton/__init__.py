@@ -41,6 +41,12 @@ WARPS = 4
 REGISTERS, REGISTERS_WITH_NORMALS = 168, 255
 
 
+UNCAPTURABLE = (
+    "a CUDA graph is being captured, and its replays would all take the step that is being counted on the host now. "
+    "Give the optimizer capturable=True."
+)
+
+
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why this engine cannot serve, in one sentence; empty where it can."""
     if not _installed():
@@ -75,6 +81,9 @@ def prepare(step: Step) -> None:
 def run(step: Step) -> None:
     """Run a step: for each launch one or two kernels for each level of reductions, and one for the last pass."""
     device = step.params[0].param.device
+    counted = all(batch.program.step_counter is not None or batch.group is None for batch in step.batches)
+    if not counted and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(UNCAPTURABLE)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         passes.run(step, BACKEND)
 
