@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
+from benchmarks import two_ranks as both
 from benchmarks.contenders import others, ours
 from benchmarks.gpu.setting import Result, Setting
 from benchmarks.pages import ROOT
@@ -44,7 +45,7 @@ def first_steps(setting: Setting) -> Result:
 
 def two_ranks(setting: Setting) -> Result:
     """DDP and FSDP2 with two ranks on this device against one process."""
-    return _object(run_module("benchmarks.two_ranks", setting.device.type))
+    return {"cases": both.two_ranks(setting.device.type)}
 
 
 def counters(setting: Setting) -> Result:
@@ -67,10 +68,3 @@ def _last(done: subprocess.CompletedProcess[str]) -> Result | str:
     """The object in the last line that a program printed, or the end of what it said where it failed."""
     lines: Sequence[str] = done.stdout.splitlines()
     return json.loads(lines[-1]) if done.returncode == 0 and lines else (done.stderr or done.stdout)[-1500:]
-
-
-def _object(done: subprocess.CompletedProcess[str]) -> Result:
-    found = _last(done)
-    if isinstance(found, str):
-        raise RuntimeError(found)
-    return found

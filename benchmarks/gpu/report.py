@@ -70,13 +70,17 @@ def programs(pieces: Pieces) -> list[str]:
     lines = []
     if "two ranks" in pieces:
         cases = pieces["two ranks"].get("cases", {})
-        bad = [f"{name} ({said})" for name, said in cases.items() if not str(said).startswith("ok")]
+        bad = [f"{name} ({_why(said)})" for name, said in cases.items() if not said["agrees"]]
         lines.append(
             f"Two ranks on one card against one process: {len(cases)} cases, wrong: {', '.join(bad) or 'none'}."
         )
     if "summary" in pieces.get("tests", {}):
         lines.append(f"Tests that need a GPU: {pieces['tests']['summary'].strip('= ')}.")
     return lines
+
+
+def _why(said: dict[str, Any]) -> str:
+    return said.get("failed") or said.get("failed on the other rank") or f"differs by {said['differs']:.1e}"
 
 
 def race(name: str, piece: Pieces, pieces: Pieces) -> str:
