@@ -75,7 +75,7 @@ class KernelBackend(abc.ABC):
     Attributes:
         name: The name of the engine.
         served: The dtypes that kernels read and write.
-        by_alignment: Whether local parameters whose addresses are not multiples of 16 get a launch of their own.
+        by_alignment: Whether kernels depend on which addresses are multiples of 16.
         tile: The number of elements that one instance of a kernel serves.
     """
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_optim.engines.signature import FIXED, Signature
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Quantized
+from lightning_optim.storage.format import Format
 
 ORDER = operator.attrgetter("order")  # no call of a Python function for each tensor
 ROOMS = 4  # captures with moved gradients that one copy serves each, without a step outside a graph in between
@@ -177,7 +178,7 @@ def launches_of(
         names: The operands: `"p"`, `"g"` and slots, and last `"index"` where normal numbers are needed.
         buffers: The buffers between passes, which do not exist yet.
         served: The dtypes that kernels read and write. Operands of other dtypes are copied.
-        by_alignment: Whether local parameters whose addresses are not multiples of 16 get a launch of their own.
+        by_alignment: Whether kernels depend on which addresses are multiples of 16.
         tile: The number of elements that one instance of the kernel serves.
         layouts: The layout of each local parameter in numbers; empty where passes need no statistics.
     """
@@ -271,6 +272,7 @@ def _launches(
     layouts: Sequence[Numbers],
 ) -> list[Launch]:
     launches: dict[Signature, Launch] = {}
+    shifted: set[Signature] = set()  # some of whose gradients are not aligned
     indexed = names[-1] == "index"
     names = _with_partners(params, names[:-1] if indexed else names)
     for position, param in enumerate(params):
@@ -293,8 +295,8 @@ def _launches(
         operands += [(name, param.compute_dtype) for name in buffers]
         addresses += [0] * len(buffers)
         layout = layouts[position] if layouts else Numbers()
-        aligned = by_alignment and not any(x % 16 for x in addresses)
-        signature = Signature(tuple(operands), aligned, indexed, layout.axes, layout.statistics)
+        aligned = frozenset(_aligned(operands, addresses)) if by_alignment else frozenset()
+        signature = Signature(tuple(operands), aligned - {"g"}, indexed, layout.axes, layout.statistics)
         if signature not in launches:
             launches[signature] = Launch(signature, tile)
         launch = launches[signature]
@@ -302,7 +304,21 @@ def _launches(
         launch.positions.append(position)
         launch.addresses += [*addresses, *(_global_index(param) if indexed else ()), *layout.numbers]
         launch.copies += copies
+        shifted |= {signature} if "g" not in aligned else set()
+    for signature, launch in launches.items() if by_alignment and "g" in names else ():
+        # Views of DDP's buckets begin anywhere. To read single elements costs less than a launch of their own.
+        if signature not in shifted:
+            launch.signature = replace(signature, aligned=signature.aligned | {"g"})
     return list(launches.values())
+
+
+def _aligned(operands: Sequence[tuple[str, Any]], addresses: Sequence[int]) -> Iterator[str]:
+    """The operands whose addresses are multiples of 16."""
+    following = iter(addresses)
+    for name, stored in operands:
+        columns = [next(following) for _ in range(2 if isinstance(stored, Format) else 1)]
+        if not any(address % 16 for address in columns):
+            yield name
 
 
 def _with_partners(params: list[LocalParameter], names: Sequence[str]) -> Sequence[str]:

@@ -22,14 +22,14 @@ class Signature:
     Attributes:
         operands: `"p"`, `"g"` and slots in the order of the address table, each with the dtype or the format in which
             it is stored.
-        aligned: Whether every address is a multiple of 16.
+        aligned: The operands whose addresses are all multiples of 16.
         indexed: Whether the table holds the global index of each local parameter, as normal numbers need it.
         axes: The number of axes of a layout, where the table holds the layout of each local parameter.
         statistics: The number of kinds of statistics in a layout.
     """
 
     operands: tuple[tuple[str, torch.dtype | Format], ...]
-    aligned: bool = False
+    aligned: frozenset[str] = frozenset()
     indexed: bool = False
     axes: int = 0
     statistics: int = 0

@@ -212,7 +212,7 @@ def test_a_clipped_step_takes_three_launches(launches: list[int]) -> None:
 
 
 def test_types_and_alignments_are_served_apart(launches: list[int]) -> None:
-    """A launch for each combination of types, and one for tensors that do not begin at a multiple of 16 bytes."""
+    """A launch for each combination of types, and one for parameters that do not begin at a multiple of 16 bytes."""
     buffer = torch.zeros(100)
     params = [*make(((7,), (9,)), torch.float32), *make(((7,),), torch.bfloat16), buffer[1:8].requires_grad_()]
     optimizer = build("adamw", params, engine="triton")
@@ -224,6 +224,27 @@ def test_types_and_alignments_are_served_apart(launches: list[int]) -> None:
     assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
     assert not buffer[0]
     assert not buffer[8:].any()
+
+
+def test_alignment_is_that_of_a_column(launches: list[int]) -> None:
+    """Gradients may be views of one buffer that begin anywhere: what is stored still moves 16 bytes at a time."""
+    params, twins = (make(((7,), (300,), (1025,)), torch.float32) for _ in range(2))
+    optimizer = build("adamw", params, engine="triton")
+    buffer = torch.linspace(-1, 1, 1332)
+    views = [buffer[:7], buffer[7:307], buffer[307:]]
+    assert [x.data_ptr() % 16 == 0 for x in views] == [True, False, False]
+    for p, view in zip(params, views, strict=True):
+        p.grad = view
+    optimizer.step()
+    apply(build("adamw", twins, engine="reference"), twins, views)
+    assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
+    assert len(launches) == 1
+    (kernel,) = engine.BACKEND.kernels(optimizer.first_programs()[0], [local(optimizer, p) for p in params])
+    assert re.findall(r"(\w+)_at = tl.multiple_of", kernel.text) == ["p", "exp_avg", "exp_avg_sq"]
+    for p in params:
+        p.grad = p.grad.clone()  # type: ignore[union-attr]
+    (kernel,) = engine.BACKEND.kernels(optimizer.first_programs()[0], [local(optimizer, p) for p in params])
+    assert "\n    g_at = tl.multiple_of" in kernel.text
 
 
 def test_the_table_is_kept_while_nothing_moves(tables: list[str]) -> None:

@@ -6,6 +6,89 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lightning_optim.storage.triton import INTERPRETED
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x to a unit in the last place, for 2^-126 <= |x| <= 2^126, 0 and infinity."""
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def reciprocal_root(x):
+    """1 / sqrt(x) to two units in the last place, for x >= 2^-126, 0 and infinity; not a number below 0."""
+    return tl.inline_asm_elementwise("rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def divide(a, b):
+    """a / b. Unlike the division of CUDA it does not branch, so that those of several elements overlap.
+
+    It is rounded correctly where |a| is at least 2^-102, and else to a unit in the last place.
+    """
+    if INTERPRETED:
+        result = tl.div_rn(a, b)
+    else:
+        small = tl.abs(b) < 2.0**-100  # so that no reciprocal is infinite; a that overflows had an infinite quotient
+        a, b = tl.where(small, a * 2.0**32, a), tl.where(small, b * 2.0**32, b)
+        near = _near_reciprocal(b)
+        inverse = _refined(b, near)
+        result = _corrected(a, b, inverse, a * inverse, a * near)
+    return result
+
+
+@triton.jit
+def divide_by_number(a, b):
+    """a / b where b is one number for all elements, rounded as by `divide`."""
+    if INTERPRETED:
+        result = tl.div_rn(a, b)
+    else:
+        scale = tl.where(tl.abs(b) < 2.0**-100, 2.0**32, 1.0)
+        a, b = a * scale, b * scale
+        near = _near_reciprocal(b)
+        inverse = _refined(b, near)
+        inverse = tl.where(inverse == inverse, inverse, near)
+        result = _corrected(a, b, inverse, a * inverse, a * inverse)
+    return result
+
+
+@triton.jit
+def _near_reciprocal(b):
+    return reciprocal(b * 0.25) * 0.25  # large divisors have a reciprocal, too
+
+
+# `x * -1.0` becomes a sign of an operand, while `-x` is 0.0 - x in Triton, an instruction of its own.
+@triton.jit
+def _refined(b, near):
+    return tl.fma(tl.fma(b * -1.0, near, 1.0), near, near)
+
+
+@triton.jit
+def _corrected(a, b, inverse, quotient, special):
+    """A quotient without the error of its last digit; `special` where that is not a number.
+
+    It is none if b is 0 or infinite, and if the quotient is infinite.
+    """
+    corrected = tl.fma(tl.fma(b, quotient, a * -1.0), inverse * -1.0, quotient)
+    return tl.where(corrected == corrected, corrected, special)
+
+
+@triton.jit
+def square_root(x):
+    """sqrt(x), rounded correctly, without a branch."""
+    if INTERPRETED:
+        result = tl.sqrt_rn(x)
+    else:
+        small = x < 2.0**-100
+        scaled = tl.where(small, x * 2.0**64, x)
+        inverse = reciprocal_root(scaled)
+        near = scaled * inverse
+        near = tl.fma(tl.fma(near * -1.0, near, scaled), inverse * 0.5, near)
+        near = tl.where(small, near * 2.0**-32, near)
+        result = tl.where((near != near) & (x >= 0.0), x, near)  # 0 and infinity
+    return result
+
 
 @triton.jit
 def lerp(a, b, weight):
@@ -18,7 +101,7 @@ def lerp(a, b, weight):
 def power(a, b):
     """a ** b for a >= 0."""
     general = tl.where(b == 0.0, 1.0, tl.exp2(b * tl.log2(a)))
-    return tl.where(b == 1.0, a, tl.where(b == 0.5, tl.sqrt_rn(a), general))
+    return tl.where(b == 1.0, a, tl.where(b == 0.5, square_root(a), general))
 
 
 @triton.jit

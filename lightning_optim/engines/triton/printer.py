@@ -27,11 +27,11 @@ EXPRESSIONS = {
     "add": "{} + {}",
     "sub": "{} - {}",
     "mul": "{} * {}",
-    "div": "tl.div_rn({}, {})",
+    "div": "divide({}, {})",
     "pow": "power({}, {})",
     "neg": "-{}",
     "abs": "tl.abs({})",
-    "sqrt": "tl.sqrt_rn({})",
+    "sqrt": "square_root({})",
     "exp": "tl.exp({})",
     "squarable": "squarable({})",
     "sign": "sign({})",
@@ -51,6 +51,7 @@ RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
     *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry"),
+    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal", "random_bits"),
 )
 INLINE = 60  # longer expressions get a line of their own
 
@@ -174,9 +175,11 @@ class _Printer:
             self.words[symbol] = word
 
     def _expression(self, symbol: Symbol, args: list[str]) -> str:
-        number = not (is_element(symbol.args[0]) or is_statistic(symbol.args[0]))
-        if symbol.name == "div" and number:  # torch divides a number by a tensor so
-            return f"{args[0]} * tl.div_rn(1.0, {args[1]})"
+        if symbol.name == "div":
+            number, divisor = (not (is_element(arg) or is_statistic(arg)) for arg in symbol.args)
+            if number:  # torch divides a number by a tensor so
+                return f"{args[0]} * divide(1.0, {args[1]})"
+            return f"{'divide_by_number' if divisor else 'divide'}({args[0]}, {args[1]})"
         if symbol.name == "where" and not is_element(symbol.args[0]):
             args[0] = f"{args[0]} != 0.0"
         return EXPRESSIONS[symbol.name].format(*args)
@@ -304,10 +307,10 @@ class _Printer:
                 continue
             offset = self.signature.offsets[name]
             element = TYPES[stored] if isinstance(stored, torch.dtype) else "uint8"
-            lines.append(f"{name}_at = {self._address(offset, element)} + start")
+            lines.append(f"{name}_at = {self._address(name, offset, element)} + start")
             if not isinstance(stored, torch.dtype):
                 scales = f"start // {BLOCK} * {stored.scales_per_block}"
-                lines.append(f"{name}_scales = {self._address(offset + 1, 'float32')} + {scales}")
+                lines.append(f"{name}_scales = {self._address(name, offset + 1, 'float32')} + {scales}")
         if self.indexed:
             offset = self.signature.offsets["index"]
             lines += [f"{word} = tl.load(at + {offset + i})" for i, word in enumerate(INDEX)]
@@ -317,9 +320,9 @@ class _Printer:
             lines.append("into = collected + tl.load(offsets + tl.program_id(0))")
         return lines
 
-    def _address(self, offset: int, element: str) -> str:
+    def _address(self, name: str, offset: int, element: str) -> str:
         pointer = f"tl.load(at + {offset}).to(tl.pointer_type(tl.{element}))"
-        return f"tl.multiple_of({pointer}, 16)" if self.signature.aligned else pointer
+        return f"tl.multiple_of({pointer}, 16)" if name in self.signature.aligned else pointer
 
 
 def _owner(program: Program) -> str:
