@@ -1,5 +1,6 @@
 """What must hold before anything is imported, and before each test."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small here: a second thread only waits
@@ -12,6 +13,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.harness.engines import exact_roots, quiet_interpreter, torch_functions  # noqa: F401  fixtures of several rooms
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Know the option of pytest-timeout where that is missing, as on a lent machine with a GPU."""
+    if importlib.util.find_spec("pytest_timeout") is None:
+        parser.addini("timeout", "seconds that a test may take")
 
 
 @pytest.fixture(autouse=True)
