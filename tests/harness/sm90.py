@@ -111,7 +111,7 @@ def wide(text: str) -> dict[str, int]:
     """How many accesses of 16 bytes it takes to load and store what the text loads and stores as a tensor."""
     share = TILE // (32 * engine.WARPS)  # elements of a thread
     loads = re.findall(r"= tl.load\(\w+_at \+ index, mask=inside, other=0.0\)(.*)", text)
-    stores = re.findall(r"tl.store\(\w+_at \+ index, (.*), mask=inside\)", text)
+    stores = re.findall(r"tl.store\(\w+_at \+ index, (.*), mask=inside[,)]", text)
     return {
         "wide_loads": sum(share * (2 if ".to(" in rest else 4) // 16 for rest in loads),
         "wide_stores": sum(share * (2 if "float16" in new else 4) // 16 for new in stores),

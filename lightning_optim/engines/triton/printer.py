@@ -50,7 +50,7 @@ WRITE = {torch.float32: "{}", torch.bfloat16: "to_bfloat16({})", torch.float16: 
 RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
-    *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry"),
+    *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry", "CACHING"),
     *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal", "random_bits"),
 )
 INLINE = 60  # longer expressions get a line of their own
@@ -233,7 +233,15 @@ class _Printer:
             dtype = self.signature.dtypes[name]
             stored = WRITE[dtype].format(value)
             stored_as[name] = READ.get(dtype, "{}.to(tl.float32)").format(stored)
-            self.lines.append(f"tl.store({name}_at + index, {stored}, mask=inside)")
+            self.lines.append(f"tl.store({name}_at + index, {stored}, mask=inside{self._caching()})")
+
+    def _caching(self) -> str:
+        """How the stores of a kernel with normal numbers differ between its two branches: not in what they do.
+
+        After the branches inside `normal` the rest of a tile is the same code in both, which the compiler makes one,
+        with narrow stores. Write-back, which is what happens anyway, keeps them apart.
+        """
+        return ", cache_modifier=CACHING" if self.indexed else ""
 
     def _random_bits(self) -> str:
         """The call that computes random bits for all elements of the tile.
@@ -267,7 +275,8 @@ class _Printer:
         return [*pointers, *(INDEX if self.indexed else ()), *(["layout"] if self.statistics else []), *into]
 
     def _tile(self, arguments: dict[str, str]) -> list[str]:
-        head = [f"def {self.owner}_tile(tile, row, start, count, {', '.join([*self._pointers(), *arguments])}):"]
+        given = [*self._pointers(), *arguments, *(["CACHING: tl.constexpr"] if self.indexed else ())]
+        head = [f"def {self.owner}_tile(tile, row, start, count, {', '.join(given)}):"]
         body = [
             f"block = tl.arange(0, {TILE // BLOCK})[:, None]",
             f"index = block * {BLOCK} + tl.arange(0, {BLOCK})[None, :]",
@@ -284,6 +293,7 @@ class _Printer:
         """The function that is launched. It reads its tile and the addresses from the table."""
         passed = ", ".join([*self._pointers(), *arguments])
         integers = [word for word in arguments if word == "t" or word in self.integers]
+        whole, ragged = (", ''", ", '.wb'") if self.indexed else ("", "")
         unspecialised = f"(do_not_specialize={integers})" if integers else ""
         body = [
             f"tile = {'tl.load(picked + tl.program_id(0))' if self.by == 'mean' else 'tl.program_id(0)'}",
@@ -293,9 +303,9 @@ class _Printer:
             f"count = tl.minimum(tl.load(at + 1) - start, {TILE}).to(tl.int32)",
             *self._addresses(),
             f"if count % {WORD} == 0:",
-            f"    {self.owner}_tile(tile, row, start, count // {WORD} * {WORD}, {passed})",
+            f"    {self.owner}_tile(tile, row, start, count // {WORD} * {WORD}, {passed}{whole})",
             "else:",
-            f"    {self.owner}_tile(tile, row, start, count, {passed})",
+            f"    {self.owner}_tile(tile, row, start, count, {passed}{ragged})",
         ]
         head = f"def {self.name}({', '.join(['table', 'tiles', *arguments])}):"
         return [f"@triton.jit{unspecialised}", head, *(f"    {line}" for line in body)]
