@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.kernel_cache.entries import Entries, pack, report, unpack
 
 
-def fill(folder: Path, names: Sequence[str], processes: int, seconds: float) -> int:
+def fill(folder: Path, names: Sequence[str], only: Sequence[str], processes: int, seconds: float) -> int:
     """Compile what is not in the cache yet, job after job; no job begins after `seconds`."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("unset TRITON_INTERPRET: the interpreter compiles nothing")
@@ -26,7 +26,7 @@ def fill(folder: Path, names: Sequence[str], processes: int, seconds: float) -> 
 
     begin, problems = time.monotonic(), 0
     entries = Entries()
-    waiting = jobs(names or sorted(OPTIMIZERS))
+    waiting = [job for job in jobs(names or sorted(OPTIMIZERS)) if not only or job[0] in only]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         running = {}
         while waiting or running:
@@ -59,6 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     filling = commands.add_parser("fill", help="compile kernels into a folder")
     filling.add_argument("folder", type=Path)
     filling.add_argument("--optimizers", nargs="+", default=[], help="by default all, the raced ones first")
+    filling.add_argument("--only", nargs="+", default=[], choices=("race", "steps", "checks", "ranks"))
     filling.add_argument("--jobs", type=int, default=2, help="processes")
     filling.add_argument("--seconds", type=float, default=float("inf"), help="after which nothing new begins")
     packing = commands.add_parser("pack", help="pack a filled folder")
@@ -71,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
     reporting.add_argument("folder", type=Path)
     given = parser.parse_args(args)
     if given.command == "fill":
-        return fill(given.folder, given.optimizers, given.jobs, given.seconds)
+        return fill(given.folder, given.optimizers, given.only, given.jobs, given.seconds)
     if given.command == "pack":
         found = pack(given.folder, given.archive)
     else:

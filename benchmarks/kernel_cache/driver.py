@@ -22,45 +22,62 @@ def stand_in() -> Entries:
         The entries of the cache that launches ask for from now on. It grows.
     """
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia import driver as nvidia
     from triton.compiler import compiler
     from triton.runtime import cache, driver
 
     entries = Entries()
-    empty = _empty_libcuda()
-    nvidia.library_dirs = lambda: [nvidia.libdevice_dir, empty]
-
-    def module(src: str, name: str, **places: Any) -> SimpleNamespace:
-        entries.add_module(*_built(src, name, **places))
-        return SimpleNamespace(
-            launch=lambda *args: None,
-            load_binary=lambda name, kernel, shared, device: (1, 1, 32, 0, 1024),
-            get_device_properties=lambda device: {
-                **{"max_shared_mem": 232448, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32},
-                **{"sm_clock_rate": 1980000, "mem_clock_rate": 3201000, "mem_bus_width": 6144},
-            },
-            PyCUtensorMap=None,
-            cuOccupancyMaxActiveClusters=None,
-            set_printf_fifo_size=None,
-            fill_tma_descriptor=None,
-        )
 
     def key(src: Any, backend: Any, options: Any, env_vars: Any) -> str:
         found: str = cache.get_cache_key(src, backend, options, env_vars)
         entries.add_kernel(found, src, backend, options)
         return found
 
-    nvidia.compile_module_from_src = module
     compiler.get_cache_key = key
-    gpu = nvidia.CudaDriver()
-    gpu.get_current_device = lambda: 0
-    gpu.set_current_device = lambda device: None
-    gpu.get_current_stream = lambda device: 0
-    gpu.get_device_capability = lambda device=0: divmod(ARCHITECTURE, 10)
-    gpu.get_current_target = lambda: GPUTarget("cuda", ARCHITECTURE, 32)
+    properties = {"max_shared_mem": 232448, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
+    gpu: Any = SimpleNamespace(
+        utils=SimpleNamespace(
+            load_binary=lambda name, kernel, shared, device: (1, 1, 32, 0, 1024),
+            get_device_properties=lambda device: properties,
+        ),
+        launcher_cls=_launchers(entries),
+        get_current_device=lambda: 0,
+        set_current_device=lambda device: None,
+        get_current_stream=lambda device: 0,
+        get_device_capability=lambda device=0: divmod(ARCHITECTURE, 10),
+        get_current_target=lambda: GPUTarget("cuda", ARCHITECTURE, 32),
+    )
     driver.set_active(gpu)
     _let_parameters_be_on_the_cpu()
     return entries
+
+
+def _launchers(entries: Entries) -> Any:
+    """What makes a launcher of a compiled kernel. Nothing is launched, but its C module is built.
+
+    Versions of Triton differ in these modules. Those of 3.6 are built, and those of others are left out.
+    """
+    from triton.backends.nvidia import driver
+
+    nvidia: Any = driver
+    if not hasattr(nvidia, "compile_module_from_src"):
+        return lambda src, metadata: lambda *args: None
+    empty = _empty_libcuda()
+
+    def module(src: str, name: str, **places: Any) -> Any:
+        entries.add_module(*_built(src, name, **places))
+        return Silent()
+
+    nvidia.library_dirs = lambda: [nvidia.libdevice_dir, empty]
+    nvidia.compile_module_from_src = module
+    nvidia.CudaUtils()
+    return nvidia.CudaLauncher
+
+
+class Silent:
+    """A C module, none of whose functions does anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
 
 
 def _let_parameters_be_on_the_cpu() -> None:
@@ -86,6 +103,7 @@ def _built(src: str, name: str, **places: Any) -> tuple[str, str]:
 
     from triton.runtime import build, cache
 
+    make: Any = build._build
     key = hashlib.sha256((src + build.platform_key()).encode()).hexdigest()
     manager = cache.get_cache_manager(key)
     file = f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -93,8 +111,10 @@ def _built(src: str, name: str, **places: Any) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, f"{name}.c")
             source.write_text(src)
-            lists = [places.get(what) or [] for what in ("library_dirs", "include_dirs", "libraries", "ccflags")]
-            manager.put(Path(build._build(name, str(source), folder, *lists)).read_bytes(), file, binary=True)
+            lists: list[Any] = [
+                places.get(what) or [] for what in ("library_dirs", "include_dirs", "libraries", "ccflags")
+            ]
+            manager.put(Path(make(name, str(source), folder, *lists)).read_bytes(), file, binary=True)
     return cache._base32(key), file
 
 

@@ -172,7 +172,21 @@ def load(name: str, text: str, formats: tuple[Format, ...]) -> Any:
     for form in formats:
         scope.update({word: value for word, value in form.triton().items() if not word.startswith("__")})
     exec(compile(text, file, "exec"), scope)  # the code consists of our own symbols only
+    _compute_keys(scope[name])
     return scope[name]
+
+
+def _compute_keys(function: Any) -> None:
+    """Compute the key of a function in Triton's cache after the keys of the functions that it calls.
+
+    Triton begins with the caller, whose key then depends on what this process has compiled before: another process
+    would not find its kernels.
+    """
+    if getattr(function, "hash", "") is not None:  # computed before, or interpreted
+        return
+    for word in function.fn.__code__.co_names:
+        _compute_keys(function.fn.__globals__.get(word))
+    function.cache_key  # noqa: B018  (a property that keeps what it computes)
 
 
 @functools.cache
