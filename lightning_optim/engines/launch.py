@@ -64,6 +64,7 @@ class Launch:
         grads: The addresses of the gradients in `cached_table`.
         rooms: Pinned tables for captures, made before: memory cannot be pinned while a graph is captured.
         in_graph: The pinned table from which the last captured step copies, in each replay.
+        levels: In which order the results of tiles are combined, where an engine does that on the device.
         kernels: For each program that has run on it, the kernels and what they are compiled into, by what they compute.
         ran: Whether the kernel of the last pass may have written something in this step.
     """
@@ -78,6 +79,7 @@ class Launch:
     ran: bool = False
     rooms: list[Tensor] = field(default_factory=list)
     in_graph: Tensor | None = None
+    levels: list[Tensor] = field(default_factory=list)
     table: Tensor = field(init=False)
     cached_table: Tensor = field(init=False)
     tiles: Tensor = field(init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,9 @@ from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.engines import launch as launch_module
 from lightning_optim.engines import triton as engine
+from lightning_optim.engines.signature import Signature
 from lightning_optim.engines.step import LocalParameter
+from lightning_optim.engines.triton import levels
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.storage import Quantized
@@ -323,14 +326,33 @@ def test_sums_repeat_bit_for_bit() -> None:
     assert torch.equal(*ends)
 
 
-def test_sums_over_more_blocks_than_are_added_at_a_time() -> None:
+def test_results_of_tiles_are_combined_level_by_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bounded number at a time, whatever tensors lie side by side, until each has one result."""
+    monkeypatch.setattr(levels, "MOST", 4)
+    ends = torch.tensor([0, 0, 1, 71, 71, 74, 78, 83, 83]).cumsum(0)
+    launch = launch_module.Launch(Signature(()), 1)
+    launch.host = launch.table = ends[:, None]
+    values = torch.arange(int(ends[-1])) + 7
+    wanted = [values[a:b].sum() for a, b in itertools.pairwise(ends)]
+    found = levels.levels_of(launch)
+    assert len(found) == 4
+    for starts in found:
+        assert starts.diff().max() <= 4
+        values = torch.stack([values[a:b].sum() for a, b in itertools.pairwise(starts)])
+    assert values.tolist() == [x.item() for x in wanted]
+
+
+def test_sums_in_several_levels_equal_the_reference(launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MOST", 1024)
+    monkeypatch.setattr(levels, "MOST", 2)
     ends: list[Any] = []
     for engine_name in ("reference", "triton"):
-        params = make(((300, 900), (33,)), torch.float32)
-        optimizer = build("lars", params, engine=engine_name)
+        params = make(((0,), (90, 90), (33,), (0,), (1100,)), torch.float32)
+        optimizer = build("lars", params, engine=engine_name, always_adapt=True)
         run(optimizer, params, 1)
         ends += [optimizer, params]
     assert differences(*ends) == []
+    assert launches == [11, 2 * 6, 2 * 4, 2 * 5, 11]
 
 
 def test_a_power_is_near_the_reference() -> None:

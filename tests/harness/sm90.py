@@ -26,6 +26,7 @@ from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.engines import triton as engine
 from lightning_optim.engines.kernels import Kernel
 from lightning_optim.engines.step import LocalParameter
+from lightning_optim.engines.triton.levels import MOST
 from lightning_optim.engines.triton.printer import TILE
 from lightning_optim.stages import Average, Lookahead, Noise
 from tests.harness.problems import apply, build, gradients, make_params
@@ -77,8 +78,8 @@ def compiled(kernel: Kernel) -> Any:
 
 def combine_tiles() -> Any:
     """The kernel that adds up the sums of tiles, compiled."""
-    signature = {"partials": "*fp64", "table": "*i64", "results": "*fp64"}
-    constants = {"WIDTH": 7, "COUNT": 2, "MAXIMUM": False}
+    signature = {"partials": "*fp64", "starts": "*i64", "results": "*fp64"}
+    constants = {"COUNT": 2, "MAXIMUM": False, "MOST": MOST}
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
     given = {(i,): value for i, value in enumerate(constants.values(), 3)}
     kernel = engine._functions()["combine_tiles"]

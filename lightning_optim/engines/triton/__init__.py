@@ -27,6 +27,7 @@ from lightning_optim.engines.plan import Plan
 from lightning_optim.engines.step import LocalParameter, Step
 from lightning_optim.engines.triton import printer
 from lightning_optim.engines.triton.chunks import Chunk, chunks_of
+from lightning_optim.engines.triton.levels import MOST, levels_of
 from lightning_optim.engines.triton.spread import has_long_axis
 from lightning_optim.errors import EngineError, first_line, pip_command
 from lightning_optim.language.program import Program
@@ -79,7 +80,7 @@ def prepare(step: Step) -> None:
 
 
 def run(step: Step) -> None:
-    """Run a step: for each launch one or two kernels for each level of reductions, and one for the last pass."""
+    """Run a step: for each launch a few kernels for each level of reductions, and one for the last pass."""
     device = step.params[0].param.device
     counted = all(batch.program.step_counter is not None or batch.group is None for batch in step.batches)
     if not counted and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -145,11 +146,13 @@ class _Backend(KernelBackend):
         return [stacks.split(which, total) for which, total in zip(kinds, sums, strict=True)]
 
     def combine(self, kernel: Kernel, partials: Tensor, launch: Launch) -> Tensor:
-        result = partials.new_empty(len(launch.params), kernel.sums)
-        constants = {"WIDTH": launch.signature.width, "COUNT": kernel.sums, "MAXIMUM": kernel.by == "max"}
         function = _functions()["combine_tiles"]
-        run_kernel(function, result.numel(), partials, launch.table, result, **constants, **options(kernel))
-        return result
+        constants = {"COUNT": kernel.sums, "MAXIMUM": kernel.by == "max", "MOST": MOST}
+        for starts in levels_of(launch):
+            combined = partials.new_empty(len(starts) - 1, kernel.sums)
+            run_kernel(function, combined.numel(), partials, starts, combined, **constants, **options(kernel))
+            partials = combined
+        return partials
 
 
 BACKEND = _Backend()

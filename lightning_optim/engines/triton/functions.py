@@ -117,16 +117,16 @@ def sign(x):
 
 
 @triton.jit
-def combine_tiles(partials, table, results, WIDTH: tl.constexpr, COUNT: tl.constexpr, MAXIMUM: tl.constexpr):
-    """Combine the results of the tiles of each tensor, always in the same order. One instance for each result."""
+def combine_tiles(partials, starts, results, COUNT: tl.constexpr, MAXIMUM: tl.constexpr, MOST: tl.constexpr):
+    """Combine at most `MOST` consecutive results of tiles, always in the same order. One instance for each result."""
     row = tl.program_id(0) // COUNT
     which = tl.program_id(0) % COUNT
-    first = tl.load(table + row * WIDTH)
-    last = tl.load(table + (row + 1) * WIDTH)
+    first = tl.load(starts + row)
+    last = tl.load(starts + row + 1)
     empty = float("-inf") if MAXIMUM else 0.0
     found = tl.full((1024,), empty, tl.float64)
-    for low in range(first, last, 1024):
-        tile = low + tl.arange(0, 1024)
+    for low in tl.static_range(0, MOST, 1024):
+        tile = first + low + tl.arange(0, 1024)
         part = tl.load(partials + tile * COUNT + which, mask=tile < last, other=empty)
         found = tl.maximum(found, part) if MAXIMUM else found + part
     result = tl.max(found, axis=0) if MAXIMUM else tl.sum(found, axis=0)
