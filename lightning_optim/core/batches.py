@@ -8,23 +8,25 @@ changed: a parameter, whether it has a gradient, a slot that was replaced, a ste
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_optim.core.gradients import Parameters, Seen
 from lightning_optim.distributed.owners import Home
-from lightning_optim.distributed.placement import gradient_of, is_dtensor, local
+from lightning_optim.distributed.placement import is_dtensor, local
 from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.launch import capturing
-from lightning_optim.engines.step import Batch, LocalParameter
+from lightning_optim.engines.step import Batch, Gradients, LocalParameter
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
 from lightning_optim.storage import Quantized
 
-Parameters = Sequence[tuple[int, Tensor]]  # parameters, each with the index of its parameter group
+VERSION = operator.attrgetter("_version")
 
 
 class Batches:
@@ -44,6 +46,7 @@ class Batches:
         batches: The batches.
         reductions: Combines partial sums over the ranks that hold shards of a tensor.
         engines: The engine for each combination of programs.
+        complete: The programs for which all slots are there.
     """
 
     def __init__(
@@ -57,24 +60,29 @@ class Batches:
         slots: Mapping[str, Slot],
         flags: Any,
     ) -> None:
-        self.state, self.flags = state, flags
+        self.state, self.flags, self.given = state, flags, (params, idle)
         self.params = [p for _, p in params]
         self.all_params = [*self.params, *(p for _, p in idle)]
         self.has_dtensors = any(is_dtensor(p) for p in self.all_params)
         self.reductions = Reductions(self.all_params)
         self.engines: dict[Any, Any] = {}
-        self.ids = [id(p) for p in self.all_params]
+        self.complete: Any = None
         counters = _numbers([state[p]["step"] for p in self.params])
         found: dict[Any, Batch] = {}
-        for (i, p), t in zip(params, counters, strict=True):
+        positions: dict[Any, list[int]] = {}
+        for position, ((i, p), t) in enumerate(zip(params, counters, strict=True)):
             of_p = traits(i, p)
-            batch = found.setdefault((i, t, *of_p.values()), Batch(group=i, traits=of_p, counter=t))
+            key = (i, t, *of_p.values())
+            positions.setdefault(key, []).append(position)
+            batch = found.setdefault(key, Batch(group=i, traits=of_p, counter=t))
             self._add(batch, p, slots, view(i, p), home(p))
+        self.positions = list(positions.values())
         if idle:
             found["idle"] = Batch()
             for i, p in idle:
                 self._add(found["idle"], p, slots, view(i, p), home(p))
         self.batches = list(found.values())
+        self.facts: Gradients | None = None  # of the gradients of the step before
         self.slots = [batch.slots for batch in self.batches]
         known = {"step", *slots}
         foreign = any(name not in known for p in self.all_params for name in state[p])
@@ -96,17 +104,14 @@ class Batches:
     def _remember(self) -> None:
         """Store the identity and the address of everything to which the batches refer."""
         state = self.state
+        self.states = [state[p] for p in self.all_params]
+        self.keys, self.every_state = list(state), list(state.values())
         self.steps = [state[param.source]["step"] for batch in self.active for param in batch.params]
-        self.state_ids = list(map(id, self._values()))
-        values = [value for p in self.all_params for value in (p, *self._values_of(state[p]))]
-        self.tensors: list[Tensor] = [
-            tensor
-            for value in values
-            for tensor in ((value.codes, value.scales) if isinstance(value, Quantized) else (value,))
-        ]
-        self.addresses = self._addresses()
-        self.shapes = self._shapes()
-        self.versions = self._versions()
+        self.values = list(self._values())
+        self.tensors: list[Tensor] = list(self.all_params)
+        for value in self.values:
+            self.tensors += (value.codes, value.scales) if isinstance(value, Quantized) else (value,)
+        self.addresses, self.shapes, self.versions = self._addresses(), self._shapes(), self._versions()
 
     def _addresses(self) -> list[int]:
         tensors = map(local, self.tensors) if self.has_dtensors else self.tensors
@@ -119,26 +124,29 @@ class Batches:
         return [list(map(Tensor.numel, self.all_params)), contiguous, [p.stride() for p, plain in others if not plain]]
 
     def _versions(self) -> list[int]:
-        return [step._version for step in self.steps]
+        return list(map(VERSION, self.steps))
 
-    def valid_for(self, params: Iterable[Tensor], flags: Any) -> bool:
-        """Whether the batches are still valid for these parameters and flags."""
-        same = self.flags == flags and self.ids == [id(p) for p in params] and self._unmoved()
+    def valid_for(
+        self, params: Parameters, idle: Parameters, state: Mapping[Tensor, dict[str, Any]], flags: Any
+    ) -> bool:
+        """Whether the batches are still valid for what the constructor gets."""
+        of_same = state is self.state and all(map(_same, (params, idle, state, state.values()), self._kept()))
+        same = of_same and self.flags == flags and _same(list(self._values()), self.values) and self._unmoved()
         return same and (self.versions == self._versions() or self._update_counters())
 
     def _unmoved(self) -> bool:
-        """Whether all parameters and slots are the same objects at the same addresses with the same shapes."""
-        same = self.state_ids == list(map(id, self._values())) and self.addresses == self._addresses()
-        return same and self.shapes == self._shapes()
+        """Whether all parameters and slots are at the same addresses with the same shapes."""
+        return self.addresses == self._addresses() and self.shapes == self._shapes()
+
+    def _kept(self) -> tuple[Any, ...]:
+        return (*self.given, self.keys, self.every_state)
 
     def _values(self) -> Iterable[Any]:
         """Step counters and slots of all parameters, without what other programs keep in the state."""
-        states = map(self.state.__getitem__, self.all_params)
-        return itertools.chain.from_iterable(map(dict.values if self.known is None else self._values_of, states))
+        return itertools.chain.from_iterable(map(dict.values if self.known is None else self._values_of, self.states))
 
     def _values_of(self, state: Mapping[str, Any]) -> Iterable[Any]:
-        known = self.known
-        return state.values() if known is None else [value for name, value in state.items() if name in known]
+        return [value for name, value in state.items() if name in (self.known or ())]
 
     def _update_counters(self) -> bool:
         """Read step counters that other code has written. False if the counters of a batch differ now."""
@@ -191,31 +199,36 @@ class Batches:
         self._remember()
         return [shared]
 
-    def take_gradients(self) -> None:
-        """Set the gradients of the local parameters for this step."""
-        for batch in self.active:
-            for param in batch.params:
-                p = param.source
-                param.grad = p.grad if param.param is p and p.grad is not None else _local_gradient(param)
+    def take_gradients(self, seen: Seen) -> None:
+        """Hand the gradients of this step to the batches."""
+        grads, facts = seen.grads, seen.facts
+        if facts is None:
+            grads = list(map(_local_gradient, grads))
+            facts = Gradients.of(grads, self.facts) if set(map(type, grads)) <= {Tensor} else None
+        for batch, positions in zip(self.active, self.positions, strict=True):
+            whole = len(positions) == len(grads)
+            batch.grads = grads if whole else [grads[i] for i in positions]
+            if facts is None or whole:
+                batch.gradients = facts
+            elif facts is not self.facts:
+                batch.gradients = Gradients([facts.addresses[i] for i in positions], facts.kinds)
+        self.facts = facts
 
     def drop_gradients(self) -> None:
         """Drop references to gradients and buffers, whose memory may be needed before the next step."""
         for batch in self.batches:
-            for param in batch.params:
-                param.grad = None
-                if param.buffers or param.pending:
-                    param.buffers.clear()
-                    param.pending.clear()
+            batch.drop()
 
 
-def _local_gradient(param: LocalParameter) -> Tensor | None:
-    """The local gradient in the shape of the local parameter: real, with at least one axis."""
-    grad = gradient_of(param.source)
-    if grad is None:
-        return None
+def _same(found: Collection[Any], kept: Collection[Any]) -> bool:
+    """Whether two collections hold the same objects."""
+    return len(found) == len(kept) and all(map(operator.is_, found, kept))
+
+
+def _local_gradient(grad: Tensor) -> Tensor:
+    """The local gradient as real numbers."""
     grad = resolved(local(grad))
-    grad = torch.view_as_real(grad) if grad.is_complex() else grad
-    return grad.view(param.param.shape)
+    return torch.view_as_real(grad) if grad.is_complex() else grad
 
 
 def _numbers(steps: Sequence[Tensor]) -> list[int]:

@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
 from lightning_optim.core.attempt import Attempt
+from lightning_optim.core.first_values import first_value
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.core.standalone_stages import OnGradients, OnWeights, moments_in
-from lightning_optim.core.state_layout import first_value
 from lightning_optim.core.wrapped import unwrapped
 from lightning_optim.distributed.placement import has_gradient
 from lightning_optim.errors import OptionError

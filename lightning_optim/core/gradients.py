@@ -1,54 +1,117 @@
-"""The gradients of a step: which parameters have one, and which gradients are refused."""
+"""The gradients of a step: which parameters have one, and which gradients are refused.
+
+A step over many small tensors is short, so it looks at each gradient with a few calls that take no Python function, and
+closer where something is different from the step before.
+"""
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.placement import has_gradient, is_dtensor
+from lightning_optim.distributed.placement import gradient_of, has_gradient, is_dtensor
 from lightning_optim.distributed.plain import is_pending, is_wrapper, resolve_gradients
+from lightning_optim.engines.step import Gradients
 
-LAYOUT: Any = Tensor.layout.__get__  # type: ignore[attr-defined]
-DTYPE: Any = Tensor.dtype.__get__  # type: ignore[attr-defined]
+GRAD, NONE = operator.attrgetter("grad"), type(None)
 TRAINABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 TRAINABLE |= {torch.complex32, torch.complex64, torch.complex128}
+Parameters = Sequence[tuple[int, Tensor]]  # parameters, each with the index of its parameter group
 
 
-def with_gradient(owner: str, every: Sequence[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    """The parameters that take part in a step. Their gradients are tensors whose memory holds their values.
+@dataclass(slots=True)
+class Seen:
+    """The gradients of a step.
+
+    Attributes:
+        params: The parameters that take part, each with the index of its group: the same list as long as they do.
+        grads: The gradient of each of them, a tensor whose memory holds its values.
+        facts: What launches depend on of them; None where one of them is no plain tensor of real numbers.
+    """
+
+    params: Parameters
+    grads: list[Any]
+    facts: Gradients | None = None
+
+
+class Look:
+    """Looks at the gradients of each step, and remembers what it has found in the last one.
 
     Args:
         owner: The optimizer, for messages.
-        every: All its parameters, each with the index of its group.
-
-    Raises:
-        RuntimeError: for a gradient that does not fit. Nothing has changed then.
     """
-    grads = [p.grad for _, p in every]
-    found = [pair for pair, grad in zip(every, grads, strict=True) if grad is not None or has_gradient(pair[1])]
-    params = [p for (_, p), grad in zip(every, grads, strict=True) if grad is not None]
-    present = [grad for grad in grads if grad is not None]
-    _refuse_unfit(owner, params, present)
-    resolve_gradients(params, present)
-    return found
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.every: Parameters = ()
+        self.params: list[Tensor] = []
+        self.active: Parameters = ()
+        self.facts: Gradients | None = None
+
+    def at(self, every: Parameters) -> Seen:
+        """The gradients of a step.
+
+        Args:
+            every: All parameters, each with the index of its group: the same list as long as they are.
+
+        Raises:
+            RuntimeError: for a gradient that does not fit. Nothing has changed then.
+        """
+        if every is not self.every:
+            self.every, self.params = every, [p for _, p in every]
+        seen = Seen(every, list(map(GRAD, self.params)))
+        types = set(map(type, seen.grads))
+        if NONE in types:
+            has = (grad is not None or has_gradient(p) for p, grad in zip(self.params, seen.grads, strict=True))
+            seen.params = list(itertools.compress(every, has))
+            if len(seen.params) == len(self.active) and all(map(operator.is_, seen.params, self.active)):
+                seen.params = self.active
+            seen.grads = [gradient_of(p) for _, p in seen.params]
+        if seen.params is not self.active or not types <= {Tensor, NONE} or not self._is_as_before(seen):
+            self._look_closer(seen)
+        return seen
+
+    def _is_as_before(self, seen: Seen) -> bool:
+        """Whether the gradients are of the kinds of the step before. They may have moved."""
+        before = self.facts
+        if before is None or any(map(Tensor.is_neg, seen.grads)):
+            return False
+        try:
+            facts = Gradients.of(seen.grads, before)
+        except RuntimeError:  # a sparse one has no address
+            return False
+        if facts.kinds is not before.kinds:
+            return False
+        if facts is not before and 0 in facts.addresses and any(map(Tensor._is_zerotensor, seen.grads)):
+            return False
+        self.facts = seen.facts = facts
+        return True
+
+    def _look_closer(self, seen: Seen) -> None:
+        self.active = ()  # where one is refused, the next step looks as closely
+        refuse_unfit(self.owner, seen)
+        resolve_gradients([p for _, p in seen.params], seen.grads)
+        seen.grads = [gradient_of(p) for _, p in seen.params]
+        if set(map(type, seen.grads)) <= {Tensor} and not any(map(Tensor.is_complex, seen.grads)):
+            seen.facts = Gradients.of(seen.grads)
+        self.active, self.facts = seen.params, seen.facts
 
 
-def _refuse_unfit(owner: str, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+def refuse_unfit(owner: str, seen: Seen) -> None:
     """Refuse sparse gradients, those of another size than their parameters, and wrappers for a plain parameter.
 
     Integers and numbers of 8 bits are refused too. Without a gradient they may be there: quantized models hold them.
+
+    Raises:
+        RuntimeError: for them.
     """
-    strided = set(map(LAYOUT, grads)) <= {torch.strided} and set(map(type, grads)) <= {Tensor}
-    if (
-        strided
-        and set(map(DTYPE, params)) <= TRAINABLE
-        and list(map(Tensor.numel, grads)) == list(map(Tensor.numel, params))
-    ):
-        return
-    for p, grad in zip(params, grads, strict=True):
+    for (_, p), grad in zip(seen.params, seen.grads, strict=True):
         if p.dtype not in TRAINABLE:
             raise RuntimeError(
                 f"{owner} cannot train a parameter of shape {tuple(p.shape)} in {str(p.dtype).removeprefix('torch.')}. "

@@ -20,7 +20,7 @@ from lightning_optim.core.aliasing import refuse_overlap, refuse_repeats
 from lightning_optim.core.attempt import Attempt
 from lightning_optim.core.constructor import constructor, has_own_constructor, takes_word
 from lightning_optim.core.evaluation import MODE, EvaluationMode
-from lightning_optim.core.gradients import with_gradient
+from lightning_optim.core.gradients import Look
 from lightning_optim.core.guards import (
     refuse_nothing_to_quantize,
     refuse_parameters,
@@ -105,7 +105,7 @@ class Optimizer(EvaluationMode):
         """Create what is never saved: caches, and the inputs of the next step."""
         self._loss = Loss()
         self._prepare_layout()
-        self._runner = Runner(self)
+        self._runner, self._look = Runner(self), Look(type(self).__name__)
         self._counters_agree = True
         self._for_file = False
         self._gathered: dict[matrix_slots.Key, Tensor] | None = None
@@ -243,7 +243,7 @@ class Optimizer(EvaluationMode):
             self._begin_step()
         frozen.join(self)
         owner, every = type(self).__name__, self.every_parameter()
-        active = with_gradient(owner, every) if closure is None else []
+        seen = self._look.at(every) if closure is None else None
         to_predict = self.predicts() and not self.param_groups[0].get("predicted", False)
         late = not self.state and len(self.initialized()) < len(every)  # the first prediction moves nothing
         if to_predict and not late:
@@ -254,16 +254,16 @@ class Optimizer(EvaluationMode):
                 loss = closure()
             frozen.join(self)
             every = self.every_parameter()
-            active = with_gradient(owner, every)
+            seen = self._look.at(every)
         if to_predict and late:
             self._predict_now()
-        if active:  # otherwise no parameter moves, and stages do not count the step
+        if active := (seen.params if seen else ()):  # otherwise no parameter moves, and stages do not count the step
             with Attempt(self._runner.has_moved, self._loss, *self.stages):
                 inputs = self._loss.take(owner, loss) if self.inputs else {}
                 acting = {stage.name: stage.advance() for stage in self.stages}
                 after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
-                idle = [(i, p) for i, p in self.initialized() if after and not has_gradient(p)]
-                self._runner.run("update", active, {**inputs, **acting}, idle)
+                idle = [(i, p) for i, p in self.initialized() if not has_gradient(p)] if after else []
+                self._runner.run("update", active, {**inputs, **acting}, idle, seen)
         elif not any(float(self.state.get(p, {}).get("step", 0)) for _, p in every):
             refuse_stale_parameters(owner, [p for _, p in every])
         if self.predicts():

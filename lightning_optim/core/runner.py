@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_optim import engines
 from lightning_optim.core.attempt import Created
-from lightning_optim.core.batches import Batches, Parameters
+from lightning_optim.core.batches import Batches
+from lightning_optim.core.gradients import Parameters, Seen, refuse_unfit
 from lightning_optim.core.guards import (
     refuse_disagreement,
     refuse_flat,
@@ -19,16 +20,18 @@ from lightning_optim.core.guards import (
     refuse_unknown_length,
     refuse_unsummable,
 )
-from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.core.state_layout import STORAGE_OPTIONS, WHOLE, StateLayout
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.launch import CHANGED, REBUILT, capturing, kept
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
+from lightning_optim.language.programs import flags_of
 from lightning_optim.language.view import View
 
 # What schedules change in every step. No trait depends on these.
 SCHEDULED = ("lr", "weight_decay")
+CONSTANT = (float, int, bool, str)
 
 
 class Runner:
@@ -44,12 +47,21 @@ class Runner:
         self.refused: engines.Refused = {}
         self.created, self.moved = Created(), False
         self.kept: list[Any] = []  # what the replays of captured steps read
+        self.options: list[tuple[Sequence[Any], dict[str, Any]]] = []  # of each group: as written, and as used
+        self.names = [name for name in layout.options if name not in (*WHOLE, *STORAGE_OPTIONS)]
 
     def clear_cache(self) -> None:
         """Sort all parameters into batches again in the next step."""
         self.cached.clear()
 
-    def run(self, what: str, params: Parameters, extra: Mapping[str, Any] | None = None, idle: Parameters = ()) -> None:
+    def run(
+        self,
+        what: str,
+        params: Parameters,
+        extra: Mapping[str, Any] | None = None,
+        idle: Parameters = (),
+        seen: Seen | None = None,
+    ) -> None:
         """Run one kind of program.
 
         Args:
@@ -57,16 +69,17 @@ class Runner:
             params: The parameters that take part, each with the index of its group.
             extra: What the program reads besides options, traits and scalars: inputs, and the options of stages.
             idle: Parameters without a gradient, on which only stages run.
+            seen: The gradients, where the program reads them.
         """
         layout, extra = self.layout, extra or {}
         self.created, self.moved = Created(), False
-        options = [layout.options_of(group, layout.defaults["capturable"]) for group in layout.param_groups]
+        options = self._options()
         layout.check_groups(options)
         refuse_unknown_length(layout)
         batches: Batches | None = None
         written: list[LocalParameter] = []
         try:
-            batches = self._prepared(what, params, idle, options, extra)
+            batches = self._prepared(what, params, idle, options, extra, seen)
             step = Step(batches.batches, layout.shared_slots(), batches.reductions, written=written)
             self._run(batches, step, compare=what in ("update", "predict"))
         except BaseException:
@@ -75,6 +88,7 @@ class Runner:
         finally:
             if batches is not None:
                 batches.drop_gradients()
+        assert batches is not None
         if what == "update":
             batches.advance()
         if layout.defaults["capturable"] and capturing():
@@ -84,6 +98,19 @@ class Runner:
         """Whether the last call of `run`, which failed, has written a parameter."""
         return self.moved
 
+    def _options(self) -> list[dict[str, Any]]:
+        """The options of each group: the same dict as in the step before where nothing has been written into it."""
+        layout = self.layout
+        kept, self.options = self.options, []
+        for i, group in enumerate(layout.param_groups):
+            written = [layout.total_steps, *map(group.__getitem__, self.names)]
+            if i < len(kept) and kept[i][0] and all(map(operator.is_, written, kept[i][0])):
+                self.options.append(kept[i])
+                continue
+            found = layout.options_of(group, layout.defaults["capturable"])
+            self.options.append((written if all(map(_is_constant, written)) else (), found))
+        return [found for _, found in self.options]
+
     def _prepared(
         self,
         what: str,
@@ -91,21 +118,29 @@ class Runner:
         idle: Parameters,
         options: Sequence[dict[str, Any]],
         extra: Mapping[str, Any],
+        seen: Seen | None,
     ) -> Batches:
         """The batches, with program, numbers and gradients of this step, and with all slots that it needs."""
-        batches = self._batches(what, params, idle, options)
+        batches = self._batches(what, params, idle, options, seen)
         self._fill(what, batches, options, extra)
-        shared = self.layout.shared_slots()
-        if any(
-            batch.program.slots - slots - shared.keys()
-            for batch, slots in zip(batches.batches, batches.slots, strict=True)
-        ):
+        if self._lacks_slots(batches):
             self._create_missing(batches)
-            batches = self._batches(what, params, idle, options)
+            batches = self._batches(what, params, idle, options, seen)
             self._fill(what, batches, options, extra)
-        if what == "update":
-            batches.take_gradients()
+        if seen is not None:
+            batches.take_gradients(seen)
         return batches
+
+    def _lacks_slots(self, batches: Batches) -> bool:
+        """Whether a program needs a slot that is not there, asked where a program has changed."""
+        needed = [batch.program for batch in batches.batches], [*self.layout.shared_slots()]
+        if batches.complete == needed:
+            return False
+        found = zip(batches.batches, batches.slots, strict=True)
+        if any(batch.program.slots - slots - {*needed[1]} for batch, slots in found):
+            return True
+        batches.complete = needed
+        return False
 
     def _run(self, batches: Batches, step: Step, compare: bool) -> None:
         layout = self.layout
@@ -131,19 +166,19 @@ class Runner:
         self.clear_cache()
 
     def _batches(
-        self, what: str, params: Parameters, idle: Parameters, options: Sequence[Mapping[str, Any]]
+        self, what: str, params: Parameters, idle: Parameters, options: Sequence[dict[str, Any]], seen: Seen | None
     ) -> Batches:
         """The batches of the parameters: those of the step before, unless something has changed."""
         layout = self.layout
         most_dims = layout.most_dims()
-        flags = (most_dims, len(params), [[v for k, v in own.items() if k not in SCHEDULED] for own in options])
+        flags = (most_dims, [[v for k, v in own.items() if k not in SCHEDULED] for own in options])
         cached = self.cached.get(what)
-        if cached is not None and cached.valid_for(
-            itertools.chain((p for _, p in params), (p for _, p in idle)), flags
-        ):
+        if cached is not None and cached.valid_for(params, idle, layout.state, flags):
             return cached
         if layout.defaults["capturable"] and capturing():
             raise RuntimeError(REBUILT.format(CHANGED))
+        if seen is not None:
+            refuse_unfit(type(layout).__name__, seen)
         layout.follow_owners()
         self._begin_anew(params)
         for i, p in (*params, *idle):
@@ -151,13 +186,13 @@ class Runner:
                 self._note(p)
                 layout.start_state(p, i)
             layout.follow_layout(p)
-        seen = [namespace(own) for own in options]
+        spaces = [namespace(own) for own in options]
 
         def traits(i: int, p: Tensor) -> dict[str, Any]:
-            return layout.traits_under(seen[i], p)
+            return layout.traits_under(spaces[i], p)
 
         def view(i: int, p: Tensor) -> View | None:
-            return layout.matrices(seen[i], logical_shape(p))
+            return layout.matrices(spaces[i], logical_shape(p))
 
         self.cached[what] = Batches(params, idle, layout.state, traits, view, layout.home_of, layout.all_slots(), flags)
         return self.cached[what]
@@ -179,7 +214,9 @@ class Runner:
             scalars = layout.scalars(namespace(own), counter)
             number = counter if isinstance(counter, Tensor) else float(counter)
             batch.h = {**own, **batch.traits, **scalars, "t": number, **extra}
-            batch.program = layout.program(what, batch.h)
+            flags = flags_of(batch.h)
+            if flags is None or batch.flags != flags:
+                batch.flags, batch.program = flags, layout.program(what, batch.h)
 
     def _create_missing(self, batches: Batches) -> None:
         """Create the slots that a program needs and a parameter lacks."""
@@ -244,3 +281,8 @@ class Runner:
                 f"the parameters being on {step.params[0].param.device}. Leave it out."
             )
         return chosen
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value of an option cannot change in place, as a list and a tensor can."""
+    return all(map(_is_constant, value)) if type(value) is tuple else value is None or type(value) in CONSTANT

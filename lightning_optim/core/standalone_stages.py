@@ -14,7 +14,7 @@ from lightning_optim.distributed.plain import writable_gradient
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
-from lightning_optim.language.program import Programs
+from lightning_optim.language.programs import Programs
 from lightning_optim.language.slot import Slot
 from lightning_optim.stages.stage import Stage
 

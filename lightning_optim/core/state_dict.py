@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_optim import storage
 from lightning_optim.core import matrix_slots
 from lightning_optim.core.checkpoint_source import CLASS_KEY, DEVICE_KEY, Loaded, Source, page_of, slots_elsewhere
+from lightning_optim.core.first_values import first_value
 from lightning_optim.core.parameter_groups import TORCH_FLAGS
 from lightning_optim.core.state_check import as_tensor, present, warn_of_stopped_counters
-from lightning_optim.core.state_layout import RAW, STORAGE_OPTIONS, StateLayout, first_value
+from lightning_optim.core.state_layout import RAW, STORAGE_OPTIONS, StateLayout
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.placement import is_dtensor, like, local, logical_shape, shard_of
 from lightning_optim.distributed.plain import laid_out_like

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,15 +17,16 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_optim import storage
+from lightning_optim.core.first_values import first_value
 from lightning_optim.distributed.fsdp1 import is_flattened
 from lightning_optim.distributed.owners import Home, Owners
-from lightning_optim.distributed.placement import full_with_axes_reduced, is_sharded, local, logical_shape
-from lightning_optim.distributed.plain import bare, is_wrapper, laid_out_like, memory_format, memory_order
-from lightning_optim.language.axes import as_axes
+from lightning_optim.distributed.placement import is_sharded, local, logical_shape
+from lightning_optim.distributed.plain import is_wrapper, laid_out_like, memory_order
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.math import squarable
 from lightning_optim.language.options import Option, floats
-from lightning_optim.language.program import Program, Programs, namespace
+from lightning_optim.language.program import Program, namespace
+from lightning_optim.language.programs import Programs
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.values import Options
 from lightning_optim.language.view import View
@@ -77,16 +79,19 @@ class StateLayout(Definition, torch.optim.Optimizer):
         self._slots_by_options: dict[Any, tuple[str, ...]] = {}
         self._most_dims: int | None = None
         self._owners = Owners()
-        self._parameters: tuple[list[int], list[tuple[int, Tensor]]] = [], []
+        self._parameters: tuple[list[list[Tensor]], list[tuple[int, Tensor]]] = [], []
 
     # ------------------------------------------------------------------ parameters and options
 
     def every_parameter(self) -> list[tuple[int, Tensor]]:
         """All parameters in order, each with the index of its group."""
-        ids = [id(p) for group in self.param_groups for p in group["params"]]
-        if self._parameters[0] != ids:  # thousands of new tuples in each step would wake the garbage collector
-            self._parameters = ids, [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
-        return self._parameters[1]
+        groups = [group["params"] for group in self.param_groups]
+        kept, pairs = self._parameters
+        same = list(map(len, groups)) == list(map(len, kept))
+        if not (same and all(map(operator.is_, itertools.chain(*groups), itertools.chain(*kept)))):
+            pairs = [(i, p) for i, group in enumerate(groups) for p in group]
+            self._parameters = [*map(list, groups)], pairs  # thousands of new tuples would wake the garbage collector
+        return pairs
 
     def initialized(self) -> list[tuple[int, Tensor]]:
         """All parameters but those of lazy modules that have seen no batch yet."""
@@ -333,18 +338,3 @@ class StateLayout(Definition, torch.optim.Optimizer):
     def slot_dtype(self, slot: Slot, p: Tensor, i: int) -> torch.dtype:
         """The dtype of a slot of `p` in group `i` that is not quantized."""
         return storage.dtype(p.dtype, self.param_groups[i]["state_bits"], slot)
-
-
-def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any]) -> Tensor:
-    """The value of a slot of `p` before the first step, as a tensor that is sharded like `p`."""
-    start, p = slot.start(namespace(h)), bare(p)
-    if slot.per != "element":
-        return torch.full((), start, dtype=torch.float64, device="cpu")
-    if slot.copies:
-        return p.detach().to(dtype=dtype, copy=True, memory_format=memory_format(p))
-    if slot.without is not None:
-        return full_with_axes_reduced(p, {axis % p.dim() for axis in as_axes(h[slot.without])}, start, dtype)
-    value = torch.full_like(p, start, dtype=dtype, memory_format=memory_format(p))
-    if value.is_complex():  # real and imaginary parts are elements
-        torch.view_as_real(value).fill_(start)
-    return value

@@ -11,7 +11,6 @@ is rewritten.
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,11 +19,10 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.signature import FIXED, Signature
-from lightning_optim.engines.step import Batch, LocalParameter
+from lightning_optim.engines.step import Batch, Gradients, LocalParameter
 from lightning_optim.storage import Quantized
 from lightning_optim.storage.format import Format
 
-ORDER = operator.attrgetter("order")  # no call of a Python function for each tensor
 ROOMS = 4  # captures with moved gradients that one copy serves each, without a step outside a graph in between
 
 
@@ -100,11 +98,14 @@ class Launch:
         self.host = pinned(table, device)
         self.tiles, self.count = to_device(row_of, device), len(row_of)
         self.table = self.cached_table = copied_to(self.host, device)
-        self.grads = self._grads()
 
-    def follow_gradients(self) -> None:
-        """Prepare the table of this step: gradients may have moved since the last one."""
-        grads = self._grads()
+    def follow_gradients(self, of_batch: Sequence[int]) -> None:
+        """Prepare the table of this step where gradients have moved since the last one.
+
+        Args:
+            of_batch: The addresses of the gradients of the batch.
+        """
+        grads = [of_batch[position] for position in self.positions]
         self.table = self.cached_table
         if grads != self.grads:
             self.rewrite_gradients(grads)
@@ -148,10 +149,6 @@ class Launch:
             self.host[:-1, column] = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         self.table = self.cached_table = copied_to(self.host, self.cached_table.device)
 
-    def _grads(self) -> list[int]:
-        has_gradient = "g" in self.signature.offsets
-        return [param.grad.data_ptr() for param in self.params] if has_gradient else []  # type: ignore[union-attr]
-
     @functools.cached_property
     def positions_on_device(self) -> Tensor:
         """`positions` as a tensor on the device, (params,) int64."""
@@ -184,26 +181,45 @@ def launches_of(
         tile: The number of elements that one instance of the kernel serves.
         layouts: The layout of each local parameter in numbers; empty where passes need no statistics.
     """
-    grads = _properties_of_gradients(batch.params, by_alignment) if "g" in names else []
+    gradients = (batch.gradients or _looked_at(batch)) if "g" in names else None
     key = (*names, *buffers, by_alignment, tile, *(batch.program.axes if layouts else ()))
     launches: list[Launch]
-    grads_of_cached, launches = batch.cache.get(key, (None, []))
-    if grads_of_cached != grads:
+    before, launches = batch.cache.get(key, (None, []))
+    if not launches or not _alike(before, gradients, by_alignment):
         if capturing():
             raise RuntimeError(REBUILT.format(OTHER_GRADIENTS if key in batch.cache else NO_TABLES))
+        batch.hand_out()
         launches = _launches(batch.params, names, buffers, served, by_alignment, tile, layouts)
         for launch in launches:
             launch.build_table()
-        batch.cache[key] = grads, launches
+            launch.grads = [gradients.addresses[position] for position in launch.positions] if gradients else []
+        batch.cache[key] = gradients, launches
         if any(launch.copies for launch in launches):  # the copies hold the values of this step
             del batch.cache[key]
+    elif gradients is not None and gradients is not before:
+        for launch in launches:
+            launch.follow_gradients(gradients.addresses)
+        if all(launch.table is launch.cached_table for launch in launches):  # else a graph is being captured
+            batch.cache[key] = gradients, launches
     else:
         for launch in launches:
-            launch.follow_gradients()
+            launch.table = launch.cached_table
     if batch.program.step_counter is not None and not capturing():
         for launch in launches:
             launch.make_rooms()
     return launches
+
+
+def _looked_at(batch: Batch) -> Gradients:
+    batch.hand_out()
+    return Gradients.of([param.operand("g") for param in batch.params])
+
+
+def _alike(before: Gradients | None, now: Gradients | None, by_alignment: bool) -> bool:
+    """Whether launches for gradients as they were serve those that there are now, wherever these have moved."""
+    if before is None or now is None or before is now:
+        return before is now
+    return before.kinds == now.kinds and (not by_alignment or before.aligned == now.aligned)
 
 
 REBUILT = (
@@ -251,17 +267,6 @@ def _filled_on_device(table: Tensor, column: int, values: Sequence[int]) -> Tens
     for row, value in enumerate(values):
         table[row, column].fill_(value)
     return table
-
-
-def _properties_of_gradients(params: list[LocalParameter], by_alignment: bool) -> list[Any]:
-    """The properties of gradients on which launches depend.
-
-    They are lists of plain values: every step makes them, and many small objects would wake the garbage collector.
-    """
-    grads = [param.grad for param in params]
-    lying: Any = (param.operand("g") for param in params) if any(map(ORDER, params)) else grads
-    found: list[Any] = [[grad.dtype for grad in grads], list(map(Tensor.is_contiguous, lying))]  # type: ignore
-    return [*found, [grad.data_ptr() % 16 == 0 for grad in grads]] if by_alignment else found  # type: ignore
 
 
 def _launches(

@@ -45,6 +45,7 @@ def prepare(step: Step) -> None:
 
 def run(step: Step) -> None:
     """Run a step on whole tensors."""
+    step.hand_out_gradients()
     calls = [_Call(batch, param, step) for batch in step.batches for param in batch.params]
     elements = sum(call.param.numel for call in calls)
     for call in calls:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 HALF = (torch.float16, torch.bfloat16)
+DTYPE = operator.attrgetter("dtype")  # `map` calls it without a Python function for each tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +150,48 @@ class LocalParameter:
         return replace(self.global_index, exchange=exchange)
 
 
+@dataclass(eq=False)
+class Gradients:
+    """What launches depend on of the gradients of a step, besides their values.
+
+    They are lists of plain values: every step makes them, and many small objects would wake the garbage collector.
+
+    Attributes:
+        addresses: The address of each gradient.
+        kinds: Their dtypes, their sizes, whether each is contiguous, and the strides of those that are not; of all
+            gradients of the step. Launches stay valid while these do.
+    """
+
+    addresses: list[int]
+    kinds: tuple[list[Any], ...]
+
+    @classmethod
+    def of(cls, grads: Sequence[Tensor], before: Gradients | None = None) -> Gradients:
+        """Look at the gradients of a step.
+
+        Args:
+            grads: The gradients.
+            before: What the step before has found. The same object is returned where nothing is different, and the
+                same `kinds` where gradients have only moved.
+
+        Raises:
+            RuntimeError: of torch, for a tensor without an address.
+        """
+        addresses, contiguous = list(map(Tensor.data_ptr, grads)), list(map(Tensor.is_contiguous, grads))
+        others = (
+            [] if all(contiguous) else [g.stride() for g, plain in zip(grads, contiguous, strict=True) if not plain]
+        )
+        kinds = list(map(DTYPE, grads)), list(map(Tensor.numel, grads)), contiguous, others
+        if before is None or before.kinds != kinds:
+            return cls(addresses, kinds)
+        return before if before.addresses == addresses else cls(addresses, before.kinds)
+
+    @functools.cached_property
+    def aligned(self) -> list[bool]:
+        """Whether each address is a multiple of 16."""
+        return [address % 16 == 0 for address in self.addresses]
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """Local parameters that run one program with the same options, scalars and step counter.
@@ -159,8 +204,11 @@ class Batch:
         traits: Their traits, by name.
         program: The program that runs on them.
         h: The options of the group and the scalars of the step, by name.
+        flags: What in `h` has selected the program; None where that takes a closer look in each step.
         t: The number of this step, on which stochastic rounding depends; 1 in the first one.
         counter: Their step counter: the number of the last step that did not fail.
+        grads: In a step the gradients; empty where only stages run, and where each parameter has been given its own.
+        gradients: What launches depend on of them; None where `grads` is empty.
         cache: Whatever an engine keeps for these parameters from step to step.
     """
 
@@ -169,9 +217,27 @@ class Batch:
     traits: dict[str, Any] = field(default_factory=dict)
     program: Program = field(init=False)
     h: dict[str, Any] = field(init=False)
+    flags: list[Any] | None = None
     t: int = 0
     counter: int = 0
+    grads: Sequence[Tensor] = ()
+    gradients: Gradients | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
+
+    def hand_out(self) -> None:
+        """Give each parameter its gradient. Kernels need only addresses."""
+        for param, grad in zip(self.params if self.grads else (), self.grads, strict=True):
+            param.grad = grad if grad.shape == param.param.shape else grad.view(param.param.shape)
+
+    def drop(self) -> None:
+        """Drop references to gradients and buffers, whose memory may be needed before the next step."""
+        self.grads = ()
+        if not self.params or (self.params[0].grad is None and self.params[0].view is None):
+            return
+        for param in self.params:
+            param.grad = None
+            param.buffers.clear()
+            param.pending.clear()
 
     @classmethod
     def of(cls, program: Program, h: dict[str, Any], t: int = 0, params: Iterable[LocalParameter] = ()) -> Batch:
@@ -203,6 +269,11 @@ class Step:
     reductions: Reductions
     exchanged: bool = False
     written: list[LocalParameter] = field(default_factory=list)
+
+    def hand_out_gradients(self) -> None:
+        """Give each parameter its gradient, where an engine computes with tensors."""
+        for batch in self.batches:
+            batch.hand_out()
 
     @property
     def begun(self) -> bool:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
-from torch import Tensor
-
 from lightning_optim.language.axes import as_axes
 from lightning_optim.language.math import FUNCTIONS
 from lightning_optim.language.slot import Slot
@@ -295,29 +293,6 @@ def _reachable(outputs: Iterable[Any]) -> tuple[Symbol, ...]:
     return tuple(found)
 
 
-class Programs:
-    """The programs of one update, by flags and guards."""
-
-    def __init__(self, update: Update, slots: Mapping[str, Slot] | None = None) -> None:
-        self.update, self.slots = update, slots
-        self.guarded: set[str] = set()
-        self.programs: dict[tuple[Any, ...], Program] = {}
-
-    def __call__(self, h: Mapping[str, Any]) -> Program:
-        """The program for these options, traits and scalars, traced at its first use."""
-        key = self._key(h)
-        if key not in self.programs:
-            program = trace(self.update, h, self.slots)
-            self.guarded |= set(program.guards)
-            key = self._key(h)  # with the new guards
-            self.programs[key] = program
-        return self.programs[key]
-
-    def _key(self, h: Mapping[str, Any]) -> tuple[Any, ...]:
-        flags = tuple(_flag(value) for value in h.values())
-        return (*h, *flags, *(_is_nonzero(h, name) for name in sorted(self.guarded)))
-
-
 def namespace(h: Mapping[str, Any]) -> Options:
     """The options and scalars of a step as an update sees them: `h.lr`, and `h.average.weight` for a stage."""
     values: Any = {key: namespace(item) if isinstance(item, dict) else item for key, item in h.items()}
@@ -330,19 +305,3 @@ def look_up(h: Mapping[str, Any], name: str) -> Any:
     if not rest:
         return h[head]
     return h[head][rest] if isinstance(h[head], dict) else h[head][int(rest)]
-
-
-def _is_nonzero(h: Mapping[str, Any], name: str) -> bool | None:
-    """The answer to a guard; None where another program asked for it and `h` has no such number."""
-    try:
-        return bool(look_up(h, name))
-    except (KeyError, IndexError, TypeError):  # the options of a stage that does not act, None instead of a tuple
-        return None
-
-
-def _flag(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_flag(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _flag(item)) for key, item in value.items())
-    return "float" if isinstance(value, float) else "tensor" if isinstance(value, Tensor) else value

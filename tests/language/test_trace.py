@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lightning_optim.language import ema, mean, norm, sqrt, where
-from lightning_optim.language.program import Programs, trace
+from lightning_optim.language.program import trace
+from lightning_optim.language.programs import Programs
 
 
 def adam(p: Any, g: Any, s: Any, h: Any) -> Any:

@@ -41,6 +41,7 @@ def prepare(step: Step) -> None:
 
 def run(step: Step) -> None:
     """Run a step, block by block."""
+    step.hand_out_gradients()
     passes.run(step, _Backend())
 
 

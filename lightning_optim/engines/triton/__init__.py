@@ -81,7 +81,7 @@ def prepare(step: Step) -> None:
 
 def run(step: Step) -> None:
     """Run a step: for each launch a few kernels for each level of reductions, and one for the last pass."""
-    device = step.params[0].param.device
+    device = step.batches[0].params[0].param.device
     counted = all(batch.program.step_counter is not None or batch.group is None for batch in step.batches)
     if not counted and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(UNCAPTURABLE)
