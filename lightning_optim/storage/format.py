@@ -41,13 +41,15 @@ class Format(abc.ABC):
 
     1. the values of the partner as they will be dequantized; 2. the codebook; 3. to quantize with stochastic rounding:
     in C++ the index of the first element of the block in the slot and the step,
-       in Triton random numbers in [0, 1) for all elements;
+       in Triton numbers in (-1/2, 1/2) for all elements, which are added before rounding to the nearest;
     4. the constants.
 
     Attributes:
         name: The name in tables and in the names of its functions.
         scales_per_block: The number of float32 scales that are stored for a block.
-        stochastic: Whether it rounds stochastically, and so needs random bits and the step counter.
+        stochastic: Whether it rounds stochastically: it adds dither, which depends on the step counter, and rounds.
+        takes_nan: Whether its Triton function stores as zero what is NaN or not below 2^127 in size, and so takes values
+            as they are, with NaN beyond the end of a tensor. Otherwise it gets zeros for these.
         partner: The slot relative to whose dequantized values this one is quantized and dequantized, or None.
         codebook: The codebook that its functions read, or None.
         constants: Numbers and flags that are printed into the calls of its functions.
@@ -56,6 +58,7 @@ class Format(abc.ABC):
     name: ClassVar[str]
     scales_per_block: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
+    takes_nan: ClassVar[bool] = False
     partner: str | None = None
 
     @property
@@ -67,13 +70,14 @@ class Format(abc.ABC):
         return ()
 
     @abc.abstractmethod
-    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+    def quantize(self, x: Tensor, partner: Tensor | None, dither: Tensor | None) -> tuple[Tensor, Tensor]:
         """Quantize blocks of values.
 
         Args:
             x: The values, (blocks, BLOCK) float32. The last block is padded with zeros.
             partner: The values of the partner as they will be dequantized, (blocks, BLOCK) float32.
-            random: Random numbers in [0, 1), (blocks, BLOCK) float32, for a format that rounds stochastically.
+            dither: What to add before rounding to the nearest, in (-1/2, 1/2), (blocks, BLOCK) float32, for a format that
+                rounds stochastically.
 
         Returns:
             Codes, (blocks, BLOCK) uint8, and scales, (blocks, scales_per_block) float32.

@@ -12,6 +12,9 @@ from torch import Tensor
 from lightning_optim.storage.format import Format
 
 BLOCK = 256  # elements that share scales
+LARGEST = 2.0**127  # values of this size and above count as infinite, so that no sum of a format overflows
+# 2^32 times the irrational numbers of Roberts' sequence, 1/x and 1/x^2 where x^3 = x + 1, rounded to odd numbers.
+PER_ELEMENT, PER_STEP = 0xC13FA9A9, 0x91E10DA5
 
 
 @dataclass
@@ -89,8 +92,8 @@ class Quantized:
     def quantize(self, values: Tensor, partner: Tensor | None, t: int, low: int = 0) -> None:
         """Quantize new values of a range of the flat slot.
 
-        A value that is not finite is stored as zero, so that it spoils neither its block nor later steps. It is visible
-        in the parameter, which is computed from the values before rounding.
+        A value that is not finite, or not below 2^127, is stored as zero, so that it spoils neither its block nor later
+        steps. It is visible in the parameter, which is computed from the values before rounding.
 
         Args:
             values: The new values, flat.
@@ -98,10 +101,11 @@ class Quantized:
             t: The step, on which stochastic rounding depends.
             low: The index of the first value, a multiple of BLOCK.
         """
-        values = torch.nan_to_num(values.to(torch.float32), 0.0, 0.0, 0.0)
+        values = values.to(torch.float32)
+        values = torch.where(values.abs() < LARGEST, values, 0.0)
         first, last = low // BLOCK, -(-(low + values.numel()) // BLOCK)
-        random = random_bits(t, first, last - first, values.device) if self.format.stochastic else None
-        codes, scales = self.format.quantize(_blocked(values), _blocked(partner), random)  # type: ignore[arg-type]
+        added = dither(t, first, last - first, values.device) if self.format.stochastic else None
+        codes, scales = self.format.quantize(_blocked(values), _blocked(partner), added)  # type: ignore[arg-type]
         self.codes[first:last] = codes
         self.scales[first:last] = scales
 
@@ -114,12 +118,14 @@ def _blocked(values: Tensor | None) -> Tensor | None:
     return (torch.nn.functional.pad(values, (0, missing)) if missing else values).view(-1, BLOCK)
 
 
-def random_bits(t: int, first: int, blocks: int, device: torch.device) -> Tensor:
-    """The random bits for stochastic rounding, as numbers in [0, 1) with a resolution of 2^-16.
+def dither(t: int, first: int, blocks: int, device: torch.device) -> Tensor:
+    """What is added before rounding to the nearest, so that rounding is right on average: numbers in (-1/2, 1/2).
 
-    They are a hash of the step and the index of the element in the local slot (two rounds of multiplication and
-    xor-shift on 32 bits). So a resumed run rounds as the uninterrupted run would have, and all engines round alike. Two
-    elements at a distance of half a block share a 32-bit hash, of which each takes 16 bits.
+    They are multiples of two irrational numbers without their whole part: one counts the elements of the local slot and
+    one the steps (Roberts' sequence in two dimensions). So they are spread evenly over neighbours, over steps and over
+    both, more evenly than random numbers, and errors of successive steps cancel. A resumed run rounds as the
+    uninterrupted run would have, and all engines round alike. They are odd multiples of 2^-13: what lies on a code, but
+    for the error of arithmetic, stays there.
 
     Args:
         t: The step.
@@ -130,13 +136,9 @@ def random_bits(t: int, first: int, blocks: int, device: torch.device) -> Tensor
     Returns:
         A float32 tensor of shape (blocks, BLOCK).
     """
-    half = BLOCK // 2
-    start = _signed(first * half * 0x9E3779B1 + (t + 1) * 0x85EBCA77)
-    x = torch.arange(blocks * half, dtype=torch.int32, device=device) * _signed(0x9E3779B1) + start  # wraps around
-    for multiplier in (0x7FEB352D, 0x846CA68B):
-        x = (x ^ (x >> 16 & 0xFFFF)) * _signed(multiplier)
-    x = (x ^ (x >> 16 & 0xFFFF)).view(blocks, half)
-    return torch.cat([x & 0xFFFF, x >> 16 & 0xFFFF], 1).to(torch.float32) * 2.0**-16
+    index = torch.arange(blocks * BLOCK, dtype=torch.int32, device=device)
+    x = index * _signed(PER_ELEMENT) + _signed(first * BLOCK * PER_ELEMENT + t * PER_STEP)  # wraps around
+    return ((x >> 19 & 0x1FFF | 1).to(torch.float32) * 2.0**-13 - 0.5).view(blocks, BLOCK)
 
 
 def _signed(x: int) -> int:

@@ -11,14 +11,16 @@ import triton.language as tl
 
 
 @triton.jit
-def nearest(x):
-    """The nearest integer, ties to even, as a float, for 0 <= x < 2**31."""
-    small = (x + 8388608.0) - 8388608.0  # from 2**23 on, float32 holds only integers
-    return tl.where(x < 8388608.0, small, x)
+def dither(t, start, index):
+    """`dither` of `storage/quantized.py` for the elements `index`, int32, of the tile that begins at `start`, int64."""
+    first = start.to(tl.uint32) * 0xC13FA9A9 + t.to(tl.uint32) * 0x91E10DA5
+    x = first + index.to(tl.uint32) * 0xC13FA9A9
+    # From 2047 to 2048 the fraction is the last 13 bits of a float32.
+    return ((x >> 19) | 0x44FFE001).to(tl.float32, bitcast=True) - 2047.5
 
 
 # Triton before 3.4 has no other way to tell whether the interpreter runs.
-INTERPRETED = tl.constexpr(not isinstance(nearest, triton.JITFunction))
+INTERPRETED = tl.constexpr(not isinstance(dither, triton.JITFunction))
 
 
 @triton.jit
@@ -36,11 +38,13 @@ def to_bfloat16(x):
 
 
 @triton.jit
-def random_bits(t, index):
-    """`random_bits` of `storage/quantized.py` for elements of these indices in the local slot, int64."""
-    pair = (index >> 8 << 7) | (index & 127)
-    x = pair.to(tl.uint32) * 0x9E3779B1 + (t.to(tl.uint32) + 1) * 0x85EBCA77
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 16)) * 0x846CA68B
-    x = x ^ (x >> 16)
-    return tl.where(index & 128 != 0, x >> 16, x & 0xFFFF).to(tl.int32).to(tl.float32) * (2.0**-16)
+def reciprocal(x):
+    """1 / x, rounded to the nearest and without a branch, for 2^-126 <= x <= 2^126."""
+    if INTERPRETED:
+        near = tl.div_rn(1.0, x)
+    else:
+        rough = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+        near = tl.fma(tl.fma(-x, rough, 1.0), rough, rough)
+    return near

@@ -114,17 +114,16 @@ static inline uint16_t to_bfloat16(float x) {
     return uint16_t(x != x ? 0x7fc0u : rounded);
 }
 
-// ------------------------------------------------------------------------------------------ random bits
+// ------------------------------------------------------------------------------------------ dither
 
-// As in storage/quantized.py: two elements, half a block apart, share a hash, and each takes 16 of its bits.
-static inline uint32_t hash(uint32_t t, uint32_t index) {
-    uint32_t x = index * 0x9E3779B1u + (t + 1u) * 0x85EBCA77u;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du;
-    x = (x ^ (x >> 16)) * 0x846CA68Bu;
-    return x ^ (x >> 16);
+// As in storage/quantized.py: the multiples of two irrational numbers. From 2047 to 2048 the fraction is the last 13 bits of
+// a float.
+static inline uint32_t dither_of(int64_t index, int64_t t) { return uint32_t(index) * 0xC13FA9A9u + uint32_t(t) * 0x91E10DA5u; }
+
+static inline float dither(uint32_t first, int32_t i) {
+    const uint32_t x = first + uint32_t(i) * 0xC13FA9A9u;
+    return as_float(int32_t((x >> 19) | 0x44ffe001u)) - 2047.5f;
 }
-
-static inline float whole(uint32_t sixteen_bits) { return float(int32_t(sixteen_bits)); }
 
 // ------------------------------------------------------------------------------------------ memory
 

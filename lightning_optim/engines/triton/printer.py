@@ -18,7 +18,7 @@ from lightning_optim.engines.triton.spread import spread
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Kind, Symbol, is_element, is_statistic
 from lightning_optim.language.values import By
-from lightning_optim.storage.quantized import BLOCK
+from lightning_optim.storage.quantized import BLOCK, LARGEST
 
 TILE = 4 * BLOCK  # elements: 8 for each of 128 threads, two accesses of 16 bytes in float32
 WORD = 8  # consecutive elements with one mask: 16 bytes in half precision
@@ -49,9 +49,9 @@ WRITE = {torch.float32: "{}", torch.bfloat16: "to_bfloat16({})", torch.float16: 
 # Names that kernels use themselves, so that no argument may have them.
 RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
-    *("tile", "row", "at", "start", "count", "block", "index", "inside", "there"),
+    *("tile", "row", "at", "start", "count", "block", "index", "inside", "there", "nan_outside"),
     *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry", "CACHING"),
-    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal", "random_bits"),
+    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal", "dither", "storable"),
 )
 INLINE = 60  # longer expressions get a line of their own
 
@@ -223,11 +223,13 @@ class _Printer:
         for name in self.signature.partners_first(self.outputs):
             value = self.words[new[name]]
             if name in self.signature.formats:
-                finite = f"tl.where(inside & (tl.abs({value}) < float('inf')), {value}, 0.0)"
+                given = f"{value} + nan_outside"
+                if not self.signature.formats[name].takes_nan:
+                    given = f"tl.where(tl.abs({given}) < {LARGEST}, {value}, 0.0)"
                 partner = self.signature.partner(name) or ""
-                random = [self._random_bits()] if self.signature.formats[name].stochastic else []
+                random = [self._dither()] if self.signature.formats[name].stochastic else []
                 stored_as[name] = f"kept_{name}"
-                call = self._call(name, "quantize", [finite], stored_as.get(partner, partner), random)
+                call = self._call(name, "quantize", [given], stored_as.get(partner, partner), random)
                 self.lines.append(f"kept_{name} = {call}")
                 continue
             dtype = self.signature.dtypes[name]
@@ -243,15 +245,15 @@ class _Printer:
         """
         return ", cache_modifier=CACHING" if self.indexed else ""
 
-    def _random_bits(self) -> str:
-        """The call that computes random bits for all elements of the tile.
+    def _dither(self) -> str:
+        """The call that computes dither for all elements of the tile.
 
         The step counter is an argument. Under `capturable` it is one of the values on the device.
         """
         if self.program.step_counter is None:
             self.arguments["t"] = "i32"
-            return "random_bits(t, start + index)"
-        return f"random_bits({self._argument(self.program.step_counter)}.to(tl.int32), start + index)"
+            return "dither(t, start, index)"
+        return f"dither({self._argument(self.program.step_counter)}.to(tl.int32), start, index)"
 
     def _reduce(self) -> None:
         self.arguments["partials"] = "*fp64"
@@ -284,6 +286,8 @@ class _Printer:
         ]
         if any(name in self.signature.formats for name in self.touched):
             body.append(f"there = block * {BLOCK} < count")
+        if any(name in self.signature.formats for name in self.outputs):
+            body.append("nan_outside = tl.where(inside, 0.0, float('nan'))  # stored as zero, at the cost of an addition")
         for i, symbol in enumerate(self.per_tensor):
             body.append(f"{self.words[symbol]} = tl.load(values + row * {len(self.per_tensor)} + {i})")
         notes = [f"# {name} is {symbol!r}" for name, symbol in self.numbers.items() if symbol.name != "host"]

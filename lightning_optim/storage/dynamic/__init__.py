@@ -88,7 +88,7 @@ class Dynamic(Format):
     def constants(self) -> tuple[bool]:
         return (self.signed,)
 
-    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+    def quantize(self, x: Tensor, partner: Tensor | None, dither: Tensor | None) -> tuple[Tensor, Tensor]:
         table = values(self.signed, x.device)
         largest = x.abs().argmax(1, keepdim=True)
         scale = x.gather(1, largest)

@@ -16,7 +16,7 @@ static inline void dynamic_quantize(
     const int32_t* __restrict below = (const int32_t*)codebook + 256;
     const float* __restrict begins = codebook + 256 + 2 * CELLS;
     int32_t found[BLOCK], most = 0, first = BLOCK - 1;
-    for (int i = 0; i < BLOCK; ++i) x[i] = as_float(as_bits(x[i]) & mask(absolute(x[i]) < __builtin_inff()));
+    for (int i = 0; i < BLOCK; ++i) x[i] = as_float(as_bits(x[i]) & mask(absolute(x[i]) < 0x1p127f));
     for (int i = 0; i < BLOCK; ++i) most = larger(most, as_bits(absolute(x[i])));
     for (int i = 0; i < BLOCK; ++i) first = smaller(first, as_bits(absolute(x[i])) == most ? i : int(BLOCK) - 1);
     const float scale = x[first], base = scale != 0.0f ? scale : 1.0f;

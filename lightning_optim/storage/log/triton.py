@@ -11,53 +11,40 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import log as constants
-from lightning_optim.storage.triton import nearest
+from lightning_optim.storage.triton import reciprocal
 
 LEVELS = tl.constexpr(constants.LEVELS)
-SNAP = tl.constexpr(constants.SNAP)
-FINEST = tl.constexpr(constants.FINEST)
-OCTAVES = tl.constexpr(constants.OCTAVES)
-INVERSE_LEVELS = tl.constexpr(1.0 / constants.LEVELS)
-
-
-@triton.jit
-def log_step(low, high):
-    return tl.maximum((high - low).to(tl.float32) * INVERSE_LEVELS, FINEST)
-
-
-@triton.jit
-def log_values(codes, low, high):
-    above = nearest(tl.maximum(codes - 1.0, 0.0) * log_step(low, high)).to(tl.int32)
-    value = tl.where(codes == 255.0, high, low + above).to(tl.float32, bitcast=True)
-    return tl.where(codes == 0.0, 0.0, value)
+LOWEST_SPAN = tl.constexpr(constants.LEVELS * constants.FINEST)
+LARGEST_BITS = tl.constexpr(0x7F000000)  # of LARGEST in `quantized.py`
+HIGHEST_SPAN = tl.constexpr(constants.LEVELS * constants.COARSEST)
+WHOLE = tl.constexpr(constants.WHOLE)
+WHOLE_BITS = tl.constexpr(0x4B000000)  # of WHOLE, to which integers are added
 
 
 @triton.jit
 def log_dequantize(codes_at, scales_at, index, block, there):
-    codes = tl.load(codes_at + index, mask=there, other=0).to(tl.float32)
+    code = tl.load(codes_at + index, mask=there, other=0).to(tl.int32)
     low = tl.load(scales_at + 2 * block, mask=there, other=0.0).to(tl.int32, bitcast=True)
-    high = tl.load(scales_at + 2 * block + 1, mask=there, other=0.0).to(tl.int32, bitcast=True)
-    return log_values(codes, low, high)
+    step = tl.load(scales_at + 2 * block + 1, mask=there, other=0.0).to(tl.int32)
+    return ((code * step + (low - step)) * tl.minimum(code, 1)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def log_quantize(codes_at, scales_at, index, block, there, x, random):
+def log_quantize(codes_at, scales_at, index, block, there, x, dither):
     """Store the codes of x; returns x as it will be dequantized."""
-    positive = x > 0.0
-    bits = tl.where(positive, x, 0.0).to(tl.int32, bitcast=True)
+    bits = x.to(tl.int32, bitcast=True)
+    bits = tl.where(bits.to(tl.uint32, bitcast=True) < LARGEST_BITS, bits, 0)  # neither negative nor NaN
     high = tl.max(bits, axis=1, keep_dims=True)
-    low = tl.min(tl.where(positive, bits, high), axis=1, keep_dims=True)
-    low = tl.maximum(low, tl.where(high > 0, tl.maximum(high - OCTAVES * 8388608, 1), 0))
-    step = log_step(low, high)
-    level = (bits - low).to(tl.float32) * tl.div_rn(1.0, step)
-    level = tl.maximum(level, 0.0)
-    near = nearest(level)
-    rounded = tl.where(tl.abs(level - near) < SNAP, near, tl.floor(level + random))
-    rounded = tl.minimum(rounded, LEVELS)
-    last = nearest(rounded * step) >= (high - low).to(tl.float32)
-    codes = tl.where(last | (bits >= high), LEVELS, rounded) + 1.0
-    codes = tl.where(positive, codes, 0.0)
-    tl.store(codes_at + index, codes.to(tl.int32).to(tl.uint8), mask=there)
+    least = tl.min((bits - 1).to(tl.uint32, bitcast=True), axis=1, keep_dims=True)  # 0 becomes the largest uint32
+    low = tl.maximum(least.to(tl.int32, bitcast=True) + 1, high - HIGHEST_SPAN)
+    span = tl.maximum(high - low, LOWEST_SPAN).to(tl.float32)
+    whole_step = span * (1.0 / LEVELS) + WHOLE
+    step = whole_step.to(tl.int32, bitcast=True) - WHOLE_BITS
+    level = (tl.maximum(bits, low) - low).to(tl.float32) * (reciprocal(span) * LEVELS)
+    code = (level + dither + (WHOLE + 1.0)).to(tl.int32, bitcast=True)  # above its low byte, WHOLE_BITS
+    some = tl.minimum(bits, 1)
+    value = (code * step + (low - step - WHOLE_BITS * step)) * some  # wraps around
+    tl.store(codes_at + index, (code * some).to(tl.uint8), mask=there)
     tl.store(scales_at + 2 * block, low.to(tl.float32, bitcast=True), mask=there)
-    tl.store(scales_at + 2 * block + 1, high.to(tl.float32, bitcast=True), mask=there)
-    return log_values(codes, low, high)
+    tl.store(scales_at + 2 * block + 1, whole_step - WHOLE, mask=there)
+    return value.to(tl.float32, bitcast=True)

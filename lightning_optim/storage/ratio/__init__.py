@@ -2,7 +2,9 @@
 
 The ratio is bounded, and has about the same size all over a block even where gradients differ by orders of magnitude.
 Quantizing and dequantizing use the same dequantized second moment, so its error cancels. For the same reason the root
-may be approximate: the bits of a float32 are about its logarithm, so halving them gives about the root.
+may be approximate. It is a power of two, within a factor of the root of two: so its reciprocal and both products are
+exact, and are found by halving the exponent of a float. What is left of the ratio has the codes of `curve`, with more
+of them for sizes that matter.
 """
 
 from __future__ import annotations
@@ -13,40 +15,46 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_optim.storage import curve
 from lightning_optim.storage.format import Format
 
-CURVE = 2.0  # near zero, codes are denser by a factor of 1 + CURVE than evenly spaced codes
-WIDEST = 127.0 * (1.0 + CURVE)  # code k is the ratio k / (WIDEST - CURVE |k|) times the scale
+SHIFT = 18  # 32 codes in an octave, so 127 codes of either sign are 4 octaves
+EXPONENT = 0x7F000000  # the bits of the exponent without the last, whose half is whole
+ROOT, PER_ROOT = 0x20000000, 0x5F000000  # what the halves are added to and subtracted from: 1 stays 1
+
+
+def root(v: Tensor) -> Tensor:
+    """A power of two near sqrt(v) for float32 `v` >= 0, and 1.1e-19 for 0."""
+    return (ROOT + ((v.contiguous().view(torch.int32) & EXPONENT) >> 1)).view(torch.float32)
 
 
 def per_root(v: Tensor) -> Tensor:
-    """1 / sqrt(v) for float32 `v` >= 0, within 6 %: linear between powers of two, and 1.4e19 for 0."""
-    return (0x5F400000 - (v.contiguous().view(torch.int32) >> 1)).view(torch.float32)
+    """The reciprocal of `root`, but 0 for 0."""
+    bits = v.contiguous().view(torch.int32)
+    return (PER_ROOT * bits.clamp_max(1) - ((bits & EXPONENT) >> 1)).view(torch.float32)
 
 
 @dataclass(frozen=True)
 class Ratio(Format):
-    """Codes 1 to 255 are -127 to 127 on a scale that is denser near zero, in units of the largest ratio of the block.
+    """The codes of `Curve`, in units of the largest ratio of the block, which is stored exactly.
 
-    Zero has a code of its own, and so has the largest ratio with either sign. Code 0 is not used.
+    A value whose root is zero is stored as zero.
 
     Attributes:
         partner: The slot of squares relative to whose root values are quantized.
     """
 
     name: ClassVar[str] = "ratio"
+    takes_nan: ClassVar[bool] = True
     partner: str | None = field()
 
-    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+    def quantize(self, x: Tensor, partner: Tensor | None, dither: Tensor | None) -> tuple[Tensor, Tensor]:
         assert partner is not None
-        some = partner.contiguous().view(torch.int32).clamp(0, 1)  # 0 where the root is zero
-        ratio = x * some * per_root(partner)
-        # The scale is rounded to bfloat16, so that a dequantized block has the same scale despite rounding in float32.
-        scale = ratio.abs().amax(1, keepdim=True).to(torch.bfloat16).to(torch.float32)
-        code = torch.round(WIDEST * ratio / (torch.where(scale > 0, scale, 1.0) + CURVE * ratio.abs()))
-        return (code.clamp(-127.0, 127.0).to(torch.int32) + 128).to(torch.uint8), scale
+        return curve.codes_of(x * per_root(partner), SHIFT)
 
     def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
         assert partner is not None
-        k = codes.to(torch.float32) - 128.0
-        return k * scales / ((WIDEST - CURVE * k.abs()) * per_root(partner))
+        return curve.values_of(codes, scales, SHIFT) * root(partner)
+
+    def cpp(self) -> str:
+        return curve.Curve().cpp() + super().cpp()

@@ -22,7 +22,7 @@ class Linear(Format):
     def constants(self) -> tuple[Constant, ...]:
         return (self.steps,)
 
-    def quantize(self, x: Tensor, partner: Tensor | None, random: Tensor | None) -> tuple[Tensor, Tensor]:
+    def quantize(self, x: Tensor, partner: Tensor | None, dither: Tensor | None) -> tuple[Tensor, Tensor]:
         scale = x.abs().amax(1, keepdim=True)
         code = torch.round(x / torch.where(scale > 0, scale, 1.0) * self.steps)
         return (code.to(torch.int32) + 128).to(torch.uint8), scale
