@@ -48,8 +48,8 @@ class Format(abc.ABC):
         name: The name in tables and in the names of its functions.
         scales_per_block: The number of float32 scales that are stored for a block.
         stochastic: Whether it rounds stochastically: it adds dither, which depends on the step counter, and rounds.
-        takes_nan: Whether its Triton function stores as zero what is NaN or not below 2^127 in size, and so takes values
-            as they are, with NaN beyond the end of a tensor. Otherwise it gets zeros for these.
+        takes_nan: Whether its Triton function takes NaN, to be stored as zero, for what is not below 2^127 in size or
+            lies beyond the end of a tensor. Otherwise it gets zeros for these, which costs more.
         partner: The slot relative to whose dequantized values this one is quantized and dequantized, or None.
         codebook: The codebook that its functions read, or None.
         constants: Numbers and flags that are printed into the calls of its functions.
@@ -76,8 +76,8 @@ class Format(abc.ABC):
         Args:
             x: The values, (blocks, BLOCK) float32. The last block is padded with zeros.
             partner: The values of the partner as they will be dequantized, (blocks, BLOCK) float32.
-            dither: What to add before rounding to the nearest, in (-1/2, 1/2), (blocks, BLOCK) float32, for a format that
-                rounds stochastically.
+            dither: What to add before rounding to the nearest, in (-1/2, 1/2), (blocks, BLOCK) float32, for a format
+                that rounds stochastically.
 
         Returns:
             Codes, (blocks, BLOCK) uint8, and scales, (blocks, scales_per_block) float32.

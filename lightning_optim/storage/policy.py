@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.distributed.plain import is_wrapper, memory_order
 from lightning_optim.language.slot import Slot
+from lightning_optim.storage.curve import Curve
 from lightning_optim.storage.dynamic import Dynamic
 from lightning_optim.storage.format import Format
 from lightning_optim.storage.log import Log
@@ -60,10 +61,10 @@ def empty(values: Tensor, slot: Slot, partner: str | None, form: str) -> Quantiz
 
 
 def _log(slot: Slot, partner: str | None) -> Format:
-    """The format "log": logarithms of second moments, and first moments relative to the root of the second moment."""
+    """The format "log": scales like a logarithm, on which first moments are relative to the root of the second."""
     if not slot.signed:
         return Log()
-    return Dynamic(signed=True) if partner is None else Ratio(partner)
+    return Curve() if partner is None else Ratio(partner)
 
 
 def _dynamic(slot: Slot, partner: str | None) -> Format:

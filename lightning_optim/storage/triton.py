@@ -38,13 +38,21 @@ def to_bfloat16(x):
 
 
 @triton.jit
-def reciprocal(x):
+def storable(x, nan_outside):
+    """NaN where `nan_outside` is, and where x is not below 2^127 in size, which 8-bit formats store as zero; else x."""
+    if INTERPRETED:  # without its warnings
+        found = tl.where((tl.abs(x) < 2.0**127) & (nan_outside == 0.0), x, float("nan"))
+    else:
+        found = tl.fma(x * 2.0, nan_outside, x)  # nan_outside is zero elsewhere, and infinity times zero is NaN
+    return found
+
+
+@triton.jit
+def inverse(x):
     """1 / x, rounded to the nearest and without a branch, for 2^-126 <= x <= 2^126."""
     if INTERPRETED:
         near = tl.div_rn(1.0, x)
     else:
-        rough = tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-        near = tl.fma(tl.fma(-x, rough, 1.0), rough, rough)
+        rough = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+        near = tl.fma(tl.fma(x * -1.0, rough, 1.0), rough, rough)
     return near

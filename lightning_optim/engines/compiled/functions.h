@@ -1,4 +1,4 @@
-// The functions that printed kernels call: elementary functions, types of 16 bits, random bits and sums.
+// The functions that printed kernels call: elementary functions, types of 16 bits, dither and sums.
 //
 // Loops have no branch, no call and no buffers that overlap, so that a compiler turns them into vector instructions.
 // Sums and products are rounded separately (-ffp-contract=off) except where torch rounds both at once, so results equal

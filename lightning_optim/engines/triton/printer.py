@@ -18,7 +18,7 @@ from lightning_optim.engines.triton.spread import spread
 from lightning_optim.language.program import Program
 from lightning_optim.language.symbols import Kind, Symbol, is_element, is_statistic
 from lightning_optim.language.values import By
-from lightning_optim.storage.quantized import BLOCK, LARGEST
+from lightning_optim.storage.quantized import BLOCK
 
 TILE = 4 * BLOCK  # elements: 8 for each of 128 threads, two accesses of 16 bytes in float32
 WORD = 8  # consecutive elements with one mask: 16 bytes in half precision
@@ -223,9 +223,9 @@ class _Printer:
         for name in self.signature.partners_first(self.outputs):
             value = self.words[new[name]]
             if name in self.signature.formats:
-                given = f"{value} + nan_outside"
+                given = f"storable({value}, nan_outside)"
                 if not self.signature.formats[name].takes_nan:
-                    given = f"tl.where(tl.abs({given}) < {LARGEST}, {value}, 0.0)"
+                    given = f"tl.where({given} == {value}, {value}, 0.0)"
                 partner = self.signature.partner(name) or ""
                 random = [self._dither()] if self.signature.formats[name].stochastic else []
                 stored_as[name] = f"kept_{name}"
@@ -287,7 +287,7 @@ class _Printer:
         if any(name in self.signature.formats for name in self.touched):
             body.append(f"there = block * {BLOCK} < count")
         if any(name in self.signature.formats for name in self.outputs):
-            body.append("nan_outside = tl.where(inside, 0.0, float('nan'))  # stored as zero, at the cost of an addition")
+            body.append("nan_outside = tl.where(inside, 0.0, float('nan'))")
         for i, symbol in enumerate(self.per_tensor):
             body.append(f"{self.words[symbol]} = tl.load(values + row * {len(self.per_tensor)} + {i})")
         notes = [f"# {name} is {symbol!r}" for name, symbol in self.numbers.items() if symbol.name != "host"]

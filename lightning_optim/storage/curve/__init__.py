@@ -1,9 +1,9 @@
 """Signed values relative to the largest of their block, on a scale that is denser near zero.
 
 The scale is that of the bits of a float32, as in the logarithmic format: they grow evenly from one power of two to the
-next, and twice as slowly from there on. A value of size y, in units of the largest of the block, is moved away from zero
-to w = 2 + y * WIDTH, whose bits are cut to a code. So near zero codes are evenly spaced, further out their distance
-grows with the value, and no engine computes a logarithm or divides by an element: all find the same codes.
+next, and twice as slowly from there on. A value of size y, in units of the largest of the block, is moved away from
+zero to w = 2 + y * WIDTH, whose bits are cut to a code. So near zero codes are evenly spaced, further out their
+distance grows with the value, and no engine computes a logarithm or divides by an element: all find the same codes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def codes_of(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """
     scale = x.abs().amax(1, keepdim=True)
     scale = torch.where((scale > SMALLEST) & (scale < torch.inf), scale, 0.0)
-    per_scale = torch.where(scale > 0, 1.0 / (scale * 0.25), 0.0) * (WIDTH[shift] * 0.25)  # not below the normal numbers
+    # In two factors, since the reciprocal of a large scale is below the normal numbers.
+    per_scale = torch.where(scale > 0, 1.0 / (scale * 0.25), 0.0) * (WIDTH[shift] * 0.25)
     w = (x.abs() * per_scale + 2.0).view(torch.int32)
     size = w + (1 << (shift - 1)) >> shift  # more bits than 7, the next of which is zero
     return (size | (x.contiguous().view(torch.int32) >> 24 & 128)).to(torch.uint8), scale

@@ -11,12 +11,11 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import curve as constants
-from lightning_optim.storage.triton import reciprocal
+from lightning_optim.storage.triton import inverse
 
 SHIFT = tl.constexpr(constants.SHIFT)
 WIDTH = tl.constexpr(constants.WIDTH[constants.SHIFT])
 SMALLEST = tl.constexpr(constants.SMALLEST)
-LARGEST = tl.constexpr(2.0**127)  # as in `quantized.py`
 ORIGIN = tl.constexpr(constants.ORIGIN)
 
 
@@ -31,14 +30,14 @@ def load_curve(codes_at, scales_at, index, block, there, SHIFT: tl.constexpr, WI
 
 @triton.jit
 def store_curve(codes_at, scales_at, index, block, there, x, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
-    largest = tl.max(tl.abs(x), axis=1, keep_dims=True)
+    size = tl.maximum(tl.abs(x), 0.0)  # 0 where a value is NaN
+    largest = tl.max(size, axis=1, keep_dims=True)
     some = (largest > SMALLEST) & (largest < float("inf"))
-    per_scale = tl.where(some, reciprocal(largest * 0.25) * (WIDTH * 0.25), 0.0)
-    w = (tl.abs(x) * per_scale + 2.0).to(tl.int32, bitcast=True)
-    size = (w << (24 - SHIFT)) + 8388608  # plus a half of a code, which is bits 24 to 30
+    per_scale = tl.where(some, inverse(largest * 0.25) * (WIDTH * 0.25), 0.0)
+    w = (size * per_scale + 2.0).to(tl.int32, bitcast=True)
+    code = (w << (24 - SHIFT)) + 8388608  # plus a half of a code, which is bits 24 to 30
     sign = x.to(tl.int32, bitcast=True) & -2147483648
-    code = (size | sign).to(tl.uint32, bitcast=True) >> 24
-    tl.store(codes_at + index, code.to(tl.uint8), mask=there)
+    tl.store(codes_at + index, ((code | sign).to(tl.uint32, bitcast=True) >> 24).to(tl.uint8), mask=there)
     tl.store(scales_at + block, tl.where(some, largest, 0.0), mask=there)
 
 
@@ -50,5 +49,4 @@ def curve_dequantize(codes_at, scales_at, index, block, there):
 @triton.jit
 def curve_quantize(codes_at, scales_at, index, block, there, x):
     """Store the codes of x."""
-    x = tl.where(tl.abs(x) < LARGEST, x, 0.0)
     store_curve(codes_at, scales_at, index, block, there, x, SHIFT, WIDTH)

@@ -11,11 +11,10 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import log as constants
-from lightning_optim.storage.triton import reciprocal
+from lightning_optim.storage.triton import inverse
 
 LEVELS = tl.constexpr(constants.LEVELS)
 LOWEST_SPAN = tl.constexpr(constants.LEVELS * constants.FINEST)
-LARGEST_BITS = tl.constexpr(0x7F000000)  # of LARGEST in `quantized.py`
 HIGHEST_SPAN = tl.constexpr(constants.LEVELS * constants.COARSEST)
 WHOLE = tl.constexpr(constants.WHOLE)
 WHOLE_BITS = tl.constexpr(0x4B000000)  # of WHOLE, to which integers are added
@@ -32,15 +31,14 @@ def log_dequantize(codes_at, scales_at, index, block, there):
 @triton.jit
 def log_quantize(codes_at, scales_at, index, block, there, x, dither):
     """Store the codes of x; returns x as it will be dequantized."""
-    bits = x.to(tl.int32, bitcast=True)
-    bits = tl.where(bits.to(tl.uint32, bitcast=True) < LARGEST_BITS, bits, 0)  # neither negative nor NaN
+    bits = tl.maximum(x, 0.0).to(tl.int32, bitcast=True)  # 0 where a value is not positive, or NaN
     high = tl.max(bits, axis=1, keep_dims=True)
     least = tl.min((bits - 1).to(tl.uint32, bitcast=True), axis=1, keep_dims=True)  # 0 becomes the largest uint32
     low = tl.maximum(least.to(tl.int32, bitcast=True) + 1, high - HIGHEST_SPAN)
     span = tl.maximum(high - low, LOWEST_SPAN).to(tl.float32)
     whole_step = span * (1.0 / LEVELS) + WHOLE
     step = whole_step.to(tl.int32, bitcast=True) - WHOLE_BITS
-    level = (tl.maximum(bits, low) - low).to(tl.float32) * (reciprocal(span) * LEVELS)
+    level = (tl.maximum(bits, low) - low).to(tl.float32) * (inverse(span) * LEVELS)
     code = (level + dither + (WHOLE + 1.0)).to(tl.int32, bitcast=True)  # above its low byte, WHOLE_BITS
     some = tl.minimum(bits, 1)
     value = (code * step + (low - step - WHOLE_BITS * step)) * some  # wraps around

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lightning_optim.storage import curve
 from lightning_optim.storage import ratio as constants
-from lightning_optim.storage.curve.triton import LARGEST, load_curve, store_curve
+from lightning_optim.storage.curve.triton import load_curve, store_curve
 
 EXPONENT = tl.constexpr(constants.EXPONENT)
 ROOT = tl.constexpr(constants.ROOT)
@@ -33,5 +33,5 @@ def ratio_quantize(codes_at, scales_at, index, block, there, x, partner):
     """Store the codes of x."""
     bits = partner.to(tl.int32, bitcast=True)
     per_root = PER_ROOT * tl.minimum(bits, 1) - ((bits & EXPONENT) >> 1)  # 0 where the root is zero
-    ratio = tl.where(tl.abs(x) < LARGEST, x, 0.0) * per_root.to(tl.float32, bitcast=True)
+    ratio = x * per_root.to(tl.float32, bitcast=True)
     store_curve(codes_at, scales_at, index, block, there, ratio, RATIO_SHIFT, RATIO_WIDTH)
