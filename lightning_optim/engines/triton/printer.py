@@ -51,7 +51,8 @@ RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there", "nan_outside"),
     *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry", "CACHING"),
-    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal", "dither", "storable"),
+    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal"),
+    *("dither", "storable"),
 )
 INLINE = 60  # longer expressions get a line of their own
 
