@@ -26,8 +26,6 @@ static inline void curve_codes(uint8_t* __restrict codes, float* scales, const f
     scales[0] = scale;
 }
 
-#endif
-
 static inline void curve_dequantize(const uint8_t* __restrict codes, const float* scales, float* __restrict x) {
     const float scale = scales[0];
 #pragma GCC ivdep
@@ -42,3 +40,5 @@ static inline void curve_quantize(uint8_t* __restrict codes, float* scales, floa
     }
     curve_codes<19>(codes, scales, x, largest);
 }
+
+#endif
