@@ -114,7 +114,7 @@ def check_optimizer(name: str, device: str, quick: bool = False) -> dict[str, An
         try:
             problems = list(found.problems())
         except OptionError as error:
-            first = _build(case, _params(case, ((3, 4),), torch.device(device)), "auto").first_programs()
+            first = build_for(case, params_of(case, ((3, 4),), torch.device(device)), "auto").first_programs()
             if engines.ENGINES["triton"].refusal(first, []):
                 return {"not served": str(error)}
             problems = [str(error)]
@@ -142,24 +142,21 @@ class Check:
 
     def __init__(self, case: Case, device: torch.device, shapes: Sequence[tuple[int, ...]]) -> None:
         self.case, self.device = case, device
-        self.params, self.twins = _params(case, shapes, device), _params(case, shapes, device)
+        self.params, self.twins = params_of(case, shapes, device), params_of(case, shapes, device)
         self.ran: set[Program] = set()
         self.every: set[Program] = set()
 
     def problems(self) -> Iterator[str]:
         """What differs by more than it may, and what was not compared, in words."""
         case, sizes = self.case, [tuple(p.shape) for p in self.params]
-        self.by_reference = _build(case, self.params, "reference")
-        self.by_kernel = _build(case, self.twins, "triton")
+        self.by_reference = build_for(case, self.params, "reference")
+        self.by_kernel = build_for(case, self.twins, "triton")
         steps = [1]
         for position, grads in enumerate(gradients(MOST, sizes, case.dtype)):
             if position == len(steps):
                 break
             yield from self._step(steps[position], [grad.to(self.device) for grad in grads])
-            if not position:
-                turns = first_steps(self.by_kernel)
-                # Slow weights act in every other step, so each program needs two.
-                steps += [t for t in turns for _ in (1, 2)] if case.stages else sorted({2, 3, *turns} - {1})
+            steps += [] if position else further_steps(self.by_kernel)
         yield from self._evaluation(steps[-1])
         for program in self.every - self.ran:
             yield f"a program was not run: {', '.join(program.outputs)} of {len(program.symbols)} symbols"
@@ -169,15 +166,14 @@ class Check:
         before = [p.detach().clone() for p in self.params]
         same = SameMatrices()
         for optimizer, params in ((self.by_reference, self.params), (self.by_kernel, self.twins)):
-            for p in params if optimizer.state else ():
-                optimizer.state[p]["step"].fill_(t - 1)
+            go_to(optimizer, t)
             # Even steps have gradients that lie in memory as their parameters do, odd ones such as are copied.
             laid = [torch.empty_like(p).copy_(grad) for p, grad in zip(params, grads, strict=True)]
             with same.recorded(optimizer) if optimizer is self.by_reference else same.replayed(optimizer):
                 apply(optimizer, params, grads if t % 2 else laid, t)
         yield from (f"step {t}: {problem}" for problem in same.problems)
         self.ran |= {batch.program for kept in self.by_kernel._runner.cached.values() for batch in kept.batches}
-        self.every |= {program for later in range(1, HORIZON + 1) for program in _programs_at(self.by_kernel, later)}
+        self.every |= programs_of(self.by_kernel)
         for p, twin, old in zip(self.params, self.twins, before, strict=True):
             state, state_of_twin = self.by_reference.state[p], self.by_kernel.state[twin]
             for problem in (*check_parameter(p, twin, old), *_slots(state, state_of_twin)):
@@ -212,15 +208,30 @@ def first_steps(optimizer: Optimizer) -> list[int]:
     seen: set[Program] = set()
     found = []
     for t in range(1, HORIZON + 1):
-        programs = _programs_at(optimizer, t)
+        programs = programs_at(optimizer, t)
         if programs - seen:
             found.append(t)
         seen |= programs
     return found
 
 
-def _programs_at(optimizer: Optimizer, t: int) -> set[Program]:
-    """The programs of its parameters in step t."""
+def further_steps(optimizer: Optimizer, least: int = 3) -> list[int]:
+    """The steps in which an optimizer that has taken one runs all its programs. Each is set by `go_to`.
+
+    Slow weights act in every other step, so with stages each program needs two.
+    """
+    turns = first_steps(optimizer)
+    return [t for t in turns for _ in (1, 2)] if optimizer.stages else sorted({*range(2, least + 1), *turns} - {1})
+
+
+def go_to(optimizer: Optimizer, t: int) -> None:
+    """Let the next step be step `t`."""
+    for state in optimizer.state.values():
+        state["step"].fill_(t - 1)
+
+
+def programs_at(optimizer: Optimizer, t: int) -> set[Program]:
+    """The programs of its parameters in step `t`, where its stages do what they did in the last."""
     found = set()
     for batch in optimizer._runner.cached["update"].active:
         scalars = optimizer.scalars(namespace(batch.h), t)
@@ -228,7 +239,13 @@ def _programs_at(optimizer: Optimizer, t: int) -> set[Program]:
     return found
 
 
-def _params(case: Case, shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[Tensor]:
+def programs_of(optimizer: Optimizer) -> set[Program]:
+    """The programs that there are in any step, where its stages do what they did in the last."""
+    return {program for t in range(1, HORIZON + 1) for program in programs_at(optimizer, t)}
+
+
+def params_of(case: Case, shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[Tensor]:
+    """Parameters of these shapes, the last one turned, and one that begins between multiples of 16 bytes."""
     params: list[Tensor] = [torch.nn.Parameter(p.detach().to(device)) for p in make_params(shapes, case.dtype)]
     turned = params[-1].detach().t().contiguous().t()  # not contiguous
     params = [*params[:-1], torch.nn.Parameter(turned)]
@@ -239,7 +256,8 @@ def _params(case: Case, shapes: Sequence[tuple[int, ...]], device: torch.device)
     return [*params, torch.nn.Parameter(shifted)]
 
 
-def _build(case: Case, params: Sequence[Tensor], engine: str) -> Optimizer:
+def build_for(case: Case, params: Sequence[Tensor], engine: str) -> Optimizer:
+    """The optimizer of a case."""
     options: dict[str, Any] = {"state_bits": case.bits, "state_format": case.form, "engine": engine}
     if "weight_decay" in OPTIMIZERS[case.optimizer].options:
         options["weight_decay"] = 0.1

@@ -1,10 +1,9 @@
-"""The Triton engine, in Triton's interpreter and compiled for sm_90; neither needs a GPU."""
+"""The Triton engine in Triton's interpreter, which needs no GPU. What is compiled is in `test_sm90.py`."""
 
 from __future__ import annotations
 
 import ast
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -28,7 +27,7 @@ from lightning_optim.engines.triton import levels
 from lightning_optim.errors import OptionError
 from lightning_optim.stages import Average, Lookahead, Noise
 from lightning_optim.storage import Quantized
-from tests.harness.engines import QUANTIZED, SHAPES, SMALL, differences, make, run
+from tests.harness.engines import QUANTIZED, SHAPES, SMALL, differences, flags, make, run, run_every_program
 from tests.harness.problems import NAMES, apply, build, flat, gradients
 
 pytest.importorskip("triton")
@@ -86,9 +85,26 @@ def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
         params = make(SHAPES, dtype, turned=True)
         assert not params[-1].is_contiguous()
         optimizer = build(name, params, weight_decay=0.1, engine=engine_name)
-        run(optimizer, params, 3)
+        run_every_program(optimizer, params)
         ends += [optimizer, params]
     assert differences(*ends) == []
+
+
+@pytest.mark.full
+@every_optimizer
+def test_all_flags_equal_the_reference(name: str) -> None:
+    """One by one."""
+    for options in flags(name):
+        ends: list[Any] = []
+        for engine_name in ("reference", "triton"):
+            params = make(SMALL, torch.float32)
+            try:
+                optimizer = build(name, params, weight_decay=0.1, engine=engine_name, **options)
+            except OptionError:  # one that needs another
+                break
+            run_every_program(optimizer, params)
+            ends += [optimizer, params]
+        assert not ends or differences(*ends) == [], options
 
 
 @pytest.mark.parametrize("name", ["adamw", "adan", "lion", "lamb"])
@@ -128,7 +144,7 @@ def codes_equal(
     for engine_name in ("reference", "triton"):
         params = make(shapes, dtype)
         optimizer = build(name, params, state_bits=8, state_format=state_format, engine=engine_name)
-        run(optimizer, params, steps)
+        run_every_program(optimizer, params, steps)
         assert any(isinstance(value, Quantized) for state in optimizer.state.values() for value in state.values())
         ends += [optimizer, params]
     assert differences(*ends) == []
@@ -167,6 +183,33 @@ def test_stages_run_in_the_same_pass(name: str, state_bits: int, expected: int, 
         ends += [optimizer, params]
     assert differences(*ends) == []
     assert len(launches) == 2 * expected
+
+
+@pytest.mark.parametrize(("name", "state_bits"), [("radam", 8), ("pnm", 32)])
+def test_every_program_with_stages_equals_the_reference(name: str, state_bits: int) -> None:
+    """Also the rectified one, with and without a step of the slow weights."""
+    stages_equal(name, state_bits, torch.bfloat16)
+
+
+@pytest.mark.full
+@every_optimizer
+@pytest.mark.parametrize("state_bits", [32, 16, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_programs_with_stages_equal_the_reference(name: str, state_bits: int, dtype: torch.dtype) -> None:
+    if state_bits < 8 or name in QUANTIZED:
+        stages_equal(name, state_bits, dtype)
+
+
+def stages_equal(name: str, state_bits: int, dtype: torch.dtype) -> None:
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(SMALL, dtype)
+        optimizer = build(name, params, state_bits=state_bits, engine=engine_name)
+        optimizer.append(Average())
+        optimizer.append(Lookahead(k=2))
+        run_every_program(optimizer, params)
+        ends += [optimizer, params]
+    assert differences(*ends) == []
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "moments"])
@@ -430,53 +473,6 @@ def test_the_text_can_be_read() -> None:
     assert "x0 = squarable(g)" in text
     assert "new_exp_avg = lerp(exp_avg, x0, " in text
     assert "tl.store(p_at + index, new_p, mask=inside)" in text
-
-
-# ---------------------------------------------------------------------------------------------- compiled for sm_90
-
-
-def compile_reports(names: Sequence[str]) -> list[dict[str, Any]]:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.harness.sm90", *names]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=1500)
-    assert not done.returncode, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def check_reports(reports: Sequence[dict[str, Any]]) -> None:
-    """No spills, and 16 bytes at a time for the parameter, the gradient and slots in 32 bits."""
-    for report in reports:
-        assert report["stack"] == 0, report
-        assert report["local"] == 0, report
-        assert report["registers"] <= report["bound"], report
-        assert report.get("loads", {}).get("16", 0) >= report["wide_loads"], report
-        assert report.get("stores", {}).get("16", 0) >= report["wide_stores"], report
-
-
-@pytest.mark.timeout(600)
-def test_kernels_compile_for_sm_90() -> None:
-    check_reports(compile_reports(["adamw", "lamb:32"]))
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_all_kernels_compile_for_sm_90() -> None:
-    check_reports(compile_reports(NAMES))
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("word", ["adamw+averages:32", "adamw+noise:8", "combine_tiles"])
-def test_kernels_with_stages_compile_for_sm_90(word: str) -> None:
-    """Noise takes its cosine from a polynomial: CUDA's own keeps 40 bytes of each thread in memory."""
-    check_reports(compile_reports([word]))
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("stages", ["averages", "noise"])
-def test_all_kernels_with_stages_compile_for_sm_90(stages: str) -> None:
-    check_reports(compile_reports([f"{name}+{stages}" for name in NAMES]))
 
 
 def local(optimizer: Optimizer, p: Tensor) -> LocalParameter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import kernel_checks
 from lightning_optim import engines, storage
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.language.math import FUNCTIONS, Function
+from lightning_optim.language.program import Program
 from lightning_optim.storage import Quantized
 from tests.harness.problems import NAMES, apply, build, gradients, make_params
 
@@ -65,6 +68,36 @@ def run(optimizer: Optimizer, params: Sequence[Tensor], steps: int, skip: int = 
     for step, grads in enumerate(gradients(skip + steps, shapes, params[0].dtype)):
         if step >= skip:
             apply(optimizer, params, grads, step)
+
+
+def steps_of_every_program(optimizer: Optimizer, params: Sequence[Tensor], least: int = 3) -> Iterator[int]:
+    """Take steps in which an optimizer runs all its programs, also those of later steps, and say which, one by one."""
+    shapes, steps, ran, every = [tuple(p.shape) for p in params], [1], set[Program](), set[Program]()
+    for position, grads in enumerate(gradients(kernel_checks.MOST, shapes, params[0].dtype)):
+        if position == len(steps):
+            break
+        kernel_checks.go_to(optimizer, steps[position])
+        apply(optimizer, params, grads, steps[position])
+        ran |= {batch.program for kept in optimizer._runner.cached.values() for batch in kept.batches}
+        every |= kernel_checks.programs_of(optimizer)
+        yield steps[position]
+        steps += [] if position else kernel_checks.further_steps(optimizer, least)
+    assert ran >= every, "a program was not run"
+
+
+def run_every_program(optimizer: Optimizer, params: Sequence[Tensor], least: int = 3) -> None:
+    for _ in steps_of_every_program(optimizer, params, least):
+        pass
+
+
+def flags(name: str) -> list[dict[str, Any]]:
+    """The options of an optimizer that select another program than its defaults do, one by one."""
+    found: list[dict[str, Any]] = []
+    for option in OPTIMIZERS[name].options.values():
+        kinds = typing.get_args(option.type) if typing.get_origin(option.type) is typing.Literal else ()
+        other = [not option.default] if option.type is bool else [kind for kind in kinds if kind != option.default]
+        found += [{option.name: value} for value in other if not option.shared]
+    return found
 
 
 def differences(one: Optimizer, params: Sequence[Tensor], other: Optimizer, others: Sequence[Tensor]) -> list[str]:

@@ -1,8 +1,9 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+noise combine_tiles`), where Triton compiles and
-does not interpret: all kernels of an optimizer, those with state in 32 bits only, those with stages in the same pass,
-and the one that adds up the sums of tiles.
+To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+noise lion:8@gradients combine_tiles`), where
+Triton compiles and does not interpret: the kernels of all programs of an optimizer, those with state in 32 or 8 bits
+only, those with stages in the same pass, those for gradients or for everything that begins between multiples of 16
+bytes, and the one that adds up the sums of tiles.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +23,65 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from lightning_optim.core.optimizer import Optimizer
-from lightning_optim.distributed.global_index import global_indices
+from benchmarks import kernel_checks
+from benchmarks.kernel_checks import Case, build_for, params_of
 from lightning_optim.engines import triton as engine
 from lightning_optim.engines.kernels import Kernel
 from lightning_optim.engines.step import LocalParameter
 from lightning_optim.engines.triton.levels import MOST
 from lightning_optim.engines.triton.printer import TILE
-from lightning_optim.stages import Average, Lookahead, Noise
-from tests.harness.problems import apply, build, gradients, make_params
+from lightning_optim.language.program import Program
+from tests.harness.columns import races, stored_elsewhere
+from tests.harness.engines import steps_of_every_program
+from tests.harness.problems import make_params
 
-SHAPES = ((64, 64),)  # kept in codes at 8 bits
+SHAPES = ((64, 64), (4096,))  # kept in codes at 8 bits; a matrix and a vector, which pages treat apart
 TARGET = GPUTarget("cuda", 90, 32)
-VARIANTS = [(32, "log"), (8, "log"), (8, "dynamic")]
+CPU = torch.device("cpu")
 
 
-def append(optimizer: Optimizer, stages: str) -> None:
-    """Stages by a word: averages and slow weights, or noise with the two slots of its own."""
-    if stages == "averages":
-        optimizer.append(Average())
-        optimizer.append(Lookahead(k=2))
-    if stages == "noise":
-        optimizer.append(Noise(global_indices([], optimizer), kind="moments"))
+def kernels(case: Case, shapes: Sequence[tuple[int, ...]] | None = None, shifted: str = "") -> list[Kernel]:
+    """The kernels of all programs of a case, of each text once: update, prediction and the weights to evaluate.
+
+    Args:
+        case: The case.
+        shapes: The shapes of parameters that all are aligned; None for those that are compared on a device.
+        shifted: Whether "gradients", or "all" but the codes of slots, begin between multiples of 16 bytes.
+    """
+    params = make_params(shapes, case.dtype) if shapes else params_of(case, kernel_checks.SHAPES, CPU)
+    if shifted == "all":
+        params = [torch.nn.Parameter(between(p)) for p in params]
+    optimizer = build_for(case, params, "reference")
+    found: dict[str, Kernel] = {}
+
+    def take(program: Program, rows: Sequence[LocalParameter]) -> None:
+        for row in rows:
+            row.grad = row.source.grad
+            if program.normals:
+                row.global_index = optimizer.stages[0].global_index_of(row.source)
+        found.update({kernel.text: kernel for kernel in engine.BACKEND.kernels(program, rows)})
+
+    for _ in steps_of_every_program(optimizer, params):
+        for kept in optimizer._runner.cached.values():
+            for batch in kept.batches:
+                take(batch.program, batch.params)
+        for p in params if shifted else ():
+            assert p.grad is not None
+            p.grad = between(p.grad)
+        for state in optimizer.state.values() if shifted == "all" else ():
+            state.update({slot: between(x) for slot, x in state.items() if isinstance(x, Tensor) and x.dim()})
+    if optimizer.evaluates():
+        h = optimizer._runner.cached["update"].active[0].h
+        rows = [LocalParameter.of(p, optimizer.state[p], optimizer.all_slots()) for p in params]
+        for what in ("evaluate", "resume"):
+            take(optimizer.program(what, h), rows)
+    return list(found.values())
 
 
-def kernels(name: str, bits: int, form: str, dtype: torch.dtype, stages: str = "") -> list[Kernel]:
-    """The kernels of a second step: those of the update, and of the prediction where there is one."""
-    params = make_params(SHAPES, dtype)
-    optimizer = build(name, params, weight_decay=0.1, state_bits=bits, state_format=form, engine="reference")
-    append(optimizer, stages)
-    found: list[Kernel] = []
-    for grads in gradients(2, SHAPES, dtype):
-        apply(optimizer, params, grads)
-    for what in optimizer._programs.values():
-        program = list(what.programs.values())[-1]
-        rows = [local(optimizer, p) for p in params]
-        for row, p in zip(rows, params, strict=True) if program.normals else ():
-            row.global_index = optimizer.stages[0].global_index_of(p)
-        found += engine.BACKEND.kernels(program, rows)
-    return found
-
-
-def local(optimizer: Optimizer, p: Tensor) -> LocalParameter:
-    """A parameter and its gradient as engines see them."""
-    param = LocalParameter.of(p, optimizer.state[p], optimizer.all_slots())
-    param.grad = p.grad
-    return param
+def between(x: Tensor) -> Tensor:
+    """A copy that does not begin at a multiple of 16 bytes."""
+    room = torch.zeros(x.numel() + 1, dtype=x.dtype)
+    return room[1:].view(x.shape).copy_(x.detach())
 
 
 def compiled(kernel: Kernel) -> Any:
@@ -109,42 +124,50 @@ def widths(ptx: str, what: str) -> list[int]:
 
 
 def wide(text: str) -> dict[str, int]:
-    """How many accesses of 16 bytes it takes to load and store what the text loads and stores as a tensor."""
+    """How many accesses of 16 bytes it takes to load and store the columns that a kernel takes for aligned."""
     share = TILE // (32 * engine.WARPS)  # elements of a thread
-    loads = re.findall(r"= tl.load\(\w+_at \+ index, mask=inside, other=0.0\)(.*)", text)
-    stores = re.findall(r"tl.store\(\w+_at \+ index, (.*), mask=inside[,)]", text)
+    aligned = set(re.findall(r"(\w+)_at = tl.multiple_of", text))
+    loads = re.findall(r"= tl.load\((\w+)_at \+ index, mask=inside, other=0.0\)(.*)", text)
+    stores = re.findall(r"tl.store\((\w+)_at \+ index, (.*), mask=inside[,)]", text)
     return {
-        "wide_loads": sum(share * (2 if ".to(" in rest else 4) // 16 for rest in loads),
-        "wide_stores": sum(share * (2 if "float16" in new else 4) // 16 for new in stores),
+        "wide_loads": sum(share * (2 if ".to(" in rest else 4) // 16 for name, rest in loads if name in aligned),
+        "wide_stores": sum(share * (2 if "float16" in new else 4) // 16 for name, new in stores if name in aligned),
     }
+
+
+def printed(word: str) -> Iterator[tuple[str, Kernel]]:
+    """The kernels of a word, of each text once, and the case that they are for."""
+    word, _, shifted = word.partition("@")
+    word, _, only = word.partition(":")
+    name, _, stages = word.partition("+")
+    found = kernel_checks.cases(name, quick=bool(only))
+    if only or stages or shifted:
+        found = [replace(case, stages=stages) for case in found if not case.stages and str(case.bits).startswith(only)]
+    seen: set[str] = set()
+    for case in found:
+        for kernel in kernels(case, SHAPES if only else None, shifted):
+            if kernel.text not in seen:
+                seen.add(kernel.text)
+                yield f"{case}{shifted and ', shifted: '}{shifted}", kernel
 
 
 def reports(word: str) -> Iterator[dict[str, Any]]:
     if word == "combine_tiles":
         yield {"kernel": word, **resources(combine_tiles().asm["cubin"]), "bound": engine.REGISTERS, **wide("")}
         return
-    name, _, only = word.partition(":")
-    name, _, stages = name.partition("+")
-    for bits, form in VARIANTS:
-        if only and bits != int(only):
-            continue
-        for dtype in (torch.float32, torch.bfloat16):
-            try:
-                found = kernels(name, bits, form, dtype, stages)
-            except ValueError:  # nothing to keep in 8 bits
-                continue
-            for kernel in found:
-                assembled = compiled(kernel).asm
-                loads, stores = widths(assembled["ptx"], "ld"), widths(assembled["ptx"], "st")
-                yield {
-                    **{"optimizer": name, "stages": stages, "bits": bits, "format": form},
-                    **{"dtype": str(dtype), "kernel": kernel.name},
-                    **resources(assembled["cubin"]),
-                    "bound": engine.options(kernel)["maxnreg"],
-                    **wide(kernel.text),
-                    "loads": {width: loads.count(width) for width in sorted(set(loads))},
-                    "stores": {width: stores.count(width) for width in sorted(set(stores))},
-                }
+    for case, kernel in printed(word):
+        assembled = compiled(kernel).asm
+        loads, stores = widths(assembled["ptx"], "ld"), widths(assembled["ptx"], "st")
+        yield {
+            **{"case": case, "kernel": kernel.name, "calls": sorted(set(re.findall(r"\b(\w+)\(", kernel.text)))},
+            **resources(assembled["cubin"]),
+            "bound": engine.options(kernel)["maxnreg"],
+            **wide(kernel.text),
+            "loads": {width: loads.count(width) for width in sorted(set(loads))},
+            "stores": {width: stores.count(width) for width in sorted(set(stores))},
+            "races": list(races(assembled["ttgir"])),
+            "exchanged": stored_elsewhere(assembled["ttgir"]),
+        }
 
 
 if __name__ == "__main__":
