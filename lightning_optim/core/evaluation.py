@@ -143,7 +143,7 @@ class EvaluationMode(StateLayout):
 
     def _warn_where_points_part(self) -> None:
         """Say once that such an option has changed: no step moves the parameter to where the new value has it."""
-        groups = [self.options_of(group) for group in self.param_groups]
+        groups = [self.options_of(group, self.defaults["capturable"]) for group in self.param_groups]
         if self.followed is None:
             names = self._options_of_evaluate()
             self.followed = {name: [look_up(group, name) for group in groups] for name in names}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.distributed.placement import full_with_axes_reduced
+from lightning_optim.distributed.placement import full_with_axes_reduced, local
 from lightning_optim.distributed.plain import bare, memory_format
 from lightning_optim.language.axes import as_axes
 from lightning_optim.language.program import namespace
@@ -19,7 +19,7 @@ def first_value(slot: Slot, p: Tensor, dtype: torch.dtype, h: Mapping[str, Any])
     """The value of a slot of `p` before the first step, as a tensor that is sharded like `p`."""
     start, p = slot.start(namespace(h)), bare(p)
     if slot.per != "element":
-        return torch.full((), start, dtype=torch.float64, device="cpu")
+        return torch.full((), start, dtype=torch.float64, device=local(p).device)
     if slot.copies:
         return p.detach().to(dtype=dtype, copy=True, memory_format=memory_format(p))
     if slot.without is not None:

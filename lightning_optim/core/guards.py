@@ -61,18 +61,14 @@ def refuse_uncapturable(layout: StateLayout) -> None:
     """Refuse `capturable=True` where a step needs the host.
 
     Raises:
-        OptionError: for an update that reads the loss, steps twice or has slots that are not one number per element,
-            and for stages, which count on the host.
+        OptionError: for functions of whole matrices, and for stages, which count on the host.
     """
     owner = type(layout).__name__
-    host = [name for name, slot in layout.slots.items() if slot.per != "element"]
-    why = "it reads the loss" if layout.inputs else f"its {host[0]} is not one number per element" if host else ""
-    if layout.predicts():
-        why = "it moves twice in a step"
     if layout.has_matrices():
-        why = "it computes functions of whole matrices, which the host takes together"
-    if why:
-        raise OptionError(f"{owner}: capturable=True cannot be served, for {why}. Leave it out.")
+        raise OptionError(
+            f"{owner}: capturable=True cannot be served, for it computes functions of whole matrices, which the host "
+            "takes together in new memory in each step. Leave it out."
+        )
     if layout.stages:
         raise OptionError(
             f"{owner}: capturable=True and {layout.stages[0]!r} do not go together: what a callback adds to a step is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,12 +22,15 @@ class Loss:
         """Set the loss of the next step."""
         self.mean, self.second_moment = mean, second_moment
 
-    def take(self, owner: str, returned: Any) -> dict[str, float]:
+    def take(self, owner: str, returned: Any, device: torch.device, stays: bool = False) -> dict[str, Any]:
         """The loss and its second moment as inputs of an update, averaged over ranks. This clears them.
 
         Args:
             owner: The optimizer, for the message.
             returned: What the closure returned, which is used if no loss was set.
+            device: The device of the parameters. A loss that is there, and no CPU, is a tensor that the host never
+                reads; any other becomes a number.
+            stays: Whether it is a tensor on a CPU too.
 
         Raises:
             RuntimeError: where there is no loss.
@@ -41,12 +43,17 @@ class Loss:
                 f"{owner} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a closure that "
                 "returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
             )
-        device = loss.device if isinstance(loss, Tensor) else "cpu"
-        pair = (
-            torch.as_tensor(x, dtype=torch.float64, device=device).detach().reshape(())
-            for x in (loss, 0.0 if square is None else square)
-        )
-        first, second = mean_over_ranks(torch.stack([*pair])).tolist()
-        if LARGEST_IN_FLOAT32 < abs(first) < math.inf:
-            first, second = 0.0, 0.0  # as a gradient of that size is read: weights would become as large as it
+        there = loss.device if isinstance(loss, Tensor) else torch.device("cpu")
+        pair = [_number(x, there) for x in (loss, 0.0 if square is None else square)]
+        found = mean_over_ranks(torch.stack(pair))
+        # A finite loss of that size is read as a gradient of that size is: weights would become as large as it.
+        found = torch.where((found[0].abs() > LARGEST_IN_FLOAT32) & found[0].isfinite(), 0.0, found)
+        first, second = found.unbind() if stays or there == device != torch.device("cpu") else found.tolist()
         return {"loss": first, "loss_second_moment": first * first if square is None else second}
+
+
+def _number(x: Any, device: torch.device) -> Tensor:
+    """A number as a float64 tensor of shape (), for which no device is waited for."""
+    if isinstance(x, Tensor):
+        return x.detach().to(dtype=torch.float64, device=device).reshape(())
+    return torch.full((), float(x), dtype=torch.float64, device=device)

@@ -144,6 +144,7 @@ def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str
     """
     owner = type(layout).__name__
     warn_of_stopped_counters(owner, state_dict)
+    device = next((local(p).device for _, p in layout.every_parameter()), torch.device("cpu"))
     shared = [name for name, slot in layout.slots.items() if slot.per == "optimizer"]
     for group, own in zip(layout.param_groups, before, strict=True):
         for key in (*TORCH_FLAGS, CLASS_KEY, DEVICE_KEY):
@@ -152,6 +153,7 @@ def adopt(layout: StateLayout, state_dict: dict[str, Any], before: list[dict[str
         kept = {k: v for k, v in own.items() if (k not in group and k not in shared) or k in stay}
         group.update(kept)
         names = [name for name in layout.options if name in group]
+        group.update({name: as_tensor(group[name]).to(device, torch.float64) for name in shared if name in group})
         group.update(check_options({name: group[name] for name in names}, layout.options, owner))
     saved_in_group = {name for group in state_dict["param_groups"] for name in group}
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
@@ -200,12 +202,11 @@ def _restore(layout: StateLayout, p: Tensor, i: int, saved: dict[str, Any], load
     quantized: dict[str, Tensor] = {}
     values_of = taken if logical_shape(p).numel() else {}  # without elements, slots keep their first values
     for name, value in values_of.items():  # in the same order on every rank
-        here = torch.device("cpu") if slots[name].per in ("tensor", "optimizer") else p.device
         slot = layout.slot(name, i, p)
         if slot.per == "matrix":
             value = matrix_slots.own_part(layout, slot, i, p, as_tensor(value))
         dtype = layout.slot_dtype(slot, p, i)
-        values = as_tensor(value).to(dtype=dtype, device=here, copy=True)
+        values = as_tensor(value).to(dtype=dtype, device=p.device, copy=True)
         if isinstance(state.get(name), storage.Quantized):
             quantized[name] = local(values)
         else:

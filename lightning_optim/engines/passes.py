@@ -48,7 +48,10 @@ def run(step: Step, backend: Backend[Any]) -> None:
     for plan in plans:
         plan.write(shared)
     for slot, value in shared.items():
-        step.shared[slot].fill_(float(value))
+        if isinstance(value, Tensor):
+            step.shared[slot].copy_(value)
+        else:
+            step.shared[slot].fill_(value)
 
 
 def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:

@@ -76,6 +76,7 @@ class Plan(Generic[L]):
 
     Attributes:
         launches: The launches that serve the batch.
+        on_device: Whether the host must not read numbers, for which it would wait.
         numbers: The values of the symbols that are not per element: a float, a float64 tensor of shape () for a number
             of all tensors, or one of shape (params,), in the order of `batch.params`, for a number of each tensor.
         statistics: The values of the symbols with one number per row or column.
@@ -84,6 +85,7 @@ class Plan(Generic[L]):
     def __init__(self, batch: Batch, step: Step, elements: float, backend: Backend[L]) -> None:
         self.batch, self.program, self.step, self.elements, self.backend = batch, batch.program, step, elements, backend
         self.device = batch.params[0].param.device
+        self.on_device = self.device.type != "cpu" or batch.program.step_counter is not None
         self.launches = backend.launches(batch)
         self.numbers: dict[Symbol, Any] = batch.program.numbers(batch.h)
         self.statistics = Statistics(batch, self.value)
@@ -131,8 +133,10 @@ class Plan(Generic[L]):
     def _stored(self, slot: str) -> Any:
         """The value of a slot with one number, of the optimizer or of each tensor."""
         if slot in self.step.shared:
-            return float(self.step.shared[slot])
-        return to_device(torch.stack([param.state[slot] for param in self.batch.params]).double(), self.device)
+            shared = self.step.shared[slot]
+            return shared.double() if self.on_device and shared.device == self.device else float(shared)
+        stacked = torch.stack([param.state[slot] for param in self.batch.params]).double()
+        return stacked if stacked.device == self.device else to_device(stacked, self.device)
 
     def _elements_of_each(self) -> Tensor:
         """The number of elements of each whole tensor, (params,) float64."""
@@ -217,6 +221,18 @@ class Plan(Generic[L]):
                 if any(param.numel for param in self.step.params):
                     shared[slot] = number[-1] if isinstance(number, Tensor) and number.dim() else number
                 continue
-            for param, number in zip(self.batch.params, self.vector(result).tolist(), strict=True):
-                if param.numel:  # the mean of no elements is no number
-                    (param.param if slot == "p" else param.state[slot]).fill_(number)
+            self._store(slot, self.vector(result))
+
+    def _store(self, slot: str, numbers: Tensor) -> None:
+        """Write a number of each tensor. On a device the host does not look at it."""
+        held = [i for i, param in enumerate(self.batch.params) if param.numel]  # the mean of no elements is no number
+        targets = [
+            param.param if slot == "p" else param.state[slot] for param in map(self.batch.params.__getitem__, held)
+        ]
+        if self.on_device:
+            of_each = numbers.unbind()
+            torch._foreach_copy_(targets, [of_each[i].expand_as(x) for i, x in zip(held, targets, strict=True)])
+            return
+        found = numbers.tolist()
+        for i, target in zip(held, targets, strict=True):
+            target.fill_(found[i])

@@ -46,6 +46,8 @@ def prepare(step: Step) -> None:
 def run(step: Step) -> None:
     """Run a step on whole tensors."""
     step.hand_out_gradients()
+    for batch in step.batches:  # numbers of a device are read once for all tensors
+        batch.h = {name: float(x) if isinstance(x, Tensor) else x for name, x in batch.h.items()}
     calls = [_Call(batch, param, step) for batch in step.batches for param in batch.params]
     elements = sum(call.param.numel for call in calls)
     for call in calls:
@@ -152,11 +154,11 @@ class _Call:
 
     def _read(self, slot: str) -> Any:
         if slot in self.step.shared:
-            return self.step.shared[slot]
+            return self.step.shared[slot].cpu()
         value = self.param.state[slot]
         if isinstance(value, storage.Quantized):
             value = storage.read_shaped(self.param.state, [slot])[slot].view(self.param.param.shape)
-        return value.to(self.param.compute_dtype) if value.dim() else value
+        return value.to(self.param.compute_dtype) if value.dim() else value.cpu()
 
     def total(self, x: Number, over: Over, by: By) -> Any:
         if self.position == len(self.results):

@@ -9,6 +9,7 @@ import torch
 
 from lightning_optim import AdamW
 from tests.harness.gpu import DEVICE, captured, give, made, on_gpu, same_bits, stream, take
+from tests.harness.problems import loss_of
 
 pytestmark = on_gpu
 
@@ -19,6 +20,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lars": ("lars", {}),
     "radam": ("radam", {}),
     "adafactor": ("adafactor", {}),
+    "koala_m": ("koala_m", {}),
+    "scheduled": ("schedule_free_adamw", {"warmup_steps": 4}),
+    "prodigy": ("prodigy", {}),
 }
 
 
@@ -35,6 +39,9 @@ def test_replays_go_on_bit_for_bit(case: str, moving: bool) -> None:
         one.param_groups[0]["lr"] = rates[-1]
     take(optimizer, params, 3)
     take(twin, others, 3)
+    loss = torch.zeros((), device=DEVICE)
+    if optimizer.inputs:
+        optimizer.set_loss(loss)
     if moving:
         for p in params:
             p.grad = torch.empty_like(p)
@@ -49,6 +56,7 @@ def test_replays_go_on_bit_for_bit(case: str, moving: bool) -> None:
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad
             give(params, step)
+            loss.fill_(loss_of(step)[0])
             graph.replay()
         take(twin, others, 1, first=step)
     torch.cuda.synchronize()

@@ -103,7 +103,8 @@ def test_everything_is_made_where_the_default_device_is_cuda() -> None:
     assert all(torch.isfinite(p).all() for p in params)
 
 
-WAITS: dict[str, Any] = {"adamw": {}, "lamb": {}, "adafactor": {}, "radam": {}, "adan": {"state_bits": 8}}
+WAITS: dict[str, Any] = {"adamw": {}, "lamb": {}, "adafactor": {}, "radam": {}, "adan": {"state_bits": 8}, "nadam": {}}
+WAITS |= {"koala_v": {}, "koala_m": {}, "scalar_rmsprop": {}, "moment_estimation_sgd": {"scope": "tensor"}}
 
 
 @pytest.mark.parametrize("name", WAITS)
@@ -111,10 +112,13 @@ def test_the_host_waits_for_nothing(name: str) -> None:
     optimizer, params = made(name, **WAITS[name])
     take(optimizer, params, 8)
     moved = [values(params, step) for step in range(2)]
+    loss = torch.ones((), device=DEVICE)
     with waiting("error"):
         for grads in moved:
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad
+            if optimizer.inputs:
+                optimizer.set_loss(loss)
             optimizer.step()
 
 

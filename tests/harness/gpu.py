@@ -51,7 +51,7 @@ def take(optimizer: Optimizer, params: Sequence[Tensor], steps: int, first: int 
     for step in range(first, first + steps):
         give(params, step, moving)
         if optimizer.inputs:
-            optimizer.set_loss(*loss_of(step))
+            optimizer.set_loss(torch.full((), loss_of(step)[0], device=DEVICE))
         optimizer.step()
 
 

@@ -390,7 +390,6 @@ def test_evaluate_may_write_no_slot() -> None:
         (lambda p: ScheduleFreeSGD(p, state_bits=8), "state_bits=8 has nothing to keep in 8 bits"),
         (lambda p: ScheduleFreeRAdam(p, betas=(0.9, 0.5)), "forgets so fast that no step would ever be rectified"),
         (lambda p: ScheduleFreeAdamW(p, warmup_steps=-1), "warmup_steps=-1 is out of range"),
-        (lambda p: ScheduleFreeAdamW(p, capturable=True), "capturable=True cannot be served"),
     ],
 )
 def test_bad_options(make: Any, words: str) -> None:
