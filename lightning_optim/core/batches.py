@@ -72,7 +72,7 @@ class Batches:
         positions: dict[Any, list[int]] = {}
         for position, ((i, p), t) in enumerate(zip(params, counters, strict=True)):
             of_p = traits(i, p)
-            key = (i, t, *of_p.values())
+            key = (i, t, local(p).device, *of_p.values())
             positions.setdefault(key, []).append(position)
             batch = found.setdefault(key, Batch(group=i, traits=of_p, counter=t))
             self._add(batch, p, slots, view(i, p), home(p))

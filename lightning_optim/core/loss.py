@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optim.core.state_layout import StateLayout
+from lightning_optim.distributed.placement import local
 from lightning_optim.distributed.ranks import mean_over_ranks
 from lightning_optim.language.math import LARGEST_IN_FLOAT32
 
@@ -22,19 +24,19 @@ class Loss:
         """Set the loss of the next step."""
         self.mean, self.second_moment = mean, second_moment
 
-    def take(self, owner: str, returned: Any, device: torch.device, stays: bool = False) -> dict[str, Any]:
+    def take(self, layout: StateLayout, returned: Any) -> dict[str, Any]:
         """The loss and its second moment as inputs of an update, averaged over ranks. This clears them.
 
+        A loss on the GPU of the parameters stays a tensor, which the host never reads. Any other is read.
+
         Args:
-            owner: The optimizer, for the message.
+            layout: The optimizer.
             returned: What the closure returned, which is used if no loss was set.
-            device: The device of the parameters. A loss that is there, and no CPU, is a tensor that the host never
-                reads; any other becomes a number.
-            stays: Whether it is a tensor on a CPU too.
 
         Raises:
-            RuntimeError: where there is no loss.
+            RuntimeError: where there is no loss, and where a replay could not read it.
         """
+        owner, capturable = type(layout).__name__, layout.defaults["capturable"]
         loss = returned if self.mean is None else self.mean
         square = self.second_moment
         self.set(None, None)
@@ -43,12 +45,18 @@ class Loss:
                 f"{owner} reads the loss, and nobody supplied it. Call optimizer.step(closure) with a closure that "
                 "returns the loss, or optimizer.set_loss(loss) before optimizer.step()."
             )
+        home = local(layout.every_parameter()[0][1]).device
         there = loss.device if isinstance(loss, Tensor) else torch.device("cpu")
+        if capturable and there != home:
+            raise RuntimeError(
+                f"{owner}: under capturable=True replays read the loss on the device of the parameters, {home}. Give "
+                "it as a tensor there."
+            )
         pair = [_number(x, there) for x in (loss, 0.0 if square is None else square)]
         found = mean_over_ranks(torch.stack(pair))
         # A finite loss of that size is read as a gradient of that size is: weights would become as large as it.
         found = torch.where((found[0].abs() > LARGEST_IN_FLOAT32) & found[0].isfinite(), 0.0, found)
-        first, second = found.unbind() if stays or there == device != torch.device("cpu") else found.tolist()
+        first, second = found.unbind() if capturable or there == home != torch.device("cpu") else found.tolist()
         return {"loss": first, "loss_second_moment": first * first if square is None else second}
 
 

@@ -32,7 +32,7 @@ from lightning_optim.core.parameter_groups import read_group, read_params, refus
 from lightning_optim.core.runner import Runner
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.core.wrapped import hand_on
-from lightning_optim.distributed.placement import has_gradient, is_sharded, local
+from lightning_optim.distributed.placement import has_gradient, is_sharded
 from lightning_optim.errors import OptionError
 from lightning_optim.language.definition import Definition
 from lightning_optim.language.options import check_options, read_options
@@ -259,7 +259,7 @@ class Optimizer(EvaluationMode):
             self._predict_now()
         if active := (seen.params if seen else ()):  # otherwise no parameter moves, and stages do not count the step
             with Attempt(self._runner.has_moved, self._loss, *self.stages):
-                inputs = self._take_loss(loss) if self.inputs else {}
+                inputs = self._loss.take(self, loss) if self.inputs else {}
                 acting = {stage.name: stage.advance() for stage in self.stages}
                 after = any(stage.acts_after and acting[stage.name] is not None for stage in self.stages)
                 idle = [(i, p) for i, p in self.initialized() if not has_gradient(p)] if after else []
@@ -276,10 +276,6 @@ class Optimizer(EvaluationMode):
     def zero_grad(self, set_to_none: bool = True) -> None:
         frozen.join(self)  # before their first gradients, which are clipped and unscaled with all others
         super().zero_grad(set_to_none)
-
-    def _take_loss(self, returned: Any) -> dict[str, Any]:
-        device = local(self.every_parameter()[0][1]).device
-        return self._loss.take(type(self).__name__, returned, device, self.defaults["capturable"])
 
     def _predict_now(self) -> None:
         """Move the parameters before their gradients are computed, and remember it whatever fails afterwards."""

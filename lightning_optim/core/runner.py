@@ -275,6 +275,11 @@ class Runner:
         name = layout.defaults["engine"]
         chosen = engines.choose(name, programs, step.params, self.refused)
         chosen = engines.prepare(step, chosen, name, self.refused)
+        if layout.defaults["capturable"] and len(devices := {param.param.device for param in step.params}) > 1:
+            raise OptionError(
+                f"{type(layout).__name__}: capturable=True serves one device, and the parameters are on "
+                f"{' and '.join(sorted(map(str, devices)))}. Make one optimizer for each, or leave it out."
+            )
         if layout.defaults["capturable"] and chosen.name != "triton":
             raise OptionError(
                 f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, "

@@ -72,14 +72,16 @@ def _reduce(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:
         if not packed:
             continue
         groups = [of_tensor for plan, symbol, _ in packed for of_tensor in plan.process_groups(symbol)]
-        partials = [partial for _, _, partial in packed]
+        first = packed[0][0].device  # parameters may be on several GPUs
+        partials = [partial.to(first) for _, _, partial in packed]
         values = step.reductions.reduce_vector(torch.cat(partials), groups, "tensor", by)
         totals = iter(torch.split(values, [len(partial) for partial in partials]))
         for over, entries in of_kind:
             mine = [next(totals) for _ in entries]
             every = torch.cat(mine)
             for (plan, symbol, _), total in zip(entries, mine, strict=True):
-                plan.numbers[symbol] = total if over == "tensor" else every.sum() if by == "sum" else every.max()
+                number = total if over == "tensor" else every.sum() if by == "sum" else every.max()
+                plan.numbers[symbol] = number.to(plan.device)
 
 
 def _average(plans: Sequence[Plan[Any]], level: int, step: Step) -> None:

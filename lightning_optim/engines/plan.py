@@ -113,7 +113,7 @@ class Plan(Generic[L]):
     def _evaluate(self, symbol: Symbol) -> Any:
         """The value of a symbol whose arguments have values."""
         if symbol.name == "host":  # a tensor; `Program.numbers` has evaluated those that are not
-            return look_up(self.batch.h, symbol.args[0])
+            return look_up(self.batch.h, symbol.args[0]).to(self.device)
         if symbol.name == "scalar":
             return self._stored(symbol.args[0])
         if symbol.name == "count":
@@ -134,7 +134,8 @@ class Plan(Generic[L]):
         """The value of a slot with one number, of the optimizer or of each tensor."""
         if slot in self.step.shared:
             shared = self.step.shared[slot]
-            return shared.double() if self.on_device and shared.device == self.device else float(shared)
+            stays = self.on_device and shared.device.type == self.device.type
+            return shared.to(self.device, torch.float64, copy=True) if stays else float(shared)
         stacked = torch.stack([param.state[slot] for param in self.batch.params]).double()
         return stacked if stacked.device == self.device else to_device(stacked, self.device)
 
@@ -226,9 +227,8 @@ class Plan(Generic[L]):
     def _store(self, slot: str, numbers: Tensor) -> None:
         """Write a number of each tensor. On a device the host does not look at it."""
         held = [i for i, param in enumerate(self.batch.params) if param.numel]  # the mean of no elements is no number
-        targets = [
-            param.param if slot == "p" else param.state[slot] for param in map(self.batch.params.__getitem__, held)
-        ]
+        params = map(self.batch.params.__getitem__, held)
+        targets = [param.param if slot == "p" else param.state[slot] for param in params]
         if self.on_device:
             of_each = numbers.unbind()
             torch._foreach_copy_(targets, [of_each[i].expand_as(x) for i, x in zip(held, targets, strict=True)])

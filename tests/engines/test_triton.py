@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -433,10 +435,37 @@ def test_a_cpu_is_served_in_the_interpreter_alone(monkeypatch: pytest.MonkeyPatc
     assert engines.describe("auto", optimizer.first_programs(), params) in ("compiled", "blocked")
 
 
-def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_installed", lambda: False)
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (None, r"triton is not installed \(pip install 'lightning-optim\[triton\]'\)"),
+        (SimpleNamespace(__version__="2.3.1"), r"triton 2\.3\.1 is installed, .* need 3\.1 or later \(pip install"),
+        (SimpleNamespace(), r"triton does not import, for .*Install it anew: pip install 'lightning-optim\[triton\]'"),
+    ],
+)
+def test_without_a_triton_that_serves_it_says_so(monkeypatch: pytest.MonkeyPatch, module: Any, words: str) -> None:
     params = make(((3,),), torch.float32)
-    with pytest.raises(OptionError, match="triton is not installed"):
+    optimizer = build("adamw", params, engine="triton")
+    if module is not None:
+        module.__spec__ = importlib.util.find_spec("triton")
+    monkeypatch.setitem(sys.modules, "triton", module)
+    engine._missing.cache_clear()
+    try:
+        with pytest.raises(OptionError, match=words):
+            run(optimizer, params, 1)
+    finally:
+        engine._missing.cache_clear()
+
+
+def test_a_driver_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` runs another engine, and says why."""
+
+    def fail(*args: Any, **given: Any) -> None:
+        raise RuntimeError("Triton Error [CUDA]: the provided PTX was compiled with an unsupported toolchain.")
+
+    monkeypatch.setattr(engine, "run_kernel", fail)
+    params = make(((3,),), torch.float32)
+    with pytest.raises(OptionError, match=r"NVIDIA driver is too old for kernels of triton .* Update the driver"):
         run(build("adamw", params, engine="triton"), params, 1)
 
 

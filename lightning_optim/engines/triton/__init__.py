@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import linecache
 import os
@@ -42,6 +43,7 @@ WARPS = 4
 REGISTERS, REGISTERS_WITH_NORMALS = 168, 255
 
 
+OLDEST = (3, 1)  # as pyproject.toml has it
 UNCAPTURABLE = (
     "a CUDA graph is being captured, and its replays would all take the step that is being counted on the host now. "
     "Give the optimizer capturable=True."
@@ -50,14 +52,14 @@ UNCAPTURABLE = (
 
 def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
     """Why this engine cannot serve, in one sentence; empty where it can."""
-    if not _installed():
-        return f"triton is not installed ({pip_command(name)})."
+    if why := _missing():
+        return why
     if why := passes.unserved(programs, params):
         return why
     if too_long := [tuple(p.shape) for p in params if any(has_long_axis(program, p) for program in programs)]:
         return f"a parameter of shape {too_long[0]} has an axis too long for its row and column means."
-    if len({p.device for p in params}) > 1:
-        return "the parameters are on several devices."
+    if len({p.device.type for p in params}) > 1:
+        return "some parameters are on a CPU and others on a GPU, which two optimizers can serve."
     if any(p.device.type != "cuda" for p in params) and not _interpreted():
         return "a parameter is not on a GPU (TRITON_INTERPRET=1, set before triton is imported, runs it on the CPU)."
     # Engines see a complex64 number as two float32 numbers.
@@ -66,8 +68,18 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
 
 
 @functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _missing() -> str:
+    """Why there is no Triton that compiles the kernels, in one sentence; empty where there is."""
+    if importlib.util.find_spec(name) is None:
+        return f"triton is not installed ({pip_command(name)})."
+    try:
+        version = str(importlib.import_module(name).__version__)
+    except Exception as error:  # a library that it loads is missing, or does not fit
+        return f"triton does not import, for {first_line(error)} Install it anew: {pip_command(name)}"
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < OLDEST:
+        return f"triton {version} is installed, and the kernels need 3.1 or later ({pip_command(name)})."
+    return ""
 
 
 def _interpreted() -> bool:
@@ -121,7 +133,7 @@ class _Backend(KernelBackend):
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # of Triton, of the assembler, or of a C compiler that is missing, in its first call
-            raise EngineError(f"a Triton kernel cannot be compiled or run: {first_line(error)}") from error
+            raise EngineError(_reason(error)) from error
         launch.ran = True
 
     def add_up(self, plan: Plan[Launch], of: tuple[Symbol, ...]) -> list[list[Tensor]]:
@@ -156,6 +168,18 @@ class _Backend(KernelBackend):
 
 
 BACKEND = _Backend()
+# What drivers, and Triton in their words, say of kernels that were compiled for a newer one.
+OLD_DRIVER = ("unsupported toolchain", "device kernel image is invalid", "driver version is insufficient", "is too old")
+
+
+def _reason(error: Exception) -> str:
+    """Why a kernel cannot be compiled or run."""
+    if any(words in str(error).lower() for words in OLD_DRIVER):
+        return (
+            f"the NVIDIA driver is too old for kernels of triton {importlib.import_module(name).__version__}: "
+            f"{first_line(error)} Update the driver, or install the triton that belongs to the version of torch."
+        )
+    return f"a Triton kernel cannot be compiled or run: {first_line(error)}"
 
 
 def _chunks(plan: Plan[Launch], launch: Launch) -> list[Chunk]:
@@ -215,8 +239,10 @@ _interpreting = threading.Lock()  # the interpreter keeps the instance that it r
 
 
 def run_kernel(function: Any, count: int, *args: Any, **given: Any) -> None:
-    """Run a number of instances of a kernel."""
-    with _interpreting if _interpreted() else contextlib.nullcontext():
+    """Run a number of instances of a kernel, on the device of its first argument."""
+    device = args[0].device
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else _interpreting if _interpreted() else contextlib.nullcontext():
         function[(count,)](*args, **given)
 
 
