@@ -48,6 +48,16 @@ def storable(x, nan_outside):
 
 
 @triton.jit
+def positive(x):
+    """0 where x is negative, and where it is NaN; else x."""
+    if INTERPRETED:  # whose maximum with NaN is NaN in Triton 3.6
+        found = tl.where(x > 0.0, x, 0.0)
+    else:
+        found = tl.maximum(x, 0.0)
+    return found
+
+
+@triton.jit
 def inverse(x):
     """1 / x, rounded to the nearest and without a branch, for 2^-126 <= x <= 2^126."""
     if INTERPRETED:

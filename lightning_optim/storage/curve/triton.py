@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import curve as constants
-from lightning_optim.storage.triton import inverse
+from lightning_optim.storage.triton import inverse, positive
 
 SHIFT = tl.constexpr(constants.SHIFT)
 WIDTH = tl.constexpr(constants.WIDTH[constants.SHIFT])
@@ -30,7 +30,7 @@ def load_curve(codes_at, scales_at, index, block, there, SHIFT: tl.constexpr, WI
 
 @triton.jit
 def store_curve(codes_at, scales_at, index, block, there, x, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
-    size = tl.maximum(tl.abs(x), 0.0)  # 0 where a value is NaN
+    size = positive(tl.abs(x))  # 0 where a value is NaN
     largest = tl.max(size, axis=1, keep_dims=True)
     some = (largest > SMALLEST) & (largest < float("inf"))
     per_scale = tl.where(some, inverse(largest * 0.25) * (WIDTH * 0.25), 0.0)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import log as constants
-from lightning_optim.storage.triton import inverse
+from lightning_optim.storage.triton import inverse, positive
 
 LEVELS = tl.constexpr(constants.LEVELS)
 LOWEST_SPAN = tl.constexpr(constants.LEVELS * constants.FINEST)
@@ -31,7 +31,7 @@ def log_dequantize(codes_at, scales_at, index, block, there):
 @triton.jit
 def log_quantize(codes_at, scales_at, index, block, there, x, dither):
     """Store the codes of x; returns x as it will be dequantized."""
-    bits = tl.maximum(x, 0.0).to(tl.int32, bitcast=True)  # 0 where a value is not positive, or NaN
+    bits = positive(x).to(tl.int32, bitcast=True)  # 0 where a value is not positive, or NaN
     high = tl.max(bits, axis=1, keep_dims=True)
     least = tl.min((bits - 1).to(tl.uint32, bitcast=True), axis=1, keep_dims=True)  # 0 becomes the largest uint32
     low = tl.maximum(least.to(tl.int32, bitcast=True) + 1, high - HIGHEST_SPAN)
