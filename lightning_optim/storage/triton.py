@@ -50,11 +50,8 @@ def storable(x, nan_outside):
 @triton.jit
 def positive(x):
     """0 where x is negative, and where it is NaN; else x."""
-    if INTERPRETED:  # whose maximum with NaN is NaN in Triton 3.6
-        found = tl.where(x > 0.0, x, 0.0)
-    else:
-        found = tl.maximum(x, 0.0)
-    return found
+    # The maximum with NaN is NaN in the interpreter of Triton 3.6.
+    return tl.where(x > 0.0, x, 0.0) if INTERPRETED else tl.maximum(x, 0.0)
 
 
 @triton.jit
