@@ -20,7 +20,7 @@ from lightning_optim.distributed.owners import Home
 from lightning_optim.distributed.placement import is_dtensor, local
 from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
-from lightning_optim.engines.launch import capturing
+from lightning_optim.engines.captures import capturing
 from lightning_optim.engines.step import Batch, Gradients, LocalParameter
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
@@ -192,7 +192,7 @@ class Batches:
         self._remember()
         on_device = self.steps[0].device.type != "cpu"
         if len(self.steps) == 1 or (on_device and any(x.untyped_storage().nbytes() > x.itemsize for x in self.steps)):
-            return self.steps
+            return [step.data for step in self.steps]  # whose versions stay, by which writing of others is seen
         shared = torch.stack(self.steps)
         for i, step in enumerate(self.steps):
             step.set_(shared.untyped_storage(), i, (), ())

@@ -22,7 +22,7 @@ from lightning_optim.core.guards import (
 )
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, WHOLE, StateLayout
 from lightning_optim.distributed.placement import logical_shape
-from lightning_optim.engines.launch import CHANGED, REBUILT, capturing, kept
+from lightning_optim.engines.captures import CHANGED, REBUILT, capturing, kept
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace

@@ -11,13 +11,14 @@ is rewritten.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_optim.engines.captures import NO_TABLES, OTHER_GRADIENTS, REBUILT, capturing
 from lightning_optim.engines.signature import FIXED, Signature
 from lightning_optim.engines.step import Batch, Gradients, LocalParameter
 from lightning_optim.storage import Quantized
@@ -129,7 +130,7 @@ class Launch:
     def _table_of_graph(self, column: int, grads: list[int]) -> Tensor:
         """A table with another column that each replay of the graph being captured makes by one copy.
 
-        The copy is from memory that nothing else writes, and that must be kept as long as the graph (`kept`).
+        The copy is from memory that nothing else writes, and that must be kept as long as the graph (`captures.kept`).
         """
         if not self.rooms:
             return _filled_on_device(self.cached_table, column, grads)
@@ -220,30 +221,6 @@ def _alike(before: Gradients | None, now: Gradients | None, by_alignment: bool) 
     if before is None or now is None or before is now:
         return before is now
     return before.kinds == now.kinds and (not by_alignment or before.aligned == now.aligned)
-
-
-REBUILT = (
-    "a CUDA graph is being captured, and tables that its kernels read would have to be made on the host, which replays "
-    "leave out: {}. Take one step as it will be captured, and capture the next."
-)
-OTHER_GRADIENTS = "a gradient has another dtype, or lies otherwise in memory, than in the step before"
-NO_TABLES = "there are none yet, or a tensor lies so in memory that it is copied in each step"
-CHANGED = "it is the first step of a parameter, or a parameter, slot, counter or option has changed since the last one"
-
-
-def kept(batches: Iterable[Batch]) -> list[Any]:
-    """What a captured step over some batches reads besides parameters and slots.
-
-    It must live as long as the graph, while the batches go on with other tables.
-    """
-    caches = [batch.cache.copy() for batch in batches]
-    launches = [x for cache in caches for value in cache.values() if isinstance(value, tuple) for x in value[1]]
-    return [*caches, *(dict(vars(launch)) for launch in launches)]
-
-
-def capturing() -> bool:
-    """Whether operations are being captured in a CUDA graph instead of run."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:

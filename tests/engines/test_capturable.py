@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from lightning_optim import SGDW, AdamW
 from lightning_optim.core import batches as batches_module
 from lightning_optim.core import runner as runner_module
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
+from lightning_optim.engines import captures
 from lightning_optim.engines import launch as launch_module
 from lightning_optim.engines import triton as engine
 from lightning_optim.errors import OptionError
@@ -156,6 +158,13 @@ def test_a_replayed_step_goes_on(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @interpreted
+def test_a_single_parameter_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counter shares no memory. What predicts looks at it too."""
+    monkeypatch.setitem(globals(), "SHAPES", ((9, 5),))
+    assert differences(*expected("koala_m", 5), *replayed("koala_m", 5, monkeypatch)) == []
+
+
+@interpreted
 @pytest.mark.parametrize("name", [name for name in QUANTIZED if name not in REFUSED][::4])
 @pytest.mark.parametrize("state_format", ["log", "dynamic"])
 def test_random_bits_are_new_in_each_step(name: str, state_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +285,25 @@ def test_a_capture_makes_no_tables(captured: Any) -> None:
         optimizer.step()
         with captured():
             optimizer.step()
+
+
+@interpreted
+def test_tables_that_two_streams_read_are_not_used_anew_before_both_have_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch's allocator is told of every stream but the first."""
+    told: list[tuple[Any, int]] = []
+    monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: told.append((x, stream.cuda_stream)))
+    optimizer, _ = optimized()
+    (batch,) = optimizer._runner.cached["update"].batches
+    (launch,) = (one for value in batch.cache.values() if isinstance(value, tuple) for one in value[1])
+    tables = launch.table, launch.tiles = launch.table.to("meta"), launch.tiles.to("meta")
+    launch.cached_table = launch.table
+    for stream in (7, 7, 8, 7):
+        captures.follow_stream([batch], SimpleNamespace(cuda_stream=stream))
+    assert {stream for _, stream in told} == {7, 8}
+    assert [stream for x, stream in told if x is tables[1]] == [8, 7]
+    assert [stream for x, stream in told if x is tables[0]][-1] == 7
 
 
 @interpreted

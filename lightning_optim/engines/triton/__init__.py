@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines import passes
+from lightning_optim.engines.captures import follow_stream
 from lightning_optim.engines.kernels import Kernel, KernelBackend, arguments_of
 from lightning_optim.engines.launch import Launch
 from lightning_optim.engines.plan import Plan
@@ -99,6 +100,8 @@ def run(step: Step) -> None:
         raise RuntimeError(UNCAPTURABLE)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         passes.run(step, BACKEND)
+        if device.type == "cuda":
+            follow_stream(step.batches, torch.cuda.current_stream())
 
 
 class _Backend(KernelBackend):
