@@ -190,7 +190,7 @@ def where(condition: Condition, a: Operand, b: Operand) -> Value:
         return cast(Value, _where(test, a, b))
     chosen: Any = a
     if isinstance(test, Tensor) and test.dim() == 0 and isinstance(a, float) and isinstance(b, float):
-        chosen = torch.tensor(a, dtype=torch.float64, device=test.device)  # of two floats torch would make float32
+        chosen = torch.full((), a, dtype=torch.float64, device=test.device)  # of two floats torch would make float32
     return apply("where", test, chosen, b)
 
 

@@ -52,12 +52,14 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         monkeypatch.setattr(engine, "run_kernel", self._launched)
         for word in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__"):
             monkeypatch.setattr(Tensor, word, self._refused(word, getattr(Tensor, word)))
+        for word in ("tensor", "as_tensor"):  # which copies from memory that is not pinned
+            monkeypatch.setattr(torch, word, self._refused(word, getattr(torch, word)))
         self.recording = False
 
     def _refused(self, word: str, usual: Any) -> Any:
-        def look(tensor: Tensor, *args: Any) -> Any:
-            assert self.launching or not self.recording, f"the host looks at a value, by {word}"
-            return usual(tensor, *args)
+        def look(*args: Any, **options: Any) -> Any:
+            assert self.launching or not self.recording, f"the host looks at a value or hands one over, by {word}"
+            return usual(*args, **options)
 
         return look
 
