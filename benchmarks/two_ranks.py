@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import faulthandler
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,23 +81,46 @@ def two_ranks(device: str, engine: str = "auto", seconds: float = math.inf) -> d
         engine: The engine that runs the steps.
         seconds: The time after which no case begins.
     """
-    return on_ranks(2, train_every_case, device, engine, seconds)
+    found: dict[str, dict[str, Any]] = {}
+    end = time.time() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "found")
+        while len(found) < len(cases()):  # a process that crashes costs the case that it was at
+            file.write_text("{}")
+            crashed = ""
+            try:
+                on_ranks(2, train_cases, device, engine, len(found), end, file)
+            except torch.multiprocessing.ProcessExitedException as error:  # type: ignore[attr-defined]
+                crashed = str(error)
+            found |= json.loads(file.read_text())
+            if crashed and len(found) < len(cases()):
+                found[str(cases()[len(found)])] = {"agrees": False, "failed": crashed}
+    return found
 
 
-def train_every_case(device: str, engine: str, seconds: float = math.inf) -> dict[str, dict[str, Any]]:
-    """What this rank found, by case."""
+def train_cases(device: str, engine: str, first: int, end: float, file: Path) -> None:
+    """Run the cases from one on, and write what rank 0 found to a file after each.
+
+    Args:
+        device: As above.
+        engine: As above.
+        first: The number of the first case.
+        end: The time of `time.time()` after which no case begins.
+        file: Receives what was found, by case.
+    """
+    faulthandler.enable()
     rank = int(os.environ["RANK"])
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of the host need not have an address
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), 2, rank == 0, timeout=5 * PATIENCE)
     if device == "cuda":
         torch.cuda.set_device(0)
-    found = {}
-    started = time.perf_counter()
-    for number, case in enumerate(cases()):
+    found: dict[str, dict[str, Any]] = {}
+    for number, case in list(enumerate(cases()))[first:]:
         begin = time.perf_counter()
-        if not _goes_on(store, rank, number, begin - started < seconds):
-            found[str(case)] = {"agrees": False, "failed": "the time was over"}
+        if not _goes_on(store, rank, number, time.time() < end):
+            if rank == 0:
+                _note(found, case, {"agrees": False, "failed": "the time was over"}, file)
             continue
         said: dict[str, Any] = {}
         try:
@@ -105,11 +131,20 @@ def train_every_case(device: str, engine: str, seconds: float = math.inf) -> dic
             said = {"differs": worst, "allowed": case.allowed, "agrees": worst <= case.allowed}
         except Exception as error:  # the other cases go on
             said = {"agrees": False, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
-        found[str(case)] = {**said, "seconds": round(time.perf_counter() - begin, 1)}
-        _both_have_ended(store, rank, number, found[str(case)])
+        said["seconds"] = round(time.perf_counter() - begin, 1)
+        _both_have_ended(store, rank, number, said)
+        if rank == 0:
+            _note(found, case, said, file)
         if dist.is_initialized():
             dist.destroy_process_group()
-    return found
+
+
+def _note(found: dict[str, dict[str, Any]], case: Case, said: dict[str, Any], file: Path) -> None:
+    """Keep what came of a case, whatever becomes of this process."""
+    found[str(case)] = said
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(file)
 
 
 def _goes_on(store: dist.Store, rank: int, number: int, in_time: bool) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from benchmarks.kernel_cache.entries import Entries
 from benchmarks.problems import apply, build, gradients, make_params
 from benchmarks.ranks import on_ranks
 from benchmarks.shapes import tiny
-from benchmarks.two_ranks import train_every_case
+from benchmarks.two_ranks import train_cases
 from lightning_optim import AdamW
 from lightning_optim.core.optimizer import OPTIMIZERS
 
@@ -137,8 +140,8 @@ def _ranks(_: str, entries: Entries) -> Calls:
 def entries_of_a_rank() -> Entries:
     """What the training of `benchmarks.two_ranks` asks for."""
     entries = stand_in()
-    with torch.enable_grad():
-        train_every_case("cpu", "triton")
+    with torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
+        train_cases("cpu", "triton", 0, math.inf, Path(folder, "found"))
     return entries
 
 
