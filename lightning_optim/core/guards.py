@@ -17,7 +17,7 @@ from lightning_optim import storage
 from lightning_optim.core.state_layout import WHOLE, StateLayout
 from lightning_optim.distributed.agreement import difference, shared_training
 from lightning_optim.distributed.fsdp1 import is_flat_parameter, is_flattened
-from lightning_optim.distributed.placement import has_gradient, is_sharded, shard_of
+from lightning_optim.distributed.placement import has_gradient, is_sharded, local, shard_of
 from lightning_optim.distributed.ranks import is_alone
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
@@ -73,6 +73,20 @@ def refuse_uncapturable(layout: StateLayout) -> None:
         raise OptionError(
             f"{owner}: capturable=True and {layout.stages[0]!r} do not go together: what a callback adds to a step is "
             "counted on the host, which a graph leaves out. Leave out one of the two."
+        )
+
+
+def refuse_several_devices(owner: str, params: Iterable[Tensor]) -> None:
+    """Refuse `capturable=True` for parameters on several devices, one of which a graph captures.
+
+    Raises:
+        OptionError: for such parameters.
+    """
+    devices = sorted({str(local(p).device) for p in params})
+    if len(devices) > 1:
+        raise OptionError(
+            f"{owner}: capturable=True serves one device, and the parameters are on {' and '.join(devices)}. Make one "
+            "optimizer for each, or leave it out."
         )
 
 

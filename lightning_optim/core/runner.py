@@ -17,6 +17,7 @@ from lightning_optim.core.guards import (
     refuse_disagreement,
     refuse_flat,
     refuse_matrices,
+    refuse_several_devices,
     refuse_unknown_length,
     refuse_unsummable,
 )
@@ -177,6 +178,8 @@ class Runner:
             return cached
         if layout.defaults["capturable"] and capturing():
             raise RuntimeError(REBUILT.format(CHANGED))
+        if layout.defaults["capturable"]:
+            refuse_several_devices(type(layout).__name__, (p for _, p in (*params, *idle)))
         if seen is not None:
             refuse_unfit(type(layout).__name__, seen)
         layout.follow_owners()
@@ -275,15 +278,11 @@ class Runner:
         name = layout.defaults["engine"]
         chosen = engines.choose(name, programs, step.params, self.refused)
         chosen = engines.prepare(step, chosen, name, self.refused)
-        if layout.defaults["capturable"] and len(devices := {param.param.device for param in step.params}) > 1:
-            raise OptionError(
-                f"{type(layout).__name__}: capturable=True serves one device, and the parameters are on "
-                f"{' and '.join(sorted(map(str, devices)))}. Make one optimizer for each, or leave it out."
-            )
         if layout.defaults["capturable"] and chosen.name != "triton":
+            found = self.refused.get("triton") or engines.triton.refusal(programs, [x.param for x in step.params])
             raise OptionError(
-                f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here, "
-                f"the parameters being on {step.params[0].param.device}. Leave it out."
+                f"{type(layout).__name__}: capturable=True needs the engine triton, and {chosen.name} runs here"
+                f"{': ' + found if found else ', for it was asked for.'} Leave it out."
             )
         return chosen
 

@@ -30,6 +30,7 @@ class Reductions:
         sharded = [p for p in params if is_sharded(p)]
         self.process_groups = list(dict.fromkeys(group for p in sharded for group in shard_of(p).process_groups))
         self.device = sharded[0].device if sharded else torch.device("cpu")
+        self.masks: dict[tuple[tuple[bool, ...], torch.device], Tensor] = {}
 
     def reduce(
         self,
@@ -54,14 +55,10 @@ class Reductions:
     ) -> Tensor:
         """As `reduce`, for a (tensors,) float64 vector, which stays on its device."""
         for group in self.process_groups:
-            shared = torch.tensor([group in own for own in process_groups], dtype=torch.bool, device="cpu")
-            if shared.any():
+            shared = tuple(group in own for own in process_groups)
+            if any(shared):
                 reduced = self._all_reduce(values, by, group)
-                if shared.all():
-                    values = reduced
-                    continue
-                mask = shared.pin_memory() if values.is_cuda else shared  # the host would wait for any other copy
-                values = torch.where(mask.to(values.device, non_blocking=True), reduced, values)
+                values = reduced if all(shared) else torch.where(self._mask(shared, values.device), reduced, values)
         if over == "all":
             return (values.sum() if by == "sum" else values.max()).expand(len(values))
         return values
@@ -79,6 +76,14 @@ class Reductions:
                 for i, part in zip(shared, parts, strict=True):
                     found[i] = part.view(found[i].shape)
         return found
+
+    def _mask(self, flags: tuple[bool, ...], device: torch.device) -> Tensor:
+        """Flags on a device, copied there once."""
+        if (flags, device) not in self.masks:
+            found = torch.tensor(flags, dtype=torch.bool, device="cpu")
+            found = found.pin_memory() if device.type == "cuda" else found  # the host would wait for any other copy
+            self.masks[flags, device] = found.to(device, non_blocking=True)
+        return self.masks[flags, device]
 
     def _all_reduce(self, values: Tensor, by: By, group: ProcessGroup) -> Tensor:
         """All-reduce a copy on the device that the process group works on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -336,6 +337,29 @@ def test_a_cpu_has_no_graphs() -> None:
     params[0].grad = torch.ones(3)
     with pytest.raises(OptionError, match="capturable=True needs the engine triton, and blocked runs here"):
         optimizer.step()
+
+
+def test_a_graph_is_of_one_device() -> None:
+    params = [*make_params(((3,),), torch.float32), torch.nn.Parameter(torch.ones(3, device="meta"))]
+    optimizer = AdamW(params, capturable=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(OptionError, match="capturable=True serves one device, and the parameters are on cpu and meta"):
+        optimizer.step()
+    optimizer = AdamW(params, engine="triton")
+    with pytest.raises(OptionError, match="the parameters are on cpu and meta, which an optimizer for each can serve"):
+        optimizer.step()
+
+
+@interpreted
+def test_without_triton_a_graph_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    engine._missing.cache_clear()
+    params = make_params(((3,),), torch.float32)
+    params[0].grad = torch.ones(3)
+    with pytest.raises(OptionError, match=r"runs here: triton is not installed \(pip install 'lightning-optim\[triton"):
+        AdamW(params, capturable=True).step()
+    engine._missing.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler, on `loss`

@@ -59,8 +59,8 @@ def refusal(programs: Sequence[Program], params: Sequence[Tensor]) -> str:
         return why
     if too_long := [tuple(p.shape) for p in params if any(has_long_axis(program, p) for program in programs)]:
         return f"a parameter of shape {too_long[0]} has an axis too long for its row and column means."
-    if len({p.device.type for p in params}) > 1:
-        return "some parameters are on a CPU and others on a GPU, which two optimizers can serve."
+    if len(types := sorted({p.device.type for p in params})) > 1:
+        return f"the parameters are on {' and '.join(types)}, which an optimizer for each can serve."
     if any(p.device.type != "cuda" for p in params) and not _interpreted():
         return "a parameter is not on a GPU (TRITON_INTERPRET=1, set before triton is imported, runs it on the CPU)."
     # Engines see a complex64 number as two float32 numbers.
