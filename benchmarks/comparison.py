@@ -13,29 +13,30 @@ from torch import Tensor
 
 from lightning_optim.storage import Quantized
 
+OF_LARGEST = 1e-6  # share of the largest value by which others may differ
 FLIPPED = 0.01  # share of codes that may be rounded to the neighbour, or drawn otherwise where a logarithm differs
 
 
-def check_parameter(p: Tensor, twin: Tensor, old: Tensor) -> Iterator[str]:
+def check_parameter(p: Tensor, twin: Tensor, old: Tensor, share: float = OF_LARGEST) -> Iterator[str]:
     """Compare a parameter after a step.
 
-    It may differ by one rounding in half precision and by four in float32, where several operations round; and by a
-    hundred-thousandth of its step, half of it of its own and half of the largest, since a step may be a difference of
-    larger terms.
+    It may differ by one rounding in half precision and by four in float32, where several operations round; by a
+    200000th of its step; and by five times `share` of the largest step, since a step may be a difference of larger
+    terms.
     """
     new, own, moved = p.detach().double(), twin.detach().double(), (p.detach().double() - old.double()).abs()
     if p.numel():
         info = torch.finfo(p.dtype)
         unit = info.eps if p.dtype != torch.float32 else 4 * info.eps
         largest = torch.where(moved.isfinite(), moved, 0).max()
-        bound = unit * new.abs().clamp(min=info.tiny) + 5e-6 * moved.nan_to_num() + 5e-6 * largest
+        bound = unit * new.abs().clamp(min=info.tiny) + 5e-6 * moved.nan_to_num() + 5 * share * largest
         yield from _apart("the parameter", new, own, bound, f" in a step of at most {largest:.1e}")
 
 
-def check_values(name: str, value: Tensor, own: Tensor) -> Iterator[str]:
+def check_values(name: str, value: Tensor, own: Tensor, share: float = OF_LARGEST) -> Iterator[str]:
     """Compare a slot that is not quantized.
 
-    It may differ by one rounding in half precision, else by a hundred-thousandth; and by a millionth of the largest,
+    It may differ by one rounding in half precision, else by a hundred-thousandth; and by a `share` of the largest,
     since a moving average of values with both signs cancels.
     """
     if value.shape != own.shape or value.dtype != own.dtype:
@@ -45,7 +46,7 @@ def check_values(name: str, value: Tensor, own: Tensor) -> Iterator[str]:
     value, own = value.detach().double(), own.detach().double()
     if value.numel():
         finite = torch.where(value.isfinite(), value, 0).abs()
-        yield from _apart(name, value, own, unit * finite + 1e-6 * finite.max())
+        yield from _apart(name, value, own, unit * finite + share * finite.max())
 
 
 def check_codes(name: str, value: Quantized, own: Quantized, flipped: dict[str, Tensor]) -> Iterator[str]:

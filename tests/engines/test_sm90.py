@@ -32,7 +32,7 @@ pytestmark = [
 # weights to evaluate, stages, normal numbers, each format, and columns that begin between multiples of 16 bytes.
 SOME = (
     *("adamw:32", "adamw:16", "adamw:8", "radam:8", "pnm:8", "lamb:32", "adafactor:32", "muon:32", "padam:32"),
-    *("lion+averages:32", "adamw+noise:32", "adan:32@gradients", "adamw:8@all", "combine_tiles"),
+    *("lion+averages:32", "adamw+moments:32", "adan:32@gradients", "adamw:8@all", "combine_tiles"),
 )
 
 
@@ -112,7 +112,7 @@ def every_text_is_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("more", ["", "+averages", "+noise", "@gradients", "@all"])
+@pytest.mark.parametrize("more", ["", "+averages", "+noise", "+moments", "@gradients", "@all"])
 def test_all_kernels_compile_for_sm_90(name: str, more: str) -> None:
     check(reports(f"{name}{more}"))
 

@@ -1,6 +1,6 @@
 """Compiles the kernels of optimizers for sm_90 without a GPU, and reports on each in a line of JSON.
 
-To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+noise lion:8@gradients combine_tiles`), where
+To be run by itself (`python -m tests.harness.sm90 adamw lamb:32 adamw+moments lion:8@gradients combine_tiles`), where
 Triton compiles and does not interpret: the kernels of all programs of an optimizer, those with state in 32 or 8 bits
 only, those with stages in the same pass, those for gradients or for everything that begins between multiples of 16
 bytes, and the one that adds up the sums of tiles.
