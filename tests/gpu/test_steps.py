@@ -88,7 +88,7 @@ def test_channels_last(bits: int) -> None:
             one.step()
             other.step()
         assert p.stride() == reference.stride()
-        assert furthest([p], [reference]) < 1e-5
+        assert furthest([p], [reference]) < (1e-5 if bits == 32 else 1e-3)
     if bits == 32:
         assert furthest([plain], [turned]) < 1e-6
 
