@@ -63,3 +63,43 @@ def inverse(x):
         rough = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
         near = tl.fma(tl.fma(x * -1.0, rough, 1.0), rough, rough)
     return near
+
+
+@triton.jit
+def highest_byte(x):
+    """Bits 24 to 31 of an int32, as uint8."""
+    if INTERPRETED:
+        found = (x.to(tl.uint32, bitcast=True) >> 24).to(tl.uint8)
+    else:  # of four elements at once
+        found = tl.inline_asm_elementwise(
+            "{.reg .b32 a, b; prmt.b32 a, $1, $2, 0x73; prmt.b32 b, $3, $4, 0x73; prmt.b32 $0, a, b, 0x5410;}",
+            "=r,r,r,r,r",
+            [x],
+            tl.uint8,
+            is_pure=True,
+            pack=4,
+        )
+    return found
+
+
+@triton.jit
+def store_scale(at, scale, there):
+    """Store a number of each block, (blocks, 1), at addresses of that shape.
+
+    All threads of a warp have the number of its block, and all of them store it. `tl.store` would bring the numbers of
+    all blocks into one warp first, through shared memory and two barriers.
+    """
+    if INTERPRETED:
+        tl.store(at, scale, mask=there)
+    else:
+        # Of one axis, a thread has each number once.
+        at, scale = tl.max(at.to(tl.int64), axis=1), tl.max(scale, axis=1)
+        there = tl.max(there.to(tl.int32), axis=1)
+        tl.inline_asm_elementwise(
+            "{.reg .pred p; setp.ne.b32 p, $3, 0; @p st.global.f32 [$1], $2; mov.b32 $0, 0;}",
+            "=r,l,f,r",
+            [at, scale, there],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )

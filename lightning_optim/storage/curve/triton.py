@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import curve as constants
-from lightning_optim.storage.triton import inverse, positive
+from lightning_optim.storage.triton import highest_byte, inverse, positive, store_scale
 
 SHIFT = tl.constexpr(constants.SHIFT)
 WIDTH = tl.constexpr(constants.WIDTH[constants.SHIFT])
@@ -31,14 +31,15 @@ def load_curve(codes_at, scales_at, index, block, there, SHIFT: tl.constexpr, WI
 @triton.jit
 def store_curve(codes_at, scales_at, index, block, there, x, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
     size = positive(tl.abs(x))  # 0 where a value is NaN
-    largest = tl.max(size, axis=1, keep_dims=True)
+    # Positive numbers have the order of their bits, and integers have an instruction for the maximum of a warp.
+    largest = tl.max(size.to(tl.int32, bitcast=True), axis=1, keep_dims=True).to(tl.float32, bitcast=True)
     some = (largest > SMALLEST) & (largest < float("inf"))
     per_scale = tl.where(some, inverse(largest * 0.25) * (WIDTH * 0.25), 0.0)
     w = (size * per_scale + 2.0).to(tl.int32, bitcast=True)
     code = (w << (24 - SHIFT)) + 8388608  # plus a half of a code, which is bits 24 to 30
     sign = x.to(tl.int32, bitcast=True) & -2147483648
-    tl.store(codes_at + index, ((code | sign).to(tl.uint32, bitcast=True) >> 24).to(tl.uint8), mask=there)
-    tl.store(scales_at + block, tl.where(some, largest, 0.0), mask=there)
+    tl.store(codes_at + index, highest_byte(code | sign), mask=there)
+    store_scale(scales_at + block, tl.where(some, largest, 0.0), there)
 
 
 @triton.jit

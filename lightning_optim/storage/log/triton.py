@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lightning_optim.storage import log as constants
-from lightning_optim.storage.triton import inverse, positive
+from lightning_optim.storage.triton import inverse, positive, store_scale
 
 LEVELS = tl.constexpr(constants.LEVELS)
 LOWEST_SPAN = tl.constexpr(constants.LEVELS * constants.FINEST)
@@ -38,11 +38,11 @@ def log_quantize(codes_at, scales_at, index, block, there, x, dither):
     span = tl.maximum(high - low, LOWEST_SPAN).to(tl.float32)
     whole_step = span * (1.0 / LEVELS) + WHOLE
     step = whole_step.to(tl.int32, bitcast=True) - WHOLE_BITS
-    level = (tl.maximum(bits, low) - low).to(tl.float32) * (inverse(span) * LEVELS)
+    level = tl.maximum(bits - low, 0).to(tl.float32) * (inverse(span) * LEVELS)
     code = (level + dither + (WHOLE + 1.0)).to(tl.int32, bitcast=True)  # above its low byte, WHOLE_BITS
     some = tl.minimum(bits, 1)
     value = (code * step + (low - step - WHOLE_BITS * step)) * some  # wraps around
     tl.store(codes_at + index, (code * some).to(tl.uint8), mask=there)
-    tl.store(scales_at + 2 * block, low.to(tl.float32, bitcast=True), mask=there)
-    tl.store(scales_at + 2 * block + 1, whole_step - WHOLE, mask=there)
+    store_scale(scales_at + 2 * block, low.to(tl.float32, bitcast=True), there)
+    store_scale(scales_at + 2 * block + 1, whole_step - WHOLE, there)
     return value.to(tl.float32, bitcast=True)
