@@ -19,27 +19,12 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.captures import NO_TABLES, OTHER_GRADIENTS, REBUILT, capturing
-from lightning_optim.engines.signature import FIXED, Signature
+from lightning_optim.engines.signature import FIXED, Numbers, Signature
 from lightning_optim.engines.step import Batch, Gradients, LocalParameter
 from lightning_optim.storage import Quantized
 from lightning_optim.storage.format import Format
 
 ROOMS = 4  # captures with moved gradients that one copy serves each, without a step outside a graph in between
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The layout of a local parameter as columns of the table.
-
-    Attributes:
-        numbers: The sizes of its axes, and the start and the strides of each kind of statistic.
-        axes: The number of axes.
-        statistics: The number of kinds of statistics.
-    """
-
-    numbers: tuple[int, ...] = ()
-    axes: int = 0
-    statistics: int = 0
 
 
 @dataclass(eq=False)
@@ -53,6 +38,7 @@ class Launch:
         positions: The index of each of them in the batch.
         addresses: The addresses of the operands, of one local parameter after another.
         copies: Operands that a kernel cannot read as they are: name, tensor, and the copy that the kernel gets instead.
+        staged: Copies of such gradients, which each step fills, by the index of the local parameter.
         table: The table of this step, (params + 1, width) int64. Columns are the first tile, the number of elements and
             the addresses. The last row holds only the total number of tiles.
         cached_table: The table that later steps start from. It differs from `table` while a CUDA graph is captured.
@@ -74,6 +60,7 @@ class Launch:
     positions: list[int] = field(default_factory=list)
     addresses: list[int] = field(default_factory=list)
     copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    staged: dict[int, Tensor] = field(default_factory=dict)
     kernels: dict[Any, dict[Any, Any]] = field(default_factory=dict)
     ran: bool = False
     rooms: list[Tensor] = field(default_factory=list)
@@ -106,10 +93,17 @@ class Launch:
         Args:
             of_batch: The addresses of the gradients of the batch.
         """
-        grads = [of_batch[position] for position in self.positions]
+        grads = self.addresses_of_gradients(of_batch)
         self.table = self.cached_table
         if grads != self.grads:
             self.rewrite_gradients(grads)
+
+    def addresses_of_gradients(self, of_batch: Sequence[int]) -> list[int]:
+        """Where kernels read the gradients, given the addresses of those of the batch."""
+        found = [of_batch[position] for position in self.positions]
+        for i, copy in self.staged.items():
+            found[i] = copy.data_ptr()
+        return found
 
     def rewrite_gradients(self, grads: list[int]) -> None:
         """Prepare the table of this step with new addresses of gradients."""
@@ -193,7 +187,7 @@ def launches_of(
         launches = _launches(batch.params, names, buffers, served, by_alignment, tile, layouts)
         for launch in launches:
             launch.build_table()
-            launch.grads = [gradients.addresses[position] for position in launch.positions] if gradients else []
+            launch.grads = launch.addresses_of_gradients(gradients.addresses) if gradients else []
         batch.cache[key] = gradients, launches
         if any(launch.copies for launch in launches):  # the copies hold the values of this step
             del batch.cache[key]
@@ -205,6 +199,10 @@ def launches_of(
     else:
         for launch in launches:
             launch.table = launch.cached_table
+    if staged := [(launch.params[i], copy) for launch in launches for i, copy in launch.staged.items()]:
+        batch.hand_out()
+        for param, copy in staged:
+            copy.copy_(param.operand("g"))
     if batch.program.step_counter is not None and not capturing():
         for launch in launches:
             launch.make_rooms()
@@ -287,7 +285,8 @@ def _launches(
         launch.params.append(param)
         launch.positions.append(position)
         launch.addresses += [*addresses, *(_global_index(param) if indexed else ()), *layout.numbers]
-        launch.copies += copies
+        launch.copies += [found for found in copies if found[0] != "g"]
+        launch.staged.update((len(launch.params) - 1, copy) for name, _, copy in copies if name == "g")
         shifted |= {signature} if "g" not in aligned else set()
     for signature, launch in launches.items() if by_alignment and "g" in names else ():
         # Views of DDP's buckets begin anywhere. To read single elements costs less than a launch of their own.

@@ -16,6 +16,21 @@ INDEX = ("tensor", "first", "run", "stride", "rows", "columns", "unit")
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The layout of a local parameter as columns of the table.
+
+    Attributes:
+        numbers: The sizes of its axes, and the start and the strides of each kind of statistic.
+        axes: The number of axes.
+        statistics: The number of kinds of statistics.
+    """
+
+    numbers: tuple[int, ...] = ()
+    axes: int = 0
+    statistics: int = 0
+
+
+@dataclass(frozen=True)
 class Signature:
     """Names and formats of the per-element operands of a launch.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_optim.engines.launch import Numbers, to_device
+from lightning_optim.engines.launch import to_device
+from lightning_optim.engines.signature import Numbers
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.engines.strides import Strides, reduced_shape, strides_of
 

@@ -316,6 +316,28 @@ def test_the_table_is_kept_while_nothing_moves(tables: list[str]) -> None:
     assert tables[3:] == ["build_table"]
 
 
+@pytest.mark.parametrize("state_bits", [32, 8])
+def test_weights_in_channels_last_are_served_in_their_order(tables: list[str], state_bits: int) -> None:
+    """In the order of memory that parameter, gradient and slots share; a gradient that lies otherwise is copied."""
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(((64, 8, 3, 3), (7,)), torch.float32)
+        params[0] = torch.nn.Parameter(params[0].detach().to(memory_format=torch.channels_last))
+        optimizer = build("adamw", params, engine=engine_name, state_bits=state_bits)
+        moved = list(gradients(5, [tuple(p.shape) for p in params], torch.float32))  # no two at the same address
+        for grads in moved[:2]:
+            grads[0] = grads[0].to(memory_format=torch.channels_last)
+        for grads in moved:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+            optimizer.step()
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+    launches = 1 if state_bits == 32 else 2  # the vector is not kept in codes
+    in_order, copied = ["build_table", "rewrite_gradients"], ["build_table"]
+    assert tables == [x for x in in_order + copied for _ in range(launches)] + 2 * ["rewrite_gradients"]
+
+
 def test_a_table_that_is_written_by_a_graph_serves_no_step_outside_it(
     tables: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
 from benchmarks import kernel_checks
 from benchmarks.kernel_checks import Case, build_for, params_of
+from benchmarks.sass import TARGET, compiled, resources
 from lightning_optim.engines import triton as engine
 from lightning_optim.engines.kernels import Kernel
 from lightning_optim.engines.step import LocalParameter
@@ -36,7 +33,6 @@ from tests.harness.engines import steps_of_every_program
 from tests.harness.problems import make_params
 
 SHAPES = ((64, 64), (4096,))  # kept in codes at 8 bits; a matrix and a vector, which pages treat apart
-TARGET = GPUTarget("cuda", 90, 32)
 CPU = torch.device("cpu")
 
 
@@ -84,13 +80,6 @@ def between(x: Tensor) -> Tensor:
     return room[1:].view(x.shape).copy_(x.detach())
 
 
-def compiled(kernel: Kernel) -> Any:
-    signature = {"table": "*i64", "tiles": "*i32", **kernel.arguments}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
-    source = triton.compiler.ASTSource(engine.load(kernel.name, kernel.text, kernel.formats), signature, {}, aligned)
-    return triton.compile(source, target=TARGET, options=engine.options(kernel))
-
-
 def combine_tiles() -> Any:
     """The kernel that adds up the sums of tiles, compiled."""
     signature = {"partials": "*fp64", "starts": "*i64", "results": "*fp64"}
@@ -101,19 +90,6 @@ def combine_tiles() -> Any:
     source = triton.compiler.ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), given, aligned)
     options = engine.options(Kernel("combine_tiles", "", {}, {}, {}, ()))
     return triton.compile(source, target=TARGET, options=options)
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """What the assembled kernel takes: registers of a thread, and bytes of stack, where spills would go."""
-    from triton import knobs  # of newer versions
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    words = {"registers": r"REG:(\d+)", "stack": r"STACK:(\d+)", "local": r"LOCAL:(\d+)", "shared": r"SHARED:(\d+)"}
-    return {word: max(map(int, re.findall(pattern, report))) for word, pattern in words.items()}
 
 
 def widths(ptx: str, what: str) -> list[int]:

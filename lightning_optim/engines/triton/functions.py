@@ -22,6 +22,18 @@ def reciprocal_root(x):
 
 
 @triton.jit
+def full_range_reciprocal(x):
+    """1 / x to a unit in the last place for any x. It takes some more instructions."""
+    return tl.inline_asm_elementwise("rcp.approx.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def approximate_root(x):
+    """sqrt(x) to a unit in the last place for any x."""
+    return tl.inline_asm_elementwise("sqrt.approx.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def divide(a, b):
     """a / b. Unlike the division of CUDA it does not branch, so that those of several elements overlap.
 
@@ -32,46 +44,44 @@ def divide(a, b):
     else:
         small = tl.abs(b) < 2.0**-100  # so that no reciprocal is infinite; a that overflows had an infinite quotient
         a, b = tl.where(small, a * 2.0**32, a), tl.where(small, b * 2.0**32, b)
-        near = _near_reciprocal(b)
+        near = reciprocal(b * 0.25) * 0.25  # large divisors have a reciprocal, too
         inverse = _refined(b, near)
-        result = _corrected(a, b, inverse, a * inverse, a * near)
+        quotient = a * inverse
+        corrected = tl.fma(tl.fma(b, quotient, a * -1.0), inverse * -1.0, quotient)
+        # It is not a number if b is 0 or infinite, and if the quotient is infinite.
+        result = tl.where(corrected == corrected, corrected, a * near)
     return result
 
 
 @triton.jit
 def divide_by_number(a, b):
-    """a / b where b is one number for all elements, rounded as by `divide`."""
+    """a / b where b is one number for all elements: on a GPU times its reciprocal, as torch divides there."""
     if INTERPRETED:
         result = tl.div_rn(a, b)
     else:
-        scale = tl.where(tl.abs(b) < 2.0**-100, 2.0**32, 1.0)
-        a, b = a * scale, b * scale
-        near = _near_reciprocal(b)
+        near = full_range_reciprocal(b)
         inverse = _refined(b, near)
-        inverse = tl.where(inverse == inverse, inverse, near)
-        result = _corrected(a, b, inverse, a * inverse, a * inverse)
+        result = a * tl.where(inverse == inverse, inverse, near)
     return result
 
 
 @triton.jit
-def _near_reciprocal(b):
-    return reciprocal(b * 0.25) * 0.25  # large divisors have a reciprocal, too
-
-
-# `x * -1.0` becomes a sign of an operand, while `-x` is 0.0 - x in Triton, an instruction of its own.
-@triton.jit
 def _refined(b, near):
+    """The reciprocal of b, rounded correctly, from one that is near; not a number if b is 0 or infinite."""
+    # `x * -1.0` becomes a sign of an operand, while `-x` is 0.0 - x in Triton, an instruction of its own.
     return tl.fma(tl.fma(b * -1.0, near, 1.0), near, near)
 
 
 @triton.jit
-def _corrected(a, b, inverse, quotient, special):
-    """A quotient without the error of its last digit; `special` where that is not a number.
+def divide_roughly(a, b):
+    """a / b, on a GPU to two units in the last place."""
+    return tl.div_rn(a, b) if INTERPRETED else a / b
 
-    It is none if b is 0 or infinite, and if the quotient is infinite.
-    """
-    corrected = tl.fma(tl.fma(b, quotient, a * -1.0), inverse * -1.0, quotient)
-    return tl.where(corrected == corrected, corrected, special)
+
+@triton.jit
+def rough_root(x):
+    """sqrt(x), on a GPU to a unit in the last place."""
+    return tl.sqrt_rn(x) if INTERPRETED else approximate_root(x)
 
 
 @triton.jit

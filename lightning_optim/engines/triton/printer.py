@@ -42,6 +42,7 @@ EXPRESSIONS = {
     "gt": "{} > {}",
     "ge": "{} >= {}",
 }
+ROUGHLY = {"div": "divide_roughly({}, {})", "sqrt": "rough_root({})"}  # at 8 bits, where instructions take the time
 # The Triton type of each dtype, and the expressions that read and write an element of it.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 READ = {torch.float32: "{}"}
@@ -52,7 +53,7 @@ RESERVED = (
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there", "nan_outside"),
     *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry", "CACHING"),
     *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal"),
-    *("dither", "storable"),
+    *("dither", "storable", "divide_roughly", "rough_root"),
 )
 INLINE = 60  # longer expressions get a line of their own
 
@@ -101,6 +102,7 @@ class _Printer:
         self.loaded = signature.with_partners(read.values(), outputs)
         names = [name for name, _ in signature.operands]
         self.touched = signature.partners_first(name for name in names if name in self.loaded or name in outputs)
+        self.expressions = EXPRESSIONS | (ROUGHLY if signature.formats.keys() & self.touched else {})
         self.words: dict[Symbol, str] = dict(read)
         self.numbers: dict[str, Symbol] = {}
         self.integers: dict[str, Symbol] = {}
@@ -179,11 +181,12 @@ class _Printer:
         if symbol.name == "div":
             number, divisor = (not (is_element(arg) or is_statistic(arg)) for arg in symbol.args)
             if number:  # torch divides a number by a tensor so
-                return f"{args[0]} * divide(1.0, {args[1]})"
-            return f"{'divide_by_number' if divisor else 'divide'}({args[0]}, {args[1]})"
+                return f"{args[0]} * {self.expressions['div'].format('1.0', args[1])}"
+            if divisor:
+                return f"divide_by_number({args[0]}, {args[1]})"
         if symbol.name == "where" and not is_element(symbol.args[0]):
             args[0] = f"{args[0]} != 0.0"
-        return EXPRESSIONS[symbol.name].format(*args)
+        return self.expressions[symbol.name].format(*args)
 
     def _normal(self, symbol: Symbol) -> str:
         """The call that computes normal numbers. Its seed and step are integers, which float32 could not hold."""
