@@ -21,7 +21,8 @@ from lightning_optim.distributed.placement import is_dtensor, local
 from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.captures import capturing
-from lightning_optim.engines.step import Batch, Gradients, LocalParameter
+from lightning_optim.engines.gradients import Gradients, Kinds
+from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
 from lightning_optim.storage import Quantized
@@ -44,6 +45,7 @@ class Batches:
 
     Attributes:
         batches: The batches.
+        active: Those of parameters with gradients.
         reductions: Combines partial sums over the ranks that hold shards of a tensor.
         engines: The engine for each combination of programs.
         complete: The programs for which all slots are there.
@@ -76,7 +78,7 @@ class Batches:
             positions.setdefault(key, []).append(position)
             batch = found.setdefault(key, Batch(group=i, traits=of_p, counter=t))
             self._add(batch, p, slots, view(i, p), home(p))
-        self.positions = list(positions.values())
+        self.active, self.positions = list(found.values()), list(positions.values())
         if idle:
             found["idle"] = Batch()
             for i, p in idle:
@@ -89,11 +91,6 @@ class Batches:
         self.known = known if foreign else None  # names of slots, where other programs keep something beside them
         self.counters: list[Tensor] = []  # all step counters, in one tensor if possible, from the first `advance` on
         self._remember()
-
-    @property
-    def active(self) -> list[Batch]:
-        """The batches of parameters with gradients."""
-        return [batch for batch in self.batches if batch.group is not None]
 
     def _add(self, batch: Batch, p: Tensor, slots: Mapping[str, Slot], view: View | None, home: Home | None) -> None:
         state = {name: value for name, value in self.state[p].items() if name in slots}
@@ -111,32 +108,32 @@ class Batches:
         self.tensors: list[Tensor] = list(self.all_params)
         for value in self.values:
             self.tensors += (value.codes, value.scales) if isinstance(value, Quantized) else (value,)
-        self.addresses, self.shapes, self.versions = self._addresses(), self._shapes(), self._versions()
+        self.addresses, self.kinds = self._addresses(), Kinds(self.all_params)
+        self.counted = self._counted()
 
     def _addresses(self) -> list[int]:
         tensors = map(local, self.tensors) if self.has_dtensors else self.tensors
         return list(map(Tensor.data_ptr, tensors))
 
-    def _shapes(self) -> list[Any]:
-        """What engines use of a parameter besides its address, which `p.data = p.data.t()` does not change."""
-        contiguous = list(map(Tensor.is_contiguous, self.all_params))
-        others = () if all(contiguous) else zip(self.all_params, contiguous, strict=True)
-        return [list(map(Tensor.numel, self.all_params)), contiguous, [p.stride() for p, plain in others if not plain]]
-
-    def _versions(self) -> list[int]:
-        return list(map(VERSION, self.steps))
+    def _counted(self) -> Any:
+        """What other code changes that writes a step counter: their values, or their versions on a device."""
+        shared = self.counters[0] if len(self.counters) == 1 and self.counters[0].is_cpu else None
+        return list(map(VERSION, self.steps)) if shared is None else shared.clone()
 
     def valid_for(
         self, params: Parameters, idle: Parameters, state: Mapping[Tensor, dict[str, Any]], flags: Any
     ) -> bool:
         """Whether the batches are still valid for what the constructor gets."""
         of_same = state is self.state and all(map(_same, (params, idle, state, state.values()), self._kept()))
-        same = of_same and self.flags == flags and _same(list(self._values()), self.values) and self._unmoved()
-        return same and (self.versions == self._versions() or self._update_counters())
+        same = of_same and self.flags == flags and _same(list(self._values()), self.values)
+        unmoved = same and self.addresses == self._addresses() and self.kinds.are_of(self.all_params)
+        return unmoved and (self._is_counted() or self._update_counters())
 
-    def _unmoved(self) -> bool:
-        """Whether all parameters and slots are at the same addresses with the same shapes."""
-        return self.addresses == self._addresses() and self.shapes == self._shapes()
+    def _is_counted(self) -> bool:
+        """Whether no other code has written a step counter."""
+        if isinstance(self.counted, Tensor):
+            return torch.equal(self.counted, self.counters[0])
+        return self.counted == self._counted()
 
     def _kept(self) -> tuple[Any, ...]:
         return (*self.given, self.keys, self.every_state)
@@ -158,7 +155,7 @@ class Batches:
             if len(of_batch) > 1:
                 return False
             batch.counter = of_batch.pop()
-        self.versions = self._versions()
+        self.counted = self._counted()
         return True
 
     # ------------------------------------------------------------------ the step
@@ -170,7 +167,7 @@ class Batches:
             self.counters[0].add_(1)
         else:
             torch._foreach_add_(self.counters, 1)
-        self.versions = self._versions()
+        self.counted = self._counted()
         for batch in self.active:
             batch.counter += 1
 
@@ -222,7 +219,7 @@ class Batches:
 
 def _same(found: Collection[Any], kept: Collection[Any]) -> bool:
     """Whether two collections hold the same objects."""
-    return len(found) == len(kept) and all(map(operator.is_, found, kept))
+    return found is kept or (len(found) == len(kept) and all(map(operator.is_, found, kept)))
 
 
 def _local_gradient(grad: Tensor) -> Tensor:

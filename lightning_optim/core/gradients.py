@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_optim.distributed.placement import gradient_of, has_gradient, is_dtensor
 from lightning_optim.distributed.plain import is_pending, is_wrapper, resolve_gradients
-from lightning_optim.engines.step import Gradients
+from lightning_optim.engines.gradients import Gradients
 
 GRAD, NONE = operator.attrgetter("grad"), type(None)
 TRAINABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -80,18 +80,13 @@ class Look:
     def _is_as_before(self, seen: Seen) -> bool:
         """Whether the gradients are of the kinds of the step before. They may have moved."""
         before = self.facts
-        if before is None or any(map(Tensor.is_neg, seen.grads)):
+        if before is None:
             return False
         try:
-            facts = Gradients.of(seen.grads, before)
+            self.facts = seen.facts = Gradients.of(seen.grads, before)
         except RuntimeError:  # a sparse one has no address
             return False
-        if facts.kinds is not before.kinds:
-            return False
-        if facts is not before and 0 in facts.addresses and any(map(Tensor._is_zerotensor, seen.grads)):
-            return False
-        self.facts = seen.facts = facts
-        return True
+        return self.facts.kinds is before.kinds
 
     def _look_closer(self, seen: Seen) -> None:
         self.active = ()  # where one is refused, the next step looks as closely

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.captures import NO_TABLES, OTHER_GRADIENTS, REBUILT, capturing
+from lightning_optim.engines.gradients import Gradients
 from lightning_optim.engines.signature import FIXED, Numbers, Signature
-from lightning_optim.engines.step import Batch, Gradients, LocalParameter
+from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Quantized
 from lightning_optim.storage.format import Format
 
@@ -176,10 +177,10 @@ def launches_of(
         tile: The number of elements that one instance of the kernel serves.
         layouts: The layout of each local parameter in numbers; empty where passes need no statistics.
     """
-    gradients = (batch.gradients or _looked_at(batch)) if "g" in names else None
     key = (*names, *buffers, by_alignment, tile, *(batch.program.axes if layouts else ()))
     launches: list[Launch]
     before, launches = batch.cache.get(key, (None, []))
+    gradients = (batch.gradients or _looked_at(batch, before)) if "g" in names else None
     if not launches or not _alike(before, gradients, by_alignment):
         if capturing():
             raise RuntimeError(REBUILT.format(OTHER_GRADIENTS if key in batch.cache else NO_TABLES))
@@ -209,16 +210,16 @@ def launches_of(
     return launches
 
 
-def _looked_at(batch: Batch) -> Gradients:
+def _looked_at(batch: Batch, before: Gradients | None) -> Gradients:
     batch.hand_out()
-    return Gradients.of([param.operand("g") for param in batch.params])
+    return Gradients.of([param.operand("g") for param in batch.params], before)
 
 
 def _alike(before: Gradients | None, now: Gradients | None, by_alignment: bool) -> bool:
     """Whether launches for gradients as they were serve those that there are now, wherever these have moved."""
     if before is None or now is None or before is now:
         return before is now
-    return before.kinds == now.kinds and (not by_alignment or before.aligned == now.aligned)
+    return before.kinds is now.kinds and (not by_alignment or before.aligned == now.aligned)
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from lightning_optim.distributed.placement import is_dtensor, is_sharded, local,
 from lightning_optim.distributed.plain import bare, memory_order
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
+from lightning_optim.engines.gradients import Gradients
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 HALF = (torch.float16, torch.bfloat16)
-DTYPE = operator.attrgetter("dtype")  # `map` calls it without a Python function for each tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -148,48 +146,6 @@ class LocalParameter:
         exchange = exchange_of(self.order, self.param.shape)
         assert exchange is not None  # engines have refused others
         return replace(self.global_index, exchange=exchange)
-
-
-@dataclass(eq=False)
-class Gradients:
-    """What launches depend on of the gradients of a step, besides their values.
-
-    They are lists of plain values: every step makes them, and many small objects would wake the garbage collector.
-
-    Attributes:
-        addresses: The address of each gradient.
-        kinds: Their dtypes, their sizes, whether each is contiguous, and the strides of those that are not; of all
-            gradients of the step. Launches stay valid while these do.
-    """
-
-    addresses: list[int]
-    kinds: tuple[list[Any], ...]
-
-    @classmethod
-    def of(cls, grads: Sequence[Tensor], before: Gradients | None = None) -> Gradients:
-        """Look at the gradients of a step.
-
-        Args:
-            grads: The gradients.
-            before: What the step before has found. The same object is returned where nothing is different, and the
-                same `kinds` where gradients have only moved.
-
-        Raises:
-            RuntimeError: of torch, for a tensor without an address.
-        """
-        addresses, contiguous = list(map(Tensor.data_ptr, grads)), list(map(Tensor.is_contiguous, grads))
-        others = (
-            [] if all(contiguous) else [g.stride() for g, plain in zip(grads, contiguous, strict=True) if not plain]
-        )
-        kinds = list(map(DTYPE, grads)), list(map(Tensor.numel, grads)), contiguous, others
-        if before is None or before.kinds != kinds:
-            return cls(addresses, kinds)
-        return before if before.addresses == addresses else cls(addresses, before.kinds)
-
-    @functools.cached_property
-    def aligned(self) -> list[bool]:
-        """Whether each address is a multiple of 16."""
-        return [address % 16 == 0 for address in self.addresses]
 
 
 @dataclass(slots=True, eq=False)

@@ -156,8 +156,10 @@ class Program:
         return list(dict.fromkeys(arg for symbol in computed for arg in symbol.args if is_statistic(arg)))
 
     @functools.cached_property
-    def _on_host(self) -> tuple[Symbol, ...]:
-        return tuple(symbol for symbol in self.symbols if symbol.kind == Kind.HOST)
+    def _on_host(self) -> list[tuple[Symbol, Callable[..., Any] | None, tuple[Any, ...]]]:
+        """The symbols that depend only on options and scalars, each with the function that computes it and its arguments."""
+        found = [symbol for symbol in self.symbols if symbol.kind == Kind.HOST]
+        return [(x, None if x.name == "host" else FUNCTIONS[x.name].number, x.args) for x in found]
 
     def numbers(self, h: Mapping[str, Any]) -> dict[Symbol, Any]:
         """The values of the symbols that depend only on options and scalars of a step.
@@ -166,12 +168,11 @@ class Program:
             h: The options, traits and scalars of the step, by name.
         """
         values: dict[Symbol, Any] = {}
-        for symbol in self._on_host:
-            if symbol.name == "host":
-                values[symbol] = float(look_up(h, symbol.args[0]))
+        for symbol, function, args in self._on_host:
+            if function is None:
+                values[symbol] = float(look_up(h, args[0]))
             else:
-                args = [values[arg] if isinstance(arg, Symbol) else arg for arg in symbol.args]
-                values[symbol] = FUNCTIONS[symbol.name].number(*args)
+                values[symbol] = function(*[values[arg] if type(arg) is Symbol else arg for arg in args])
         return values
 
     @functools.cached_property
