@@ -124,8 +124,8 @@ class Batches:
         self, params: Parameters, idle: Parameters, state: Mapping[Tensor, dict[str, Any]], flags: Any
     ) -> bool:
         """Whether the batches are still valid for what the constructor gets."""
-        of_same = state is self.state and all(map(_same, (params, idle, state, state.values()), self._kept()))
-        same = of_same and self.flags == flags and _same(list(self._values()), self.values)
+        of_same = state is self.state and all(map(is_same, (params, idle, state, state.values()), self._kept()))
+        same = of_same and self.flags == flags and is_same(list(self._values()), self.values)
         unmoved = same and self.addresses == self._addresses() and self.kinds.are_of(self.all_params)
         return unmoved and (self._is_counted() or self._update_counters())
 
@@ -217,7 +217,7 @@ class Batches:
             batch.drop()
 
 
-def _same(found: Collection[Any], kept: Collection[Any]) -> bool:
+def is_same(found: Collection[Any], kept: Collection[Any]) -> bool:
     """Whether two collections hold the same objects."""
     return found is kept or (len(found) == len(kept) and all(map(operator.is_, found, kept)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lightning_optim import engines
 from lightning_optim.core.attempt import Created
-from lightning_optim.core.batches import Batches
+from lightning_optim.core.batches import Batches, is_same
 from lightning_optim.core.gradients import Parameters, Seen, refuse_unfit
 from lightning_optim.core.guards import (
     refuse_disagreement,
@@ -28,6 +27,7 @@ from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
 from lightning_optim.language.programs import flags_of
+from lightning_optim.language.values import Options
 from lightning_optim.language.view import View
 
 # What schedules change in every step. No trait depends on these.
@@ -48,7 +48,9 @@ class Runner:
         self.refused: engines.Refused = {}
         self.created, self.moved = Created(), False
         self.kept: list[Any] = []  # what the replays of captured steps read
-        self.options: list[tuple[Sequence[Any], dict[str, Any]]] = []  # of each group: as written, and as used
+        # Of each group: as they are written into it, as they are used, as an update sees them, what selects programs.
+        self.options: list[tuple[Sequence[Any], dict[str, Any], Options, list[Any] | None]] = []
+        self.flags: tuple[Any, ...] = ()  # what of them sorts parameters into batches, and the options it belongs to
         self.names = [name for name in layout.options if name not in (*WHOLE, *STORAGE_OPTIONS)]
 
     def clear_cache(self) -> None:
@@ -105,12 +107,21 @@ class Runner:
         kept, self.options = self.options, []
         for i, group in enumerate(layout.param_groups):
             written = [layout.total_steps, *map(group.__getitem__, self.names)]
-            if i < len(kept) and kept[i][0] and all(map(operator.is_, written, kept[i][0])):
+            if i < len(kept) and is_same(written, kept[i][0]):
                 self.options.append(kept[i])
                 continue
             found = layout.options_of(group, layout.defaults["capturable"])
-            self.options.append((written if all(map(_is_constant, written)) else (), found))
-        return [found for _, found in self.options]
+            written = written if all(map(_is_constant, written)) else []
+            self.options.append((written, found, namespace(found), flags_of(found)))
+        return [found for _, found, *_ in self.options]
+
+    def _flags_of(self, options: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
+        """What of the options batches depend on: the same object where the options are."""
+        most_dims, kept = self.layout.most_dims(), self.flags
+        if not (kept and kept[0] == most_dims and is_same(options, kept[2])):
+            flags = [[value for name, value in own.items() if name not in SCHEDULED] for own in options]
+            self.flags = (most_dims, flags, options)
+        return self.flags[:2]
 
     def _prepared(
         self,
@@ -123,11 +134,11 @@ class Runner:
     ) -> Batches:
         """The batches, with program, numbers and gradients of this step, and with all slots that it needs."""
         batches = self._batches(what, params, idle, options, seen)
-        self._fill(what, batches, options, extra)
+        self._fill(what, batches, extra)
         if self._lacks_slots(batches):
             self._create_missing(batches)
             batches = self._batches(what, params, idle, options, seen)
-            self._fill(what, batches, options, extra)
+            self._fill(what, batches, extra)
         if seen is not None:
             batches.take_gradients(seen)
         return batches
@@ -170,9 +181,7 @@ class Runner:
         self, what: str, params: Parameters, idle: Parameters, options: Sequence[dict[str, Any]], seen: Seen | None
     ) -> Batches:
         """The batches of the parameters: those of the step before, unless something has changed."""
-        layout = self.layout
-        most_dims = layout.most_dims()
-        flags = (most_dims, [[v for k, v in own.items() if k not in SCHEDULED] for own in options])
+        layout, flags = self.layout, self._flags_of(options)
         cached = self.cached.get(what)
         if cached is not None and cached.valid_for(params, idle, layout.state, flags):
             return cached
@@ -189,7 +198,7 @@ class Runner:
                 self._note(p)
                 layout.start_state(p, i)
             layout.follow_layout(p)
-        spaces = [namespace(own) for own in options]
+        spaces = [space for _, _, space, _ in self.options]
 
         def traits(i: int, p: Tensor) -> dict[str, Any]:
             return layout.traits_under(spaces[i], p)
@@ -200,7 +209,7 @@ class Runner:
         self.cached[what] = Batches(params, idle, layout.state, traits, view, layout.home_of, layout.all_slots(), flags)
         return self.cached[what]
 
-    def _fill(self, what: str, batches: Batches, options: Sequence[dict[str, Any]], extra: Mapping[str, Any]) -> None:
+    def _fill(self, what: str, batches: Batches, extra: Mapping[str, Any]) -> None:
         """Set the program and the numbers of each batch. Under `capturable` the step counter is read on the device."""
         layout = self.layout
         for batch, slots in zip(batches.batches, batches.slots, strict=True):
@@ -208,17 +217,19 @@ class Runner:
                 batch.h = {**extra, "present": tuple(sorted(slots & layout.slots.keys()))}
                 batch.program = layout.program("stages", batch.h)
                 continue
-            own, step = options[batch.group], int(what == "update")  # a step is counted when it has not failed
+            _, own, space, own_flags = self.options[batch.group]
+            step = int(what == "update")  # a step is counted when it has not failed
             counter: Any = batch.counter + step
             batch.t = batch.counter + step
             if layout.defaults["capturable"]:
                 counter = layout.state[batch.params[0].source]["step"].double() + step
                 own = {name: x.to(counter) if isinstance(x, Tensor) else x for name, x in own.items()}
-            scalars = layout.scalars(namespace(own), counter)
+                space = namespace(own)
+            scalars = layout.scalars(space, counter)
             number = counter if isinstance(counter, Tensor) else float(counter)
             batch.h = {**own, **batch.traits, **scalars, "t": number, **extra}
-            flags = flags_of(batch.h)
-            if flags is None or batch.flags != flags:
+            flags = own_flags, flags_of({**scalars, **extra})
+            if None in flags or batch.flags != flags:
                 batch.flags, batch.program = flags, layout.program(what, batch.h)
 
     def _create_missing(self, batches: Batches) -> None:

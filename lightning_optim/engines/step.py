@@ -160,7 +160,7 @@ class Batch:
         traits: Their traits, by name.
         program: The program that runs on them.
         h: The options of the group and the scalars of the step, by name.
-        flags: What in `h` has selected the program; None where that takes a closer look in each step.
+        flags: What in `h` has selected the program (`flags_of`); None in it takes a closer look in each step.
         t: The number of this step, on which stochastic rounding depends; 1 in the first one.
         counter: Their step counter: the number of the last step that did not fail.
         grads: In a step the gradients; empty where only stages run, and where each parameter has been given its own.
@@ -173,7 +173,7 @@ class Batch:
     traits: dict[str, Any] = field(default_factory=dict)
     program: Program = field(init=False)
     h: dict[str, Any] = field(init=False)
-    flags: list[Any] | None = None
+    flags: tuple[Any, ...] = ()
     t: int = 0
     counter: int = 0
     grads: Sequence[Tensor] = ()

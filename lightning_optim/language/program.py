@@ -157,7 +157,7 @@ class Program:
 
     @functools.cached_property
     def _on_host(self) -> list[tuple[Symbol, Callable[..., Any] | None, tuple[Any, ...]]]:
-        """The symbols that depend only on options and scalars, each with the function that computes it and its arguments."""
+        """The symbols that depend only on options and scalars, the function that computes each, and its arguments."""
         found = [symbol for symbol in self.symbols if symbol.kind == Kind.HOST]
         return [(x, None if x.name == "host" else FUNCTIONS[x.name].number, x.args) for x in found]
 
