@@ -30,6 +30,7 @@ from lightning_optim.core.optimizer import OPTIMIZERS
 CASES: dict[str, tuple[str, Callable[[], list[Shape]]]] = {
     "a": ("200 tensors, 2.0 M parameters", two_million),
     "b": ("GPT-2, 124 M parameters", gpt2_124m),
+    "c": ("10,000 tensors of ten elements", lambda: [(10,)] * 10_000),
     "tiny": ("tiny", tiny),
 }
 

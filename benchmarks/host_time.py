@@ -55,11 +55,15 @@ GOALS = {"gpt2/adamw": 130, "gpt2/lamb": 300, "gpt2 in groups/adamw": 250, "many
 def without_launches() -> Iterator[None]:
     """Let the Triton engine serve tensors on the CPU, and neither compile nor launch a kernel."""
     with (
-        mock.patch.object(triton, "refusal", lambda programs, params: ""),
-        mock.patch.object(triton, "load", lambda *of_kernel: None),
-        mock.patch.object(triton, "run_kernel", lambda *arguments, **given: None),
+        mock.patch.object(triton, "refusal", _nothing),
+        mock.patch.object(triton, "load", _nothing),
+        mock.patch.object(triton, "run_kernel", _nothing),
     ):
         yield
+
+
+def _nothing(*arguments: Any, **given: Any) -> str:
+    return ""
 
 
 def ours(name: str) -> Make:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cpu, cpu_report, growth, start_up, trainer_overhead
+from benchmarks import cpu, cpu_report, growth, host_time, start_up, trainer_overhead
 from benchmarks.contenders import bytes_that_must_move
 from benchmarks.cpu_contenders import base, others, ours
 from benchmarks.pages import ROOT, replace_part
@@ -187,5 +187,14 @@ def test_start_up(tmp_path: Path) -> None:
 
 def test_the_page_has_a_place_for_every_table() -> None:
     text = (ROOT / "docs" / "speed.md").read_text()
-    for part in ("cpu", "growth", "trainer", "start"):
+    for part in ("cpu", "host", "growth", "trainer", "start"):
         assert "new words" in replace_part(text, part, "new words")
+
+
+def test_time_of_the_host(tmp_path: Path) -> None:
+    """Two optimizers and torch's take their turns; nothing is launched."""
+    out = tmp_path / "host_time.json"
+    host_time.main(["--cases", "gpt2", "--steps", "1", "--out", str(out)])
+    found = json.loads(out.read_text())["cases"]["gpt2"]
+    assert list(found) == ["adamw", "lamb", "torch AdamW fused"]
+    assert all(times["stay"] > 0 and times["move"] > 0 for times in found.values())
