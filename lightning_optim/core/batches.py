@@ -133,7 +133,7 @@ class Batches:
         """Whether no other code has written a step counter."""
         if isinstance(self.counted, Tensor):
             return torch.equal(self.counted, self.counters[0])
-        return self.counted == self._counted()
+        return bool(self.counted == self._counted())
 
     def _kept(self) -> tuple[Any, ...]:
         return (*self.given, self.keys, self.every_state)

@@ -12,7 +12,7 @@ from torch import Tensor
 try:  # what the guards of torch.compile look at, all tensors in one call. It is not public: below is the same without
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:
-    TensorGuards = None
+    TensorGuards = None  # type: ignore[assignment,misc]
 
 FACTS: tuple[Any, ...] = (
     *(type, operator.attrgetter("dtype"), Tensor.numel, Tensor.is_contiguous),  # `map` calls no function of Python
@@ -35,7 +35,7 @@ class Kinds:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.facts = _facts(tensors)
-        self.guards = TensorGuards and TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        self.guards: Any = TensorGuards and TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
     def are_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether as many other tensors are of these kinds, one by one.
