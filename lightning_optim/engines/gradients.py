@@ -35,7 +35,10 @@ class Kinds:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.facts = _facts(tensors)
-        self.guards: Any = TensorGuards and TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        made = (
+            None if TensorGuards is None else TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        )
+        self.guards: Any = made
 
     def are_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether as many other tensors are of these kinds, one by one.
