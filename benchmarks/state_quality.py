@@ -25,6 +25,8 @@ from torch import Tensor
 from benchmarks.pages import RESULTS, table, write_part
 from benchmarks.peers import PEERS, missing, versions
 from lightning_optim import AdamW
+from lightning_optim.core.optimizer import OPTIMIZERS
+from lightning_optim.storage import FORMATS
 
 STEPS = 3000
 SHAPE = (64, 256)
@@ -39,6 +41,9 @@ OURS: dict[str, dict[str, Any]] = {
     "8 bits, dynamic": {"state_bits": 8, "state_format": "dynamic"},
     "8 bits, log": {"state_bits": 8, "state_format": "log"},
 }
+
+MOMENTUM = ("lion", "sgdw", "adabelief")  # optimizers whose first moment has no quantized second moment beside it
+SEEDS, MOMENTUM_STEPS = 3, 1000  # with which momentum is measured, whose memory is shorter
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -76,6 +81,63 @@ def closed_loop(
         of_few.step()
     true, got = exact.detach().double().flatten(), few.detach().double().flatten()
     return float((got - true).norm() / true.norm()), float(got @ true / (true @ true))
+
+
+def momentum_loop(name: str, case: str, steps: int, device: str = "cpu", seed: int = 0) -> dict[str, float]:
+    """The error of updates whose momentum has no second moment beside it, over the last 50 steps, by `state_format`.
+
+    Args:
+        name: The optimizer, at 32 bits and in each format at 8 bits.
+        case: As in `closed_loop`.
+        steps: How many; the scale drops after half of them.
+        device: Where they run.
+        seed: Of the gradients.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.exp(torch.randn(SHAPE[0], 1, generator=generator) + torch.randn(1, SHAPE[1], generator=generator))
+    found: dict[str, tuple[torch.nn.Parameter, torch.optim.Optimizer]] = {}
+    make: Any = OPTIMIZERS[name]
+    for label in ("32 bits", *FORMATS):
+        options = {"state_bits": 32} if label == "32 bits" else {"state_bits": 8, "state_format": label}
+        p = torch.nn.Parameter(torch.zeros(SHAPE, device=device))
+        found[label] = (p, make([p], lr=1.0, weight_decay=0.0, **options))
+    squares, true = dict.fromkeys(FORMATS, 0.0), 0.0
+    for step in range(steps):
+        if case == "scale drops" and step == steps // 2:
+            scale[:, : SHAPE[1] // 2] *= 0.03
+        grad = torch.randn(SHAPE, generator=generator) * scale
+        if case == "rare rows":
+            grad = grad * (torch.rand(SHAPE[0], 1, generator=generator) < 0.05)
+        for p, optimizer in found.values():
+            p.grad = grad.to(device)
+            with torch.no_grad():
+                p.zero_()
+            optimizer.step()
+        if step >= steps - 50:
+            exact = found["32 bits"][0].detach()
+            true += float(exact.square().sum())
+            for label in FORMATS:
+                squares[label] += float((found[label][0].detach() - exact).square().sum())
+    return {label: (square / true) ** 0.5 for label, square in squares.items()}
+
+
+def momentum_of(name: str, steps: int, device: str) -> dict[str, dict[str, float]]:
+    """The error of an optimizer's updates by case and format, the root mean square over seeds."""
+    runs = {case: [momentum_loop(name, case, steps, device, seed) for seed in range(SEEDS)] for case in CASES}
+    return {
+        case: {label: (sum(run[label] ** 2 for run in of_case) / SEEDS) ** 0.5 for label in FORMATS}
+        for case, of_case in runs.items()
+    }
+
+
+def momentum_page(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The table of updates from momentum."""
+    rows = [
+        [f"`{name}`, {label}", *(f"{of_case[label]:.3f}" for of_case in cases.values())]
+        for name, cases in results.items()
+        for label in FORMATS
+    ]
+    return table(["optimizer, format", *CASES.values()], rows)
 
 
 def contenders() -> dict[str, tuple[Make, torch.dtype | None]]:
@@ -123,6 +185,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers' imports
     results = measure(given.steps, given.device)
+    momentum = {name: momentum_of(name, min(given.steps, MOMENTUM_STEPS), given.device) for name in MOMENTUM}
     about = {
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -132,9 +195,10 @@ def main(args: Sequence[str] | None = None) -> None:
         "seed": 0,
         "peers": versions(),
     }
-    given.out.write_text(json.dumps({"about": about, "error and gain": results}, indent=1) + "\n")
+    given.out.write_text(json.dumps({"about": about, "error and gain": results, "momentum": momentum}, indent=1) + "\n")
     if not given.no_page:
         write_part("state.md", "closed loop", page(results))
+        write_part("state.md", "momentum", momentum_page(momentum))
 
 
 if __name__ == "__main__":

@@ -75,5 +75,9 @@ def test_committed_tables_are_those_of_the_committed_results() -> None:
     runs = json.loads((pages.RESULTS / "train_quality.json").read_text())["runs"]
     table = train_quality.page([train_quality.Run(**run) for run in runs])
     assert pages.replace_part(page, "training", table) == page
-    results = json.loads((pages.RESULTS / "state_quality.json").read_text())["error and gain"]
-    assert pages.replace_part(page, "closed loop", state_quality.page(results)) == page
+    results = json.loads((pages.RESULTS / "state_quality.json").read_text())
+    assert pages.replace_part(page, "closed loop", state_quality.page(results["error and gain"])) == page
+    assert pages.replace_part(page, "momentum", state_quality.momentum_page(results["momentum"])) == page
+    worse = [of["log"] > of["dynamic"] for cases in results["momentum"].values() for of in cases.values()]
+    assert len(worse) == 9
+    assert not any(worse)

@@ -109,6 +109,31 @@ def test_values_that_lie_close_go_back_to_their_codes(spread: float) -> None:
     assert (once.dequantize() / v).log().abs().max() < max(1e-3, 10 * spread / 254 * 1.5)
 
 
+@pytest.mark.parametrize("decades", [1, 12, 12.04, 12.05, 20, 70])
+@pytest.mark.parametrize("largest", [1e-38, 1.0, 1.6e38])
+def test_codes_of_any_range_are_found_again(decades: float, largest: float) -> None:
+    """Also where the smallest are raised, beyond 40 octaves, and at both ends of float32."""
+    v = (largest * torch.logspace(-decades, 0, 4 * BLOCK, dtype=torch.float64)).float().view(BLOCK, 4).T.flatten()
+    for t in (1, 2, 3):
+        once = quantized(v, Log(), t=t)
+        kept = once.dequantize()
+        assert torch.equal(kept > 0, v > 0)
+        assert torch.isfinite(kept).all()
+        assert equal(once, quantized(kept, Log(), t=t + 5))
+        signed = quantized(v * torch.ones_like(v).cumsum(0).cos().sign(), Curve())
+        assert equal(signed, quantized(signed.dequantize(), Curve())) or largest < 1e-36  # which is stored as zeros
+
+
+@pytest.mark.parametrize("form", [Log(), Ratio("v"), Dynamic(True), Curve()])
+def test_what_is_not_below_a_power_of_two_is_stored_as_zero(form: Format) -> None:
+    x = torch.full((BLOCK,), 3.0)
+    x[3], x[4] = 2.0**127, 3.4e38
+    partner = torch.ones(BLOCK) if form.partner else None
+    kept = quantized(x, form, partner).dequantize(partner)
+    assert torch.equal(kept == 0, x > 3)
+    assert torch.equal(kept[:3], x[:3])
+
+
 def test_dither_is_even_over_elements_and_steps_and_depends_on_them_alone() -> None:
     one = dither(3, 0, 400, CPU)
     assert torch.equal(one[16:32], dither(3, 16, 16, CPU))
