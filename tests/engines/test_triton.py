@@ -358,6 +358,43 @@ def test_a_table_that_is_written_by_a_graph_serves_no_step_outside_it(
     assert tables == ["build_table", "rewrite_gradients", "rewrite_gradients"]
 
 
+@pytest.mark.parametrize("state_bits", [32, 8])
+@pytest.mark.parametrize("first", [1 << 31, 1 << 32, 5 << 32])
+def test_elements_far_into_a_tensor_are_found(state_bits: int, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor as if it were the end of a larger one, whose other elements are nowhere: indices need 64 bits.
+
+    The dither of element 2^32 is that of the first one again. The code of Lion has none.
+    """
+    build_table = launch_module.Launch.build_table
+
+    def far(self: Any) -> None:
+        build_table(self)
+        self.host[0, 0] -= first // self.tile
+        self.host[0, 1] += first
+        for name, stored in self.signature.operands:
+            column = self.signature.offsets[name]
+            if isinstance(stored, torch.dtype):
+                self.host[0, column] -= first * stored.itemsize
+            else:
+                self.host[0, column] -= first
+                self.host[0, column + 1] -= first // 256 * stored.scales_per_block * 4
+        self.cached_table.copy_(self.host)
+
+    name = "adamw" if first % (1 << 32) == 0 else "lion"
+    ends: list[Any] = []
+    for engine_name in ("reference", "triton"):
+        params = make(((5000,),), torch.float32)
+        optimizer = build(name, params, state_bits=state_bits, engine=engine_name)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch_module.Launch, "build_table", far)
+            for p in params:
+                p.grad = torch.linspace(-1, 1, 5000)
+            optimizer.step()
+            optimizer.step()
+        ends += [optimizer, params]
+    assert differences(*ends) == []
+
+
 def test_a_float_prints_nothing_anew() -> None:
     params = make(((7,),), torch.float32)
     optimizer = build("adamw", params, engine="triton", weight_decay=0.1)
