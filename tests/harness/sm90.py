@@ -80,10 +80,10 @@ def between(x: Tensor) -> Tensor:
     return room[1:].view(x.shape).copy_(x.detach())
 
 
-def combine_tiles() -> Any:
-    """The kernel that adds up the sums of tiles, compiled."""
+def combine_tiles(maximum: bool) -> Any:
+    """The kernel that adds up the sums of tiles, or finds the largest of their maxima, compiled."""
     signature = {"partials": "*fp64", "starts": "*i64", "results": "*fp64"}
-    constants = {"COUNT": 2, "MAXIMUM": False, "MOST": MOST}
+    constants = {"COUNT": 2, "MAXIMUM": maximum, "MOST": MOST}
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
     given = {(i,): value for i, value in enumerate(constants.values(), 3)}
     kernel = engine._functions()["combine_tiles"]
@@ -129,7 +129,9 @@ def printed(word: str) -> Iterator[tuple[str, Kernel]]:
 
 def reports(word: str) -> Iterator[dict[str, Any]]:
     if word == "combine_tiles":
-        yield {"kernel": word, **resources(combine_tiles().asm["cubin"]), "bound": engine.REGISTERS, **wide("")}
+        for maximum in (False, True):
+            report = {"kernel": word, "maximum": maximum, **resources(combine_tiles(maximum).asm["cubin"])}
+            yield {**report, "bound": engine.REGISTERS, **wide("")}
         return
     for case, kernel in printed(word):
         assembled = compiled(kernel).asm

@@ -64,7 +64,7 @@ class _Backend:
                 if by == "sum":
                     sums = [x + float(value.sum(dtype=torch.float64)) for x, value in zip(sums, values, strict=True)]
                 else:
-                    sums = [max(x, float(value.max())) for x, value in zip(sums, values, strict=True)]
+                    sums = [_larger(x, float(value.max())) for x, value in zip(sums, values, strict=True)]
             results.append(sums)
         return torch.tensor(results, dtype=torch.float64, device="cpu")
 
@@ -101,6 +101,11 @@ class _Backend:
             for views in walk(pack, code, True, plan.batch.t, _counters(code, values_of), _spread(plan, code)):
                 code.run(views, numbers)
             yield pack
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of two numbers; NaN where one of them is."""
+    return b if b > a or b != b else a
 
 
 def _numbers(plan: Plan[Pack], code: Code) -> list[dict[Symbol, float]]:

@@ -127,6 +127,13 @@ def sign(x):
 
 
 @triton.jit
+def largest(x):
+    """The largest of all elements; NaN where one of them is."""
+    found = tl.max(tl.where(x == x, x, float("-inf")))
+    return tl.where(tl.max((x != x).to(tl.int32)) > 0, float("nan"), found)
+
+
+@triton.jit
 def combine_tiles(partials, starts, results, COUNT: tl.constexpr, MAXIMUM: tl.constexpr, MOST: tl.constexpr):
     """Combine at most `MOST` consecutive results of tiles, always in the same order. One instance for each result."""
     row = tl.program_id(0) // COUNT
@@ -138,6 +145,6 @@ def combine_tiles(partials, starts, results, COUNT: tl.constexpr, MAXIMUM: tl.co
     for low in tl.static_range(0, MOST, 1024):
         tile = first + low + tl.arange(0, 1024)
         part = tl.load(partials + tile * COUNT + which, mask=tile < last, other=empty)
-        found = tl.maximum(found, part) if MAXIMUM else found + part
-    result = tl.max(found, axis=0) if MAXIMUM else tl.sum(found, axis=0)
+        found = tl.where((part > found) | (part != part), part, found) if MAXIMUM else found + part
+    result = largest(found) if MAXIMUM else tl.sum(found, axis=0)
     tl.store(results + tl.program_id(0), result)

@@ -52,7 +52,7 @@ RESERVED = (
     *("table", "tiles", "values", "t", "partials"),
     *("tile", "row", "at", "start", "count", "block", "index", "inside", "there", "nan_outside"),
     *("layout", "picked", "offsets", "collected", "room", "into", "rest", "carry", "CACHING"),
-    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "normal"),
+    *("divide", "divide_by_number", "square_root", "power", "squarable", "sign", "lerp", "largest", "normal"),
     *("dither", "storable", "divide_roughly", "rough_root"),
 )
 INLINE = 60  # longer expressions get a line of their own
@@ -244,8 +244,7 @@ class _Printer:
     def _caching(self) -> str:
         """How the stores of a kernel with normal numbers differ between its two branches: not in what they do.
 
-        After the branches inside `normal` the rest of a tile is the same code in both, which the compiler makes one,
-        with narrow stores. Write-back, which is what happens anyway, keeps them apart.
+        The compiler joins what follows `normal` in both, with narrow stores. Write-back, the default, parts them.
         """
         return ", cache_modifier=CACHING" if self.indexed else ""
 
@@ -261,10 +260,11 @@ class _Printer:
 
     def _reduce(self) -> None:
         self.arguments["partials"] = "*fp64"
-        count, empty = len(self.values), "0.0" if self.by == "sum" else 'float("-inf")'
+        count = len(self.values)
+        function, empty = ("tl.sum", "0.0") if self.by == "sum" else ("largest", 'float("-inf")')
         for i, value in enumerate(self.values):
             masked = f"tl.where(inside, {self.words[value]}, {empty}).to(tl.float64)"
-            self.lines.append(f"tl.store(partials + tile * {count} + {i}, tl.{self.by}({masked}))")
+            self.lines.append(f"tl.store(partials + tile * {count} + {i}, {function}({masked}))")
 
     def _collect(self) -> None:
         """Write the values of the tile into the buffer `collected`, (values, room)."""
