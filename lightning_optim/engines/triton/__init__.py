@@ -42,6 +42,9 @@ WARPS = 4
 # With this bound on registers three instances run on a multiprocessor at a time. Without it the assembler spills one or
 # two registers to fit in a fourth. Normal numbers are computed in float64, which takes more registers: two instances.
 REGISTERS, REGISTERS_WITH_NORMALS = 168, 255
+# Instructions bound kernels with codes. Six instances at a time hide their latencies better than five, and those with
+# few operands need not spill.
+REGISTERS_WITH_CODES, FEW = 80, 4
 
 
 OLDEST = (3, 1)  # as pyproject.toml has it
@@ -235,6 +238,9 @@ def options(kernel: Kernel) -> dict[str, Any]:
     Products and sums are not contracted, so that results equal those of torch.
     """
     registers = REGISTERS_WITH_NORMALS if kernel.integers else REGISTERS
+    computed = kernel.formats and not any(form.codebook for form in kernel.formats)
+    if computed and not kernel.integers and kernel.text.count("_at = ") <= FEW:
+        registers = REGISTERS_WITH_CODES
     return {"num_warps": WARPS, "maxnreg": registers, "enable_fp_fusion": False}
 
 
