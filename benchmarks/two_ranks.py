@@ -210,8 +210,19 @@ def wrap(wrapper: str, net: nn.Sequential, device: str) -> nn.Module:
 
 
 def whole(params: Any) -> list[Tensor]:
-    """Parameters with those of all ranks together."""
-    return [p.full_tensor() if hasattr(p, "full_tensor") else p for p in (p.detach() for p in params)]
+    """Parameters, on the CPU, with the shards of both ranks.
+
+    `full_tensor` crashes where it gathers CUDA tensors over gloo (torch 2.11).
+    """
+    found: list[Tensor] = []
+    for p in (p.detach() for p in params):
+        if not hasattr(p, "to_local"):
+            found.append(p.cpu())
+            continue
+        shards: list[Any] = [None, None]
+        dist.all_gather_object(shards, p.to_local().cpu())
+        found.append(torch.cat(shards))
+    return found
 
 
 def main(args: Sequence[str] | None = None) -> int:
