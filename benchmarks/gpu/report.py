@@ -114,7 +114,8 @@ def race(name: str, piece: Pieces, pieces: Pieces) -> str:
     ]
     absent = "".join(f"\n\n{label}: {why}." for label, why in piece["absent"].items())
     note = ", packages that compile for every shape" if slow else ""
-    return f"### {optimizer}, {which}, {dtype}{note}\n\n{table(head, rows)}{absent}"
+    code = f" (code of {piece['commit']})" if "commit" in piece else ""
+    return f"### {optimizer}, {which}, {dtype}{note}{code}\n\n{table(head, rows)}{absent}"
 
 
 def replays(pieces: Pieces) -> list[str]:
