@@ -27,6 +27,7 @@ class Kinds:
         tensors: The tensors. None of them is kept.
 
     Example:
+        >>> import torch
         >>> matrices = [torch.ones(2, 2), torch.ones(3, 2)]
         >>> kinds = Kinds(matrices)
         >>> kinds.are_of([torch.zeros(2, 2), torch.zeros(3, 2)]), kinds.are_of([torch.ones(2, 2), torch.ones(2, 3).t()])
