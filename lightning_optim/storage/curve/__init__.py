@@ -37,11 +37,13 @@ def codes_of(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 
 
 def values_of(codes: Tensor, scale: Tensor, shift: int) -> Tensor:
-    """The values of codes, float32."""
+    """The values of codes, float32. It works in place: a save dequantizes whole slots."""
     code = codes.to(torch.int32)
-    w = ((code & 127) << shift) + ORIGIN
-    size = (w.view(torch.float32) - 2.0) * (1.0 / WIDTH[shift]) * scale  # exactly the scale for the largest code
-    return torch.where(code > 127, -size, size)
+    bits = (code & 127).bitwise_left_shift_(shift).add_(ORIGIN)
+    values = bits.view(torch.float32)
+    values.sub_(2.0).mul_(1.0 / WIDTH[shift]).mul_(scale)  # exactly the scale for the largest code
+    bits.bitwise_or_(code.bitwise_and_(128).bitwise_left_shift_(24))
+    return values
 
 
 @dataclass(frozen=True)

@@ -56,4 +56,4 @@ class Log(Format):
     def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
         low, step = scales[:, :1].contiguous().view(torch.int32), scales[:, 1:].to(torch.int32)
         level = codes.to(torch.int32)
-        return ((low + (level - 1) * step) * level.clamp_max(1)).view(torch.float32)
+        return (level - 1).mul_(step).add_(low).mul_(level.clamp_max_(1)).view(torch.float32)

@@ -54,7 +54,7 @@ class Ratio(Format):
 
     def dequantize(self, codes: Tensor, scales: Tensor, partner: Tensor | None) -> Tensor:
         assert partner is not None
-        return curve.values_of(codes, scales, SHIFT) * root(partner)
+        return curve.values_of(codes, scales, SHIFT).mul_(root(partner))
 
     def cpp(self) -> str:
         return curve.Curve().cpp() + super().cpp()
