@@ -37,7 +37,7 @@ def codes_of(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 
 
 def values_of(codes: Tensor, scale: Tensor, shift: int) -> Tensor:
-    """The values of codes, float32. It works in place: a save dequantizes whole slots."""
+    """The values of codes, float32. Memory is used again, since a save dequantizes whole slots."""
     code = codes.to(torch.int32)
     bits = (code & 127).bitwise_left_shift_(shift).add_(ORIGIN)
     values = bits.view(torch.float32)
