@@ -15,7 +15,7 @@ import functools
 import json
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,20 @@ SEEDS, MOMENTUM_STEPS = 3, 1000  # with which momentum is measured, whose memory
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
+def gradients(case: str, steps: int, seed: int) -> Iterator[torch.Tensor]:
+    """Gradients on the CPU, of sizes that differ by row and column; in "scale drops" half of them shrink half-way."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(SHAPE[0], 1, generator=generator)
+    scale = torch.exp(rows + torch.randn(1, SHAPE[1], generator=generator))
+    for step in range(steps):
+        if case == "scale drops" and step == steps // 2:
+            scale[:, : SHAPE[1] // 2] *= 0.03
+        grad = torch.randn(SHAPE, generator=generator) * scale
+        if case == "rare rows":
+            grad = grad * (torch.rand(SHAPE[0], 1, generator=generator) < 0.05)
+        yield grad
+
+
 def closed_loop(
     case: str, make: Make, steps: int, device: str = "cpu", dtype: torch.dtype | None = None, seed: int = 0
 ) -> tuple[float, float]:
@@ -61,18 +75,10 @@ def closed_loop(
         dtype: The type of the parameter and the gradients of the measured one; float32 if None.
         seed: Of the gradients.
     """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(SHAPE[0], 1, generator=generator)
-    scale = torch.exp(rows + torch.randn(1, SHAPE[1], generator=generator))
     exact = torch.nn.Parameter(torch.zeros(SHAPE, device=device))
     few = torch.nn.Parameter(torch.zeros(SHAPE, device=device, dtype=dtype))
     of_exact, of_few = torch.optim.AdamW([exact], **OPTIONS), make([few])
-    for step in range(steps):
-        if case == "scale drops" and step == steps // 2:
-            scale[:, : SHAPE[1] // 2] *= 0.03
-        grad = torch.randn(SHAPE, generator=generator) * scale
-        if case == "rare rows":
-            grad = grad * (torch.rand(SHAPE[0], 1, generator=generator) < 0.05)
+    for grad in gradients(case, steps, seed):
         exact.grad, few.grad = grad.to(device), grad.to(device, few.dtype)
         with torch.no_grad():  # only the last update is looked at
             exact.zero_()
@@ -93,8 +99,6 @@ def momentum_loop(name: str, case: str, steps: int, device: str = "cpu", seed: i
         device: Where they run.
         seed: Of the gradients.
     """
-    generator = torch.Generator().manual_seed(seed)
-    scale = torch.exp(torch.randn(SHAPE[0], 1, generator=generator) + torch.randn(1, SHAPE[1], generator=generator))
     found: dict[str, tuple[torch.nn.Parameter, torch.optim.Optimizer]] = {}
     make: Any = OPTIMIZERS[name]
     for label in ("32 bits", *FORMATS):
@@ -102,12 +106,7 @@ def momentum_loop(name: str, case: str, steps: int, device: str = "cpu", seed: i
         p = torch.nn.Parameter(torch.zeros(SHAPE, device=device))
         found[label] = (p, make([p], lr=1.0, weight_decay=0.0, **options))
     squares, true = dict.fromkeys(FORMATS, 0.0), 0.0
-    for step in range(steps):
-        if case == "scale drops" and step == steps // 2:
-            scale[:, : SHAPE[1] // 2] *= 0.03
-        grad = torch.randn(SHAPE, generator=generator) * scale
-        if case == "rare rows":
-            grad = grad * (torch.rand(SHAPE[0], 1, generator=generator) < 0.05)
+    for step, grad in enumerate(gradients(case, steps, seed)):
         for p, optimizer in found.values():
             p.grad = grad.to(device)
             with torch.no_grad():

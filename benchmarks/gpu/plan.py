@@ -12,10 +12,8 @@ from benchmarks.gpu.programs import counters, first_steps, tests, two_ranks
 from benchmarks.gpu.race import copy, race
 from benchmarks.gpu.setting import Result, Setting
 from benchmarks.gpu.steps import replay_times, steps
-from benchmarks.kernel_checks import check_optimizer
+from benchmarks.kernel_checks import RACED, check_optimizer
 from lightning_optim.core.optimizer import OPTIMIZERS
-
-FIRST = ("adamw", "adan", "lion", "lamb", "radam", "sgdw", "adabelief")  # checked before any race
 
 
 def pieces(setting: Setting) -> list[Piece]:
@@ -24,8 +22,8 @@ def pieces(setting: Setting) -> list[Piece]:
 
 
 def _pieces(setting: Setting) -> Iterator[Piece]:
-    names = [name for name in FIRST if not setting.tiny or name in setting.optimizers]
-    rest = [] if setting.tiny else [name for name in sorted(OPTIMIZERS) if name not in FIRST]
+    names = [name for name in RACED if not setting.tiny or name in setting.optimizers]
+    rest = [] if setting.tiny else [name for name in sorted(OPTIMIZERS) if name not in RACED]
     main, *others = setting.lists
     yield Piece("copy", copy)
     yield from (_checks(name) for name in names)

@@ -67,7 +67,7 @@ def _launchers(entries: Entries) -> Any:
         entries.add_module(*_built(src, name, **places))
         return Silent()
 
-    nvidia.library_dirs = lambda: [nvidia.libdevice_dir, empty]
+    vars(nvidia).update(library_dirs=lambda: [nvidia.libdevice_dir, empty])
     nvidia.compile_module_from_src = module
     nvidia.CudaUtils()
     return nvidia.CudaLauncher

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import kernel_checks
-from benchmarks.contenders import NAMES, SHARED, ours
+from benchmarks.contenders import SHARED, ours
 from benchmarks.kernel_cache.driver import stand_in
 from benchmarks.kernel_cache.entries import Entries
 from benchmarks.problems import apply, build, gradients, make_params
@@ -27,7 +27,6 @@ from lightning_optim import AdamW
 from lightning_optim.core.optimizer import OPTIMIZERS
 
 CPU = torch.device("cpu")
-RACED = list(dict.fromkeys([*NAMES, "sgdw", "adabelief"]))
 STEPS = 8  # by when RAdam has changed its form
 # Like those of GPT-2: matrices that are kept in codes at 8 bits, and vectors that are not.
 LIST = ((500, 768), (64, 128), (768,), (1000,))
@@ -36,8 +35,8 @@ MANY_TILES = ((50257, 768), *LIST)  # for an optimizer whose sums over so many m
 
 def jobs(names: Sequence[str]) -> list[tuple[str, str]]:
     """All that has to be launched, most telling first: what, and the optimizer."""
-    raced = [name for name in RACED if name in names]
-    others = [name for name in names if name not in RACED]
+    raced = [name for name in kernel_checks.RACED if name in names]
+    others = [name for name in names if name not in kernel_checks.RACED]
     found = [(what, name) for what in ("race", "steps") for name in raced]
     found += [("checks", name) for name in raced] + [("ranks", "")]
     return found + [(what, name) for name in others for what in ("steps", "checks")]

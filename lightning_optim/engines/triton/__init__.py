@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines import passes
-from lightning_optim.engines.captures import follow_stream
+from lightning_optim.engines.captures import capturing, follow_stream
 from lightning_optim.engines.kernels import Kernel, KernelBackend, arguments_of
 from lightning_optim.engines.launch import Launch
 from lightning_optim.engines.plan import Plan
@@ -99,7 +99,7 @@ def run(step: Step) -> None:
     """Run a step: for each launch a few kernels for each level of reductions, and one for the last pass."""
     device = step.batches[0].params[0].param.device
     counted = all(batch.program.step_counter is not None or batch.group is None for batch in step.batches)
-    if not counted and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if not counted and device.type == "cuda" and capturing():
         raise RuntimeError(UNCAPTURABLE)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         passes.run(step, BACKEND)
