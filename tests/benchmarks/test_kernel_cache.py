@@ -14,11 +14,12 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 KEYS = """
 import sys, torch
+from benchmarks.kernel_checks import Case
 from lightning_optim.engines import triton as engine
 from tests.harness.sm90 import kernels
 wanted = [("adamw", 8, "log"), ("lion", 8, "dynamic"), ("adan", 8, "log"), ("adamw", 32, "log")]
 for words in wanted if sys.argv[1] == "forward" else reversed(wanted):
-    for kernel in kernels(*words, torch.float32):
+    for kernel in kernels(Case(*words, torch.float32), ((64, 64),)):
         print(*words, kernel.name, engine.load(kernel.name, kernel.text, kernel.formats).cache_key)
 """
 
