@@ -12,7 +12,7 @@ QUICK := tests/language tests/optimizers tests/oracles tests/laws tests/storage 
 	tests/config/test_strategy.py tests/config/test_recipes.py tests/project/test_tests.py \
 	tests/project/test_architecture.py
 
-.PHONY: help demo quick test test-full coverage check docs bench bench-quality build versions clean
+.PHONY: help demo quick test test-full coverage check docs bench bench-quality claims build versions clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make docs    write the pages that are read off the classes, and build the site in build/site"
 	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
 	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
+	@echo "make claims  what papers claim, looked at on two cores in some two hours; goes on where it was stopped (ARGS='adan')"
 	@echo "make versions    tests with the lowest and newest Python, torch and Lightning: 30 GB of downloads, an hour or more"
 	@echo "make build   sdist and wheel in dist/"
 	@echo "make clean   remove .venv, build, dist and caches"
@@ -72,6 +73,9 @@ bench: $(VENV)/.peers
 
 bench-quality: $(VENV)/.peers
 	$(BIN)/python benchmarks/state_quality.py
+
+claims: $(STAMP)
+	$(BIN)/python -m benchmarks.claims $(ARGS)
 
 build: $(STAMP)
 	$(BIN)/python -m build --no-isolation
