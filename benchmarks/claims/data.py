@@ -52,9 +52,9 @@ def digits() -> tuple[Split, Split, Split]:
     """
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    x = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)
-    y = torch.tensor(found.target, dtype=torch.int64)
+    pixels, targets = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)
+    y = torch.tensor(targets, dtype=torch.int64)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SPLIT))
     x, y = x[order], y[order]
     x = (x - x[:1000].mean()) / x[:1000].std()
