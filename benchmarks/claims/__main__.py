@@ -91,9 +91,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the runs that the folder holds")
     parser.add_argument("--render", action="store_true", help="run nothing")
     args = parser.parse_args(given)
-    torch.set_num_threads(args.processes)  # which the processes share out
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
+        if args.processes < 1:
+            raise OptionError(f"processes={args.processes} must be a number of processes, at least 1.")
+        torch.set_num_threads(args.processes)  # which the processes share out
         size = read_size(args.size)
         claims = [load(name) for name in args.claims or names()]
         folder = args.folder / size.name

@@ -108,8 +108,8 @@ def check_memory(parts: list[Part], size: Size, processes: int) -> None:
     needed, free = max(part.bytes for part in parts) * processes, available_bytes()
     if needed > free:
         raise OptionError(
-            f"size {size.name} needs about {human(needed)} for {processes} runs at a time, and {human(free)} are free. "
-            "Take a smaller --size, or --processes 1."
+            f"size {size.name} needs about {human(needed)} for runs ({processes} at a time), and {human(free)} are "
+            "free. Take a smaller --size, or --processes 1."
         )
 
 
