@@ -149,12 +149,17 @@ def run_claim(claim: Claim, size: Size, folder: Path, processes: int, progress: 
 
 
 def as_plain(results: Results) -> Record:
-    """Results in plain values, without how long each run took."""
+    """Results in plain values, without how long each run took, and without curves of the runs on which arms chose."""
+
+    def kept(seed: int, outcome: Outcome) -> Record:
+        curves = outcome.curves if seed < TUNING else {}
+        return replace(outcome, seconds=0.0, facts={}, curves=curves).as_json()
+
     return {
         name: {
             "settings": found.part.settings,
             "runs": [
-                {"cell": key[0], "lr": key[1], "seed": key[2], **replace(outcome, seconds=0.0, facts={}).as_json()}
+                {"cell": key[0], "lr": key[1], "seed": key[2], **kept(key[2], outcome)}
                 for key, outcome in sorted(found.runs.items())
             ],
         }

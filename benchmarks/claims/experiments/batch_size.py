@@ -270,9 +270,9 @@ CLAIM = Claim(
     title="The best learning rate grows with the batch size for SGD and with its root for adaptive methods.",
     papers="Granziol, Zohren & Roberts 2022, arXiv:2006.09092",
     setting="a perceptron of two hidden layers of width 32 on digits. Rates: 8 epochs without schedule or momentum in "
-    "batches of 4 to 256, the same 11 learning rates at each size. Eigenvalues: after 200 steps, on 32 batches of a size. "
-    "The learner: 600 steps of SGD with momentum, a look every 25 from lr 0.01, beside a constant learning rate with "
-    "momentum 0.9, the best of 4 or more on 2 other seeds and other data. 8 seeds.",
+    "batches of 4 to 256, the same 11 learning rates at each size. Eigenvalues: after 200 steps, of 32 batches of a "
+    "size. The learner: 600 steps of SGD with momentum, a look every 25 from lr 0.01, beside a constant learning rate "
+    "with momentum 0.9, the best of 4 or more on 2 other seeds and other data. 8 seeds.",
     parts=parts,
     judge=judge,
     draw=draw,

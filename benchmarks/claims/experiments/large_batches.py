@@ -127,6 +127,7 @@ def draw(results: Results) -> Any:
     for name, colour in zip(("adamw", "lamb"), COLOURS[2:], strict=False):
         by_step(right, results["text"], f"{name}, {WINDOWS}", "training loss", label=name, color=colour)
     right.set(ylabel="training loss, nats", title=f"Source text, batches of {WINDOWS}")
+    left.minorticks_off()
     left.legend()
     right.legend()
     return figure
