@@ -105,12 +105,12 @@ def main(given: Sequence[str] | None = None) -> None:
         if not args.render:
             run(claims, size, folder, args.processes)
         found = render(claims, size, folder)
+        show(found)
+        if size == SMALL:
+            every = render([load(name) for name in names()], size, folder) if args.claims else found
+            write_part("claims.md", "claims", summary(every))
     except OptionError as error:
         sys.exit(f"error: {error}")
-    show(found)
-    if size == SMALL:
-        every = render([load(name) for name in names()], size, folder) if args.claims else found
-        write_part("claims.md", "claims", summary(every))
 
 
 if __name__ == "__main__":

@@ -149,10 +149,11 @@ def run_claim(claim: Claim, size: Size, folder: Path, processes: int, progress: 
 
 
 def as_plain(results: Results) -> Record:
-    """Results in plain values, without how long each run took, and without curves of the runs on which arms chose."""
+    """Results in plain values, without how long each run took, and curves of measured runs with five digits."""
 
     def kept(seed: int, outcome: Outcome) -> Record:
-        curves = outcome.curves if seed < TUNING else {}
+        told = outcome.curves if seed < TUNING else {}
+        curves = {name: (steps, [float(f"{y:.5g}") for y in values]) for name, (steps, values) in told.items()}
         return replace(outcome, seconds=0.0, facts={}, curves=curves).as_json()
 
     return {
@@ -180,6 +181,9 @@ def from_plain(record: Mapping[str, Any], claim: Claim, size: Size) -> Results:
             raise OptionError(
                 f"the results of {claim.name} are of other settings than its experiment has now. Run it again."
             )
+        known = {run["cell"] for run in held["runs"]}
+        if unknown := next((arm.name for arm in part.arms if not {cell.name for cell in arm.cells()} <= known), None):
+            raise OptionError(f"the results of {claim.name} have no runs of {unknown}. Run it again.")
         runs = {(run["cell"], float(run["lr"]), int(run["seed"])): Outcome.from_json(run) for run in held["runs"]}
         results[part.name] = Measured(part, runs)
     return results
