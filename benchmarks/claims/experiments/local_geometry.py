@@ -23,7 +23,7 @@ from benchmarks.pictures import new_figure
 from lightning_optim.analysis import hessian_diagonal, r_med
 from lightning_optim.analysis.products import Way
 from lightning_optim.race.candidate import Candidate
-from lightning_optim.race.outcome import Outcome
+from lightning_optim.race.outcome import Curve, Outcome
 from lightning_optim.reports.local_geometry import ratio_at_equal_loss
 
 FACTORS = (0.3, 1.0, 3.0)
@@ -31,6 +31,7 @@ SEEDS = 8
 LOOKS = (0.0, 0.02, 0.04, 0.08, 0.15, 0.3, 0.55, 1.0)  # shares of the run
 COMPONENTS = 32  # principal components of the digits
 Loss = Callable[[Tensor, Tensor], Tensor]
+NAMES = ("look loss", "r_med", "r_med error")
 TITLES = {"text": "Transformer on text", "digits": "Perceptron on digits", "linear": "Two linear layers"}
 
 
@@ -75,9 +76,9 @@ class Trajectory:
         last = losses[-max(1, self.steps // 20) :]
         done = len(losses) == self.steps and math.isfinite(losses[-1])
         metrics = {"loss": sum(last) / len(last) if done else losses[0], "finished": float(done)}
-        at = [one[0] for one in found]
-        names = ("look loss", "r_med", "r_med error")
-        curves = {name: (at, [one[i + 1] for one in found]) for i, name in enumerate(names)} if found else {}
+        curves: dict[str, Curve] = {}
+        for i, name in enumerate(NAMES if found else ()):
+            curves[name] = [float(one[0]) for one in found], [one[i + 1] for one in found]
         return Outcome(metrics=metrics, curves=curves)
 
     def model(self) -> nn.Module:
@@ -151,7 +152,7 @@ def histories(found: Measured, arm: str) -> dict[int, list[dict[str, float]]]:
     """What each seed has seen, as the callback `LocalGeometry` keeps it."""
     told = {}
     for seed, outcome in found.outcomes(arm).items():
-        columns = [outcome.curves[name][1] for name in ("look loss", "r_med", "r_med error")]
+        columns = [outcome.curves[name][1] for name in NAMES]
         told[seed] = [
             {"loss": loss, "r_med": value, "r_med_error": error} for loss, value, error in zip(*columns, strict=True)
         ]
