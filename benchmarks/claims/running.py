@@ -158,7 +158,7 @@ def as_plain(results: Results) -> Record:
 
     return {
         name: {
-            "settings": found.part.settings,
+            "settings": json.loads(json.dumps(found.part.settings)),
             "runs": [
                 {"cell": key[0], "lr": key[1], "seed": key[2], **kept(key[2], outcome)}
                 for key, outcome in sorted(found.runs.items())
