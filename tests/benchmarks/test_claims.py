@@ -93,6 +93,8 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     found = run_part(part, tmp_path / "runs", processes=1)
     assert len(found.runs) == planned(part) == 3 * 3 * 5
     assert found.mean("flat", 0.9, penalty=0.5) == pytest.approx(0.5, abs=1e-5)
+    of_seed_1 = [found.values("steep", lr)[1] for lr in (0.003, 0.03, 0.09)]
+    assert found.over_rates("steep")[1] == pytest.approx(sum(of_seed_1) / 3)
 
 
 def test_p_values_and_effects_are_those_of_scipy() -> None:
