@@ -213,7 +213,7 @@ class StationarityMonitor(FitCallback):
         eps = max(torch.finfo(p.dtype).eps for p in trajectory.space.params)
         frozen = self._top_rate > 0 and _rate(trainer) < FROZEN * self._top_rate
         sure = tuple(change for change in drift if change.p < LEVEL / 100)
-        return judge(
+        found = judge(
             self._first,
             *pair,
             gradients=known,
@@ -223,6 +223,8 @@ class StationarityMonitor(FitCallback):
             penalized=_decays(trainer),
             also=sure,
         )
+        assert trajectory.zero is not None
+        return replace(found, loss=found.loss + float(trajectory.zero[-1]))  # series are counted from it
 
     def _measure(self, trainer: Trainer, module: LightningModule, trajectory: Trajectory) -> FullGradient | None:
         if not self.batches:

@@ -68,6 +68,21 @@ def test_verdicts(module: Process, verdict: str) -> None:
         assert measured[-1].square == pytest.approx(float(module.theta.detach().square().sum()), abs=12)
 
 
+def test_the_loss_is_that_of_the_window() -> None:
+    class Losses(Callback):
+        def __init__(self) -> None:
+            self.values: list[float] = []
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.values.append(outputs["loss"].item())
+
+    monitor, losses = StationarityMonitor(window=64, samples=64, batches=0), Losses()
+    trainer(monitor, losses, max_epochs=1, limit_train_batches=192).fit(Process(1.0, start=30.0), noise(192))
+    (_, before), (_, found) = monitor.history
+    assert before.loss == pytest.approx(sum(losses.values[64:128]) / 64, rel=1e-6)
+    assert found.loss == pytest.approx(sum(losses.values[128:]) / 64, rel=1e-6)
+
+
 Numbers = tuple[float, float, float, float, float]
 
 
