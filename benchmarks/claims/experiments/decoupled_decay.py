@@ -14,7 +14,6 @@ from benchmarks.claims.claim import Arm, Claim, Part
 from benchmarks.claims.data import Split, digits
 from benchmarks.claims.finding import Finding, lower
 from benchmarks.claims.models import CLASSES, memory, perceptron
-from benchmarks.claims.plots import heat_map
 from benchmarks.claims.results import Measured, Results
 from benchmarks.claims.size import Size
 from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, train
@@ -27,6 +26,7 @@ PLAIN, NORMALIZED = "plain", "batch norm"
 RATES = (0.2, 0.5, 1.0, 2.0, 4.0)
 DECAYS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SEEDS = 5
+WORST = 1.2  # nats; higher losses have the same colour
 
 
 @dataclass(frozen=True)
@@ -138,21 +138,23 @@ def judge(results: Results) -> list[Finding]:
 
 
 def draw(results: Results) -> Any:
-    figure, axes = new_figure(2, 3, 7.4, 5.4)
+    figure, axes = new_figure(2, 3, 7.2, 5)
     for row, name in enumerate((PLAIN, NORMALIZED)):
         found = results[name]
         for axis, arm in zip(axes[3 * row :], (L2, TIMES_LR, PAPER), strict=False):
-            rates, rows = found.rates(arm), decays(found, arm)[::-1]
+            rates, rows = found.rates(arm), decays(found, arm)
             values = [[found.mean(arm, lr, "test loss", weight_decay=decay) for lr in rates] for decay in rows]
-            heat_map(axis, rows, rates, values, f"{arm}, {name}")
+            image = axis.imshow(values, aspect="auto", cmap="viridis_r", origin="lower", vmax=WORST)
             best = [statistics.fmean(column) for column in zip(*_best_of_seeds(found, arm), strict=True)]
-            top, step = math.log10(rows[0]), math.log10(rows[0] / rows[-1]) / (len(rows) - 1)
-            axis.plot([(top - log) / step for log in best], color="tab:red", marker="o", markersize=4)  # over columns
+            low, step = math.log10(rows[0]), math.log10(rows[-1] / rows[0]) / (len(rows) - 1)
+            axis.plot([(log - low) / step for log in best], color="tab:red", marker="o", markersize=4)  # over columns
+            axis.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates], fontsize=7)
+            axis.set_yticks(range(len(rows)), [f"{decay:g}" for decay in rows], fontsize=7)
+            axis.set_title(f"{arm}, {name}", fontsize=8)
             axis.set(xlabel="learning rate" if row else "")
-            axis.title.set_size(9)
-            axis.tick_params(labelsize=7)
         axes[3 * row].set(ylabel="weight decay")
-    figure.suptitle("Test loss in nats; red: the best decay at each learning rate, by validation loss", fontsize=9)
+        figure.colorbar(image, ax=axes[3 * row : 3 * row + 3], label="test loss, nats")
+    figure.suptitle("Red: the best decay at each learning rate, by validation loss", fontsize=9)
     return figure
 
 
