@@ -144,7 +144,7 @@ def draw(results: Results) -> Any:
         for axis, arm in zip(axes[3 * row :], (L2, TIMES_LR, PAPER), strict=False):
             rates, rows = found.rates(arm), decays(found, arm)
             values = [[found.mean(arm, lr, "test loss", weight_decay=decay) for lr in rates] for decay in rows]
-            image = axis.imshow(values, aspect="auto", cmap="viridis_r", origin="lower", vmax=WORST)
+            axis.imshow(values, aspect="auto", cmap="viridis_r", origin="lower", vmax=WORST)
             best = [statistics.fmean(column) for column in zip(*_best_of_seeds(found, arm), strict=True)]
             low, step = math.log10(rows[0]), math.log10(rows[-1] / rows[0]) / (len(rows) - 1)
             axis.plot([(log - low) / step for log in best], color="tab:red", marker="o", markersize=4)  # over columns
@@ -153,7 +153,7 @@ def draw(results: Results) -> Any:
             axis.set_title(f"{arm}, {name}", fontsize=8)
             axis.set(xlabel="learning rate" if row else "")
         axes[3 * row].set(ylabel="weight decay")
-        figure.colorbar(image, ax=axes[3 * row : 3 * row + 3], label="test loss, nats")
+        figure.colorbar(axes[3 * row].images[0], ax=axes[3 * row : 3 * row + 3], label="test loss, nats")
     figure.suptitle("Red: the best decay at each learning rate, by validation loss", fontsize=9)
     return figure
 

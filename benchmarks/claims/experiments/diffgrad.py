@@ -150,20 +150,19 @@ def arms(lr: float) -> list[Arm]:
     return [Arm(name, lr / 2 if name == HALF else lr, {"name": of}) for name, of in OPTIMIZERS.items()]
 
 
-def over_rates(found: Measured, arm: str, metric: str) -> dict[int, float]:
-    """The mean of a metric over learning rates by seed, a geometric one of detours."""
-    columns = [found.values(arm, lr, metric) for lr in found.rates(arm)]
-    mean = statistics.geometric_mean if metric == "detour" else statistics.fmean
-    return {seed: mean([column[seed] for column in columns]) for seed in columns[0]}
+def detours(found: Measured, arm: str) -> dict[int, float]:
+    """The geometric mean of the detours at all learning rates, by seed."""
+    columns = [found.values(arm, lr, "detour") for lr in found.rates(arm)]
+    return {seed: statistics.geometric_mean(column[seed] for column in columns) for seed in columns[0]}
 
 
 def judge(results: Results) -> list[Finding]:
     functions, trained, tuned = results["functions"], results["digits"], results["tuned"]
     own = max(rate for rate in functions.rates(DIFFGRAD) if rate <= PAPER_LR)
-    detours = {arm: functions.values(arm, own, "detour") for arm in (DIFFGRAD, ADAM)}
-    over = {arm: over_rates(functions, arm, "detour") for arm in OPTIMIZERS}
-    reached = {arm: over_rates(functions, arm, "reached") for arm in OPTIMIZERS}
-    digit = {arm: over_rates(trained, arm, "detour") for arm in OPTIMIZERS}
+    at_own = {arm: functions.values(arm, own, "detour") for arm in (DIFFGRAD, ADAM)}
+    over = {arm: detours(functions, arm) for arm in OPTIMIZERS}
+    reached = {arm: functions.over_rates(arm, "reached") for arm in OPTIMIZERS}
+    digit = {arm: detours(trained, arm) for arm in OPTIMIZERS}
     tested = {arm: tuned.values(arm, metric="test loss") for arm in (DIFFGRAD, ADAM)}
     on, both = "On the three functions", (DIFFGRAD, ADAM)
     unit, ends, halved = "times the distance to the minimum", "times the distance of its ends", (DIFFGRAD, HALF)
@@ -174,7 +173,7 @@ def judge(results: Results) -> list[Finding]:
     wandering = "On digits, in the last quarter, its path is less of a detour than that of Adam at half of each rate."
     better = "On digits, each at its best learning rate, diffGrad has a lower test loss than Adam."
     return [
-        lower(shorter, detours[DIFFGRAD], detours[ADAM], unit, names=both, ratio=True),
+        lower(shorter, at_own[DIFFGRAD], at_own[ADAM], unit, names=both, ratio=True),
         lower(slower, over[DIFFGRAD], over[HALF], unit, names=halved, ratio=True),
         higher(more, reached[DIFFGRAD], reached[ADAM], "of all", names=both),
         higher(more_than_half, reached[DIFFGRAD], reached[HALF], "of all", names=halved),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from benchmarks.claims.data import TOKENS, Text, source_text
 from benchmarks.claims.finding import Finding, alike, higher, lower
 from benchmarks.claims.models import Transformer, memory
 from benchmarks.claims.plots import by_rate
-from benchmarks.claims.results import Measured, Results
+from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
 from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, train, warm_up
 from benchmarks.pictures import new_figure
@@ -132,16 +131,10 @@ def parts(size: Size) -> list[Part]:
     return [Part("text", run, arms, factors=size.some(FACTORS), seeds=size.seeds(SEEDS), bytes=needed)]
 
 
-def over_rates(found: Measured, arm: str) -> dict[int, float]:
-    """The mean test loss over learning rates by seed; a run that diverged has the loss of guessing."""
-    columns = [found.values(arm, lr, "test loss") for lr in found.rates(arm)]
-    return {seed: statistics.fmean(column[seed] for column in columns) for seed in columns[0]}
-
-
 def judge(results: Results) -> list[Finding]:
     found = results["text"]
     best = {arm: found.values(arm, metric="test loss") for arm in (FULL, LOG, DYNAMIC)}
-    mean = {arm: over_rates(found, arm) for arm in ARMS}
+    mean = {arm: found.over_rates(arm, "test loss") for arm in ARMS}
     ratio = found.values(LOG, metric="bytes of 8 bits")
 
     def cost(bits: str, full: str) -> dict[int, float]:
