@@ -143,8 +143,10 @@ def draw(results: Results) -> Any:
         found = results[name]
         for axis, arm in zip(axes[3 * row :], (L2, TIMES_LR, PAPER), strict=False):
             rates, rows = found.rates(arm), decays(found, arm)
-            values = [[found.mean(arm, lr, "test loss", weight_decay=decay) for lr in rates] for decay in rows]
-            axis.imshow(values, aspect="auto", cmap="viridis_r", origin="lower", vmax=WORST)
+            values = [
+                [min(WORST, found.mean(arm, lr, "test loss", weight_decay=decay)) for lr in rates] for decay in rows
+            ]
+            axis.imshow(values, aspect="auto", cmap="viridis_r", origin="lower")
             best = [statistics.fmean(column) for column in zip(*_best_of_seeds(found, arm), strict=True)]
             low, step = math.log10(rows[0]), math.log10(rows[-1] / rows[0]) / (len(rows) - 1)
             axis.plot([(log - low) / step for log in best], color="tab:red", marker="o", markersize=4)  # over columns
