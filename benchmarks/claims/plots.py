@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.claims.results import Measured
@@ -27,6 +27,14 @@ def by_rate(axes: Any, found: Measured, arm: str, metric: str | None = None, lab
     columns = [list(found.values(arm, lr, metric).values()) for lr in rates]
     band(axes, rates, columns, label or arm, marker="o", markersize=3, **style)
     axes.set(xscale="log", xlabel="learning rate")
+    log_ticks(axes, {float(x) for line in axes.lines for x in line.get_xdata()})
+
+
+def log_ticks(axes: Any, values: Iterable[float]) -> None:
+    """Label a logarithmic axis at these values alone; the labels between powers of ten would run into each other."""
+    ticks = sorted(values)
+    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def by_step(
