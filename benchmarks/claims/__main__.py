@@ -25,12 +25,13 @@ from rich.table import Table
 
 from benchmarks.claims.claim import Claim
 from benchmarks.claims.experiments import load, names
+from benchmarks.claims.files import from_plain, write
 from benchmarks.claims.finding import Finding
 from benchmarks.claims.page import findings_of, summary, write_claim
-from benchmarks.claims.running import Within, check_memory, forget, from_plain, planned, run_claim
+from benchmarks.claims.running import Within, check_memory, forget, planned, run_claim
 from benchmarks.claims.size import SMALL, Size, read_size
 from benchmarks.pages import RESULTS, ROOT, write_part
-from benchmarks.records import Record, save
+from benchmarks.records import Record
 from lightning_optim.errors import OptionError
 from lightning_optim.race.progress import Bar
 
@@ -54,7 +55,7 @@ def run(claims: Sequence[Claim], size: Size, folder: Path, processes: int) -> No
             console.print(f"{claim.name} ({i + 1} of {len(claims)}): {claim.title}", highlight=False, soft_wrap=True)
             record = run_claim(claim, size, folder, processes, progress)
             if size == SMALL:
-                save(KEPT / f"{claim.name}.json", record)
+                write(KEPT / f"{claim.name}.json", record)
     finally:
         progress.end()
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.claim import Claim, Part
-from benchmarks.claims.results import TUNING, Measured, Results
+from benchmarks.claims.files import as_plain, write
+from benchmarks.claims.results import TUNING, Measured
 from benchmarks.claims.size import Size
-from benchmarks.records import Record, machine, save
+from benchmarks.records import Record, machine
 from lightning_optim.errors import OptionError
 from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.outcome import Outcome
@@ -144,49 +142,8 @@ def run_claim(claim: Claim, size: Size, folder: Path, processes: int, progress: 
     seconds = sum(outcome.seconds for found in results.values() for outcome in found.runs.values())
     about = {"claim": claim.name, "size": size.name, "seconds": round(seconds / processes, 1)}
     record = {"about": {**about, "processes": processes, **machine()}, "parts": as_plain(results)}
-    save(folder / f"{claim.name}.json", record)
+    write(folder / f"{claim.name}.json", record)
     return record
-
-
-def as_plain(results: Results) -> Record:
-    """Results in plain values, without how long each run took, and curves of measured runs with five digits."""
-
-    def kept(seed: int, outcome: Outcome) -> Record:
-        told = outcome.curves if seed < TUNING else {}
-        curves = {name: (steps, [float(f"{y:.5g}") for y in values]) for name, (steps, values) in told.items()}
-        return replace(outcome, seconds=0.0, facts={}, curves=curves).as_json()
-
-    return {
-        name: {
-            "settings": json.loads(json.dumps(found.part.settings)),
-            "runs": [
-                {"cell": key[0], "lr": key[1], "seed": key[2], **kept(key[2], outcome)}
-                for key, outcome in sorted(found.runs.items())
-            ],
-        }
-        for name, found in results.items()
-    }
-
-
-def from_plain(record: Mapping[str, Any], claim: Claim, size: Size) -> Results:
-    """Results from a file.
-
-    Raises:
-        OptionError: if the file is of other parts than the claim has now.
-    """
-    results = {}
-    for part in claim.parts(size):
-        held = record["parts"].get(part.name)
-        if held is None or held["settings"] != json.loads(json.dumps(part.settings)):
-            raise OptionError(
-                f"the results of {claim.name} are of other settings than its experiment has now. Run it again."
-            )
-        known = {run["cell"] for run in held["runs"]}
-        if unknown := next((arm.name for arm in part.arms if not {cell.name for cell in arm.cells()} <= known), None):
-            raise OptionError(f"the results of {claim.name} have no runs of {unknown}. Run it again.")
-        runs = {(run["cell"], float(run["lr"]), int(run["seed"])): Outcome.from_json(run) for run in held["runs"]}
-        results[part.name] = Measured(part, runs)
-    return results
 
 
 def forget(claim: Claim, folder: Path) -> None:

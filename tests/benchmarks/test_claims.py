@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from scipy import stats
 from benchmarks.claims import __main__ as command
 from benchmarks.claims.claim import Arm, Part
 from benchmarks.claims.experiments import load, names
+from benchmarks.claims.files import from_plain, write
 from benchmarks.claims.finding import NOT_SEEN, OPPOSITE, SEEN, alike, corrected, higher, lower
 from benchmarks.claims.page import PAGES, details, findings_of
 from benchmarks.claims.results import TUNING
-from benchmarks.claims.running import from_plain, planned, run_claim, run_part
+from benchmarks.claims.running import planned, run_claim, run_part
 from benchmarks.claims.size import SMALL, TINY
 from lightning_optim.errors import OptionError
 from lightning_optim.race.candidate import Candidate
@@ -148,5 +150,7 @@ def test_the_command_refuses_with_a_sentence(arguments: list[str], told: str, tm
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     claim = load("adan")
     record = run_claim(claim, TINY, tmp_path, processes=1)
+    write(tmp_path / "again.json", record)
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(json.dumps(record))
     with pytest.raises(OptionError, match="other settings than its experiment has now"):
         from_plain(record, claim, SMALL)
