@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -188,10 +189,14 @@ def draw(results: Results) -> Any:
             [statistics.fmean(column) for column in zip(*(ys for _, ys in found), strict=True)]
             for found in (lines.curves(arm, "periodic", 1.0, beta2=beta2) for beta2 in betas)
         ]
-        heat_map(at, betas, PERIODS, rows, arm)
+        heat_map(at, betas, PERIODS, [[round(value, 2) for value in row] for row in rows], arm)
         at.images[0].set_clim(0, 1)
-        at.set(xlabel="period P")
-    axes[0].set(ylabel="β2; 0 is the best point, 1 the worst")
+        for text, value in zip(at.texts, itertools.chain(*rows), strict=True):
+            text.set_color("white" if value > 0.4 else "black")
+        at.set(xlabel="period P", ylabel="β2")
+    figure.suptitle(
+        "Large gradients with a fixed period: where it ends, from the best point (0) to the worst (1)", fontsize=10
+    )
     grid = axes[4].get_gridspec()
     for at in axes[4:]:
         at.remove()
