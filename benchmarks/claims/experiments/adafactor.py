@@ -133,15 +133,14 @@ def judge(results: Results) -> list[Finding]:
 
 def draw(results: Results) -> Any:
     figure, (losses, state, clipping) = new_figure(1, 3, 9.5, 3.4)
+    widths = results["state"].part.settings["widths"]
     for name in ("AdamW", "Adafactor"):
         by_step(losses, results["text"], name, "training loss")
-        run = results["state"].part.run
-        assert isinstance(run, State)
-        columns = [list(results["state"].values(name, metric=f"bytes at {width}").values()) for width in run.widths]
-        band(state, run.widths, columns, name, marker="o", markersize=3)
+        columns = [list(results["state"].values(name, metric=f"bytes at {width}").values()) for width in widths]
+        band(state, widths, columns, name, marker="o", markersize=3)
     losses.set(ylabel="training loss, nats", title="Pre-LN, each at its best rate")
     state.set(xscale="log", yscale="log", xlabel="width", ylabel="state, bytes", title="State, two blocks")
-    log_ticks(state, run.widths)
+    log_ticks(state, widths)
     for arm in results["clipping"].part.arms:
         style = {} if arm.spec["d"] < NEVER else {"linestyle": "--"}
         by_rate(clipping, results["clipping"], arm.name, "test loss", **style)

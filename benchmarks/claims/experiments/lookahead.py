@@ -225,9 +225,9 @@ def draw(results: Results) -> Any:
         left.plot(rates, [rate.mean(arm, lr, "loss", alpha=alpha) for lr in rates], "o", color=colour)
     left.set(yscale="log", xlabel="learning rate", ylabel="last loss", title="Noisy quadratic")
     left.legend(fontsize=8, title="lines: the formula", title_fontsize=8)
-    for arm, colour in zip(net.part.arms, COLOURS, strict=False):
-        by_rate(middle, net, arm.name, "test loss", color=colour)
-        by_rate(right, net, arm.name, "fluctuation", color=colour)
+    for side, colour in zip(net.part.arms, COLOURS, strict=False):
+        by_rate(middle, net, side.name, "test loss", color=colour)
+        by_rate(right, net, side.name, "fluctuation", color=colour)
     middle.set(yscale="log", ylabel="test loss, nats", title="Digits, perceptron")
     right.set(yscale="log", ylim=(1e-3, 1), ylabel="fluctuation of test loss, nats", title="Digits, last quarter")
     middle.legend(fontsize=7, loc="upper center")
