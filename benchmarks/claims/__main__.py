@@ -108,8 +108,8 @@ def main(given: Sequence[str] | None = None) -> None:
         found = render(claims, size, folder)
         show(found)
         if size == SMALL:
-            every = render([load(name) for name in names()], size, folder) if args.claims else found
-            write_part("claims.md", "claims", summary(every))
+            every = [load(name) for name in names()]
+            write_part("claims.md", "claims", summary(every, render(every, size, folder) if args.claims else found))
     except OptionError as error:
         sys.exit(f"error: {error}")
 

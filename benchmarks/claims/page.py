@@ -22,13 +22,17 @@ def findings_of(claim: Claim, results: Results) -> list[Finding]:
     return corrected(claim.judge(results))
 
 
-def summary(found: Mapping[str, tuple[Claim, list[Finding], Record]]) -> str:
-    """The table over all claims: a row for each finding."""
+def summary(claims: Sequence[Claim], found: Mapping[str, tuple[Claim, list[Finding], Record]]) -> str:
+    """The table over all claims: a row for each finding, and one for a claim that has no results yet."""
     rows = []
-    for claim, findings, _ in found.values():
-        for i, one in enumerate(findings):
-            first = f"[{claim.title}](claims/{claim.name}.md) {claim.papers}" if not i else ""
+    for claim in claims:
+        first = f"[{claim.title}](claims/{claim.name}.md) {claim.papers}. Setting: {claim.setting.rstrip('.')}."
+        if claim.name not in found:
+            rows.append([first, "", "not run yet", ""])
+            continue
+        for one in found[claim.name][1]:
             rows.append([first, one.statement, f"{one.saw} (p {number(one.p)})", f"**{one.verdict}**"])
+            first = ""
     return table(["claim", "what should be seen", "what we saw", "verdict"], rows)
 
 
