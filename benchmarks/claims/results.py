@@ -80,9 +80,9 @@ class Measured:
         values = self.values(arm, lr, metric, **options)
         return statistics.fmean(values.values()) if values else float("nan")
 
-    def over_rates(self, arm: str, metric: str | None = None) -> dict[int, float]:
-        """The mean of `values` over the learning rates of an arm of one cell, by seed, where a part has no tuning."""
-        by_rate = [self.values(arm, lr, metric) for lr in self.rates(arm)]
+    def over_rates(self, arm: str, metric: str | None = None, **options: Any) -> dict[int, float]:
+        """The mean of `values` over the learning rates of a cell, by seed, where a part has no tuning."""
+        by_rate = [self.values(arm, lr, metric, **options) for lr in self.rates(arm)]
         seeds = [seed for seed in by_rate[0] if all(seed in values for values in by_rate)]
         return {seed: statistics.fmean(values[seed] for values in by_rate) for seed in seeds}
 

@@ -101,11 +101,8 @@ def parts(size: Size) -> list[Part]:
 
 def over_rates(found: Measured, arm: str) -> dict[int, float]:
     """The test error in the mean over learning rates, by seed; of injected noise at the variance that is best."""
-    means = []
-    for cell in found.arm(arm).cells():
-        options = {key: cell.spec[key] for key in found.arm(arm).grid}
-        columns = [found.values(arm, lr, "test error", **options) for lr in found.rates(arm)]
-        means.append({seed: statistics.fmean(column[seed] for column in columns) for seed in columns[0]})
+    cells, grid = found.arm(arm).cells(), found.arm(arm).grid
+    means = [found.over_rates(arm, "test error", **{key: cell.spec[key] for key in grid}) for cell in cells]
     return min(means, key=lambda mean: statistics.fmean(mean.values()))
 
 
