@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import linear_regression
 from typing import Any
 
 import torch
@@ -92,16 +94,15 @@ class Spectrum:
 
     def noise(self, model: nn.Module, images: Split, seed: int) -> float:
         """κ of batches of 32, the mean over vectors."""
-        params, found = list(model.parameters()), []
-        for i in range(4):
+        params, batches = list(model.parameters()), images.batches(32, seed + 2)
+        found = []
+        for _ in range(4):
             z = [torch.randn_like(p) for p in params]
             norm = torch.cat([part.flatten() for part in z]).norm()
-            batches = images.batches(32, seed + 2 + i)
             products = []
-            for _ in range(2 * self.draws):
-                x, y = next(batches)
+            for x, y in itertools.islice(batches, 2 * self.draws):
                 first = torch.autograd.grad(token_loss(model(x), y), params, create_graph=True)
-                products.append(list(torch.autograd.grad(first, params, [part / norm for part in z])))
+                products.append(torch.autograd.grad(first, params, [part / norm for part in z]))
             found.append(hessian_noise(products))
         return sum(found) / len(found)
 
@@ -149,14 +150,13 @@ class Learner:
         Trainer(max_steps=self.steps, max_epochs=-1, callbacks=callbacks, **quiet).fit(module, loader)
         held, _ = evaluate(module.model, choose.x, choose.y)
         tested, _ = evaluate(module.model, test.x, test.y)
-        looks = callbacks[0].history if callbacks else []
-        steps = [look["step"] for look in looks]
-        curves = {name: (steps, [look[name] for look in looks]) for name in ("lr", "momentum")} if looks else {}
-        return Outcome(metrics={"loss": held, "test loss": tested}, curves=curves)
+        looks = callbacks[0].history if callbacks else [{"lr": lr, "momentum": spec["momentum"]}]
+        rates = {f"last {name}": float(looks[-1][name]) for name in ("lr", "momentum")}
+        return Outcome(metrics={"loss": held, "test loss": tested, **rates})
 
 
 def parts(size: Size) -> list[Part]:
-    width, some = size.wide(32), size.seeds(8)
+    width, some = size.wide(32), size.seeds(SEEDS)
     needed = memory(lambda: perceptron(width), 1000 * 30 * width, slots=24)
     rates = Digits(width, images=4 * size.long(2000))
     arms = [
@@ -170,7 +170,7 @@ def parts(size: Size) -> list[Part]:
     learners = [Arm(name, 0.01, {**sgd, "small": name}) for name in LEARNERS]
     spectrum = Spectrum(width, size.long(200), draws=size.long(32))
     return [
-        Part("rates", rates, arms, factors=size.some(FACTORS), seeds=size.seeds(SEEDS), bytes=needed),
+        Part("rates", rates, arms, factors=size.some(FACTORS), seeds=some, bytes=needed),
         Part("spectrum", spectrum, [Arm("sgd", 0.05, {"name": "sgd"})], seeds=some, bytes=needed),
         Part("tuned", learner, [Arm("tuned", 0.05, {**sgd, "small": ""})], seeds=some, bytes=needed, **tuned),
         Part("learner", learner, learners, seeds=some, bytes=needed),
@@ -198,16 +198,13 @@ def largest_rate(found: Measured, arm: str, seed: int) -> float:
 
 def exponents(found: Measured, name: str, of: Any) -> dict[int, float]:
     """By seed the slope of log learning rate over log batch size."""
-    slopes = {}
-    for seed in range(found.part.seeds):
-        points = [
-            (math.log(arm.spec["batch"]), math.log(of(found, arm.name, seed)))
-            for arm in found.part.arms
-            if arm.spec["name"] == name
-        ]
-        x, y = (sum(column) / len(points) for column in zip(*points, strict=True))
-        slopes[seed] = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return slopes
+    arms = [arm for arm in found.part.arms if arm.spec["name"] == name]
+    sizes = [math.log(arm.spec["batch"]) for arm in arms]
+
+    def slope(seed: int) -> float:
+        return linear_regression(sizes, [math.log(of(found, arm.name, seed)) for arm in arms]).slope
+
+    return {seed: slope(seed) for seed in range(found.part.seeds)}
 
 
 def judge(results: Results) -> list[Finding]:
