@@ -257,6 +257,7 @@ def draw(results: Results) -> Any:
         right.scatter([i] * len(values), list(values.values()))
     right.set(ylabel="test loss, nats", xlim=(-0.5, 2.5), yscale="log")
     right.set_xticks(range(3), ["tuned rate", *(f"learner,\n{name}" for name in LEARNERS)])
+    middle.minorticks_off()
     for axes in (left, middle):
         axes.legend(fontsize=7)
     return figure
