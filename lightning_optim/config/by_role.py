@@ -104,7 +104,7 @@ def _by_depth(module: nn.Module, owner: str, decay: LayerDecay | None, kinds: Ma
 def _splits_of_page(kind: type[Optimizer], value: Mapping[str, Any], roles: Roles) -> list[Split]:
     """Also where nothing differs, so that the groups of a checkpoint are the same for all options."""
     plain: dict[str, Any] = {"weight_decay": 0.0} if "weight_decay" in kind.options else {}
-    if "adapt" in kind.options:
+    if "adapt" in kind.options and not value.get("always_adapt"):
         plain["adapt"] = False  # LARS and LAMB adapt the rate of a tensor only if it decays
     precise = {"state_bits": 32} if value["state_bits"] != 32 else {}
     return [Split(roles.no_decay, plain, "no_decay"), Split(roles.full_precision, precise, "full_precision")]

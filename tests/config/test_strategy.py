@@ -272,6 +272,12 @@ def test_lamb_leaves_the_layer_wise_rate_to_weights() -> None:
     assert names(optimizer, module)["no_decay"] == {"0.bias", "2.bias"}
 
 
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_always_adapt_is_for_biases_too(name: str) -> None:
+    optimizer = create_optimizer({"name": name, "always_adapt": True}, plain_net())
+    assert [group["adapt"] for group in optimizer.param_groups] == [True, True]
+
+
 def test_overrides_by_pattern_first_match_counts_and_wins() -> None:
     module = Zoo()
     groups = [
