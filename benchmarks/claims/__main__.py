@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.claims.claim import Claim
-from benchmarks.claims.experiments import load, names
+from benchmarks.claims.experiments import CLAIMS, load
 from benchmarks.claims.files import from_plain, write
 from benchmarks.claims.finding import Finding
 from benchmarks.claims.page import findings_of, summary, write_claim
@@ -85,7 +85,7 @@ def show(found: Found) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"by default all: {', '.join(names())}")
+    parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"by default all: {', '.join(CLAIMS)}")
     parser.add_argument("--size", default="small", help="tiny, small, large, or a factor on the widths of small")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, of one thread each")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "claims", help="where runs are kept")
@@ -98,7 +98,7 @@ def main(given: Sequence[str] | None = None) -> None:
             raise OptionError(f"processes={args.processes} must be a number of processes, at least 1.")
         torch.set_num_threads(args.processes)  # which the processes share out
         size = read_size(args.size)
-        claims = [load(name) for name in args.claims or names()]
+        claims = [load(name) for name in args.claims or CLAIMS]
         folder = args.folder / size.name
         if args.fresh:
             for claim in claims:
@@ -108,7 +108,7 @@ def main(given: Sequence[str] | None = None) -> None:
         found = render(claims, size, folder)
         show(found)
         if size == SMALL:
-            every = [load(name) for name in names()]
+            every = [load(name) for name in CLAIMS]
             write_part("claims.md", "claims", summary(every, render(every, size, folder) if args.claims else found))
     except OptionError as error:
         sys.exit(f"error: {error}")

@@ -14,7 +14,7 @@ from scipy import stats
 
 from benchmarks.claims import __main__ as command
 from benchmarks.claims.claim import Arm, Part
-from benchmarks.claims.experiments import load, names
+from benchmarks.claims.experiments import CLAIMS, load
 from benchmarks.claims.files import from_plain, write
 from benchmarks.claims.finding import NOT_SEEN, OPPOSITE, SEEN, alike, corrected, higher, lower
 from benchmarks.claims.page import PAGES, details, findings_of
@@ -25,7 +25,7 @@ from lightning_optim.errors import OptionError
 from lightning_optim.race.candidate import Candidate
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", CLAIMS)
 def test_an_experiment_runs_at_its_tiniest_size(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     claim = load(name)
@@ -39,7 +39,7 @@ def test_an_experiment_runs_at_its_tiniest_size(name: str, tmp_path: Path) -> No
     assert all(one.statement in details(claim, findings, record) for one in findings)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", CLAIMS)
 def test_the_small_size_compares_five_seeds_and_fits(name: str) -> None:
     parts = load(name).parts(SMALL)
     assert all(part.seeds >= 5 and part.bytes < 4e9 for part in parts)

@@ -15,7 +15,7 @@ from benchmarks.claims.claim import Arm, Claim, Part
 from benchmarks.claims.data import TOKENS, digits, source_text
 from benchmarks.claims.finding import Finding, higher, lower
 from benchmarks.claims.models import CLASSES, Transformer, convolutional, memory
-from benchmarks.claims.plots import by_step
+from benchmarks.claims.plots import by_step, log_ticks
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
 from benchmarks.claims.training import DEVICE, Batches, cosine, evaluate, optimizer_of, outcome, train
@@ -168,6 +168,7 @@ def draw(results: Results) -> Any:
             by_step(at, results[data], arm, "test loss", label=f"{arm}, lr {lr:.2g}", marker="o", markersize=3)
         by_step(at, results[f"{data}, cosine"], "sgd", "test loss", label="sgd, cosine", linestyle="dashed")
         at.set(xscale="log", ylabel="test loss, nats", title=data)
+        log_ticks(at, results[data].curves("sgd", "test loss")[0][0])
         at.legend(fontsize=7)
     axes[0].set(yscale="log")
     return figure
