@@ -25,7 +25,7 @@ help:
 	@echo "make docs    write the pages that are read off the classes, and build the site in build/site"
 	@echo "make bench   step times of all optimizers on this CPU, beside other packages; an hour or more (ARGS='--budget 600')"
 	@echo "make bench-quality   how faithful state in few bits is over 3000 steps"
-	@echo "make claims  what papers claim, looked at on two cores in some two hours; goes on where it was stopped (ARGS='adan')"
+	@echo "make claims  what papers claim, looked at on two cores in an hour and a half; goes on where it was stopped (ARGS='adan')"
 	@echo "make versions    tests with the lowest and newest Python, torch and Lightning: 30 GB of downloads, an hour or more"
 	@echo "make build   sdist and wheel in dist/"
 	@echo "make clean   remove .venv, build, dist and caches"

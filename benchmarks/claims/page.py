@@ -48,7 +48,7 @@ def details(claim: Claim, findings: Sequence[Finding], record: Record) -> str:
         f"{describe(about)}",
     ]
     if claim.gpu:
-        told.append(f"On a GPU: {claim.gpu}")
+        told.append(f"On a GPU: {claim.gpu.rstrip('.')}.")
     return "\n\n".join([f"Setting: {claim.setting}", *told])
 
 

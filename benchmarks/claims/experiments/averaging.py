@@ -171,4 +171,5 @@ CLAIM = Claim(
     parts=parts,
     judge=judge,
     draw=draw,
+    gpu="`python -m benchmarks.claims averaging --size large`: width 64, 250 epochs",
 )

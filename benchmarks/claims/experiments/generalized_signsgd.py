@@ -196,5 +196,5 @@ CLAIM = Claim(
     parts=parts,
     judge=judge,
     draw=draw,
-    gpu="`python -m benchmarks.claims generalized_signsgd --size large`",
+    gpu="`python -m benchmarks.claims generalized_signsgd --size large`: width 8 times as large, 10 times the steps",
 )

@@ -182,4 +182,5 @@ CLAIM = Claim(
     parts=parts,
     judge=judge,
     draw=draw,
+    gpu="`python -m benchmarks.claims grad_init --size large`: width 256, 3000 steps, searches of 150 and 200",
 )

@@ -183,5 +183,5 @@ CLAIM = Claim(
     parts=parts,
     judge=judge,
     draw=draw,
-    gpu="`python -m benchmarks.claims koala --size large`",
+    gpu="`python -m benchmarks.claims koala --size large`: width 8 times as large, 10 times the steps",
 )

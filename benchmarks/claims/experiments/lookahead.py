@@ -243,4 +243,5 @@ CLAIM = Claim(
     parts=parts,
     judge=judge,
     draw=draw,
+    gpu="`python -m benchmarks.claims lookahead --size large`: width 512, 5000 steps",
 )

@@ -206,4 +206,5 @@ CLAIM = Claim(
     parts=parts,
     judge=judge,
     draw=draw,
+    gpu="`python -m benchmarks.claims warm_up --size large`: width 256, 3000 steps",
 )
