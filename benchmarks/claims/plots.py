@@ -30,10 +30,10 @@ def by_rate(axes: Any, found: Measured, arm: str, metric: str | None = None, lab
     log_ticks(axes, {float(x) for line in axes.lines for x in line.get_xdata()})
 
 
-def log_ticks(axes: Any, values: Iterable[float]) -> None:
+def log_ticks(axes: Any, values: Iterable[float], digits: int = 3) -> None:
     """Label a logarithmic axis at these values alone; the labels between powers of ten would run into each other."""
     ticks = sorted(values)
-    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
+    axes.set_xticks(ticks, [f"{x:.{digits}g}" for x in ticks])
     axes.set_xticks([], minor=True)
 
 

@@ -18,6 +18,7 @@ from benchmarks.claims.claim import Arm, Claim, Part
 from benchmarks.claims.data import Split, digits, source_text
 from benchmarks.claims.finding import Finding, lower
 from benchmarks.claims.models import Transformer, memory, perceptron
+from benchmarks.claims.plots import log_ticks
 from benchmarks.claims.results import TUNING, Measured, Results
 from benchmarks.claims.size import Size
 from benchmarks.claims.training import DEVICE, Batches, optimizer_of, token_loss, train
@@ -203,9 +204,11 @@ def draw(results: Results) -> Any:
             for seed, looks in histories(found, arm, which).items():
                 losses, values = [look["loss"] for look in looks], [look["r_med"] for look in looks]
                 label = {"sgd": "SGD with momentum", "adam": "Adam"}[arm] if not seed else None
-                axes.plot(losses, values, "o-", markersize=2.5, linewidth=0.8, alpha=0.8, color=colour, label=label)
+                axes.plot(losses, values, linewidth=1, color=colour, label=label)
         axes.set(xscale="log", yscale="log", title=f"{TITLES[name]}{', by matrix' if which == NAMES[2] else ''}")
         axes.invert_xaxis()
+        low, high = sorted(axes.get_xlim())
+        log_ticks(axes, (low * (high / low) ** share for share in (0.15, 0.5, 0.85)), digits=2)
         if i >= len(results):
             axes.set(xlabel="training loss")
     for axes in panels[:: len(results)]:
