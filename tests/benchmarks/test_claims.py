@@ -17,7 +17,7 @@ from benchmarks.claims.claim import Arm, Part
 from benchmarks.claims.experiments import CLAIMS, load
 from benchmarks.claims.files import from_plain, write
 from benchmarks.claims.finding import NOT_SEEN, OPPOSITE, SEEN, alike, corrected, higher, lower
-from benchmarks.claims.page import PAGES, details, findings_of
+from benchmarks.claims.page import PAGES, details, findings_of, summary
 from benchmarks.claims.results import TUNING
 from benchmarks.claims.running import planned, run_claim, run_part
 from benchmarks.claims.size import SMALL, TINY
@@ -44,7 +44,17 @@ def test_the_small_size_compares_five_seeds_and_fits(name: str) -> None:
     parts = load(name).parts(SMALL)
     assert all(part.seeds >= 5 and part.bytes < 4e9 for part in parts)
     assert len({part.name for part in parts}) == len(parts)
-    assert (PAGES / "claims" / f"{name}.md").exists()
+
+
+def test_pages_say_what_the_results_say() -> None:
+    found = {}
+    for name in CLAIMS:
+        claim, record = load(name), json.loads((command.KEPT / f"{name}.json").read_text())
+        findings = findings_of(claim, from_plain(record, claim, SMALL))
+        found[name] = claim, findings, record
+        assert details(claim, findings, record) in (PAGES / "claims" / f"{name}.md").read_text()
+        assert (PAGES / "pictures" / f"claim_{name}.png").exists()
+    assert summary([claim for claim, _, _ in found.values()], found) in (PAGES / "claims.md").read_text()
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Variance:
-    """The variance of Adam's adaptive rate over many draws of the first gradients, parameters standing still.
+    """The variance of Adam's adaptive rate over many samples of the first gradients, parameters standing still.
 
     Gradients are normal numbers, or those of a transformer at initialization on random batches; `elements` of them,
     each divided by the root of its mean square. The adaptive rate of an element is √((1 - β₂ᵗ) / vₜ).
@@ -201,7 +201,7 @@ CLAIM = Claim(
     papers="Liu et al. 2019, arXiv:1908.03265; Ma & Yarats 2019, arXiv:1910.04209",
     setting=(
         "a Post-LN transformer of 6 blocks of width 32 on source text, 300 steps, β₂ 0.98, a cosine after the warm-up, "
-        "3 learning rates by 5 seeds, all told; variances at β₂ 0.999 over 100 draws of gradients, 5 seeds"
+        "3 learning rates by 5 seeds, all told; variances at β₂ 0.999 over 100 samples of gradients, 5 seeds"
     ),
     parts=parts,
     judge=judge,
