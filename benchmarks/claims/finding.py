@@ -90,7 +90,7 @@ def alike(
     distance = abs(margin - abs(mean))
     p = two_sided(distance / error, len(pairs) - 1) / 2 if error else 0.0
     verdict = NOT_SEEN if p >= LEVEL else SEEN if abs(mean) <= margin else OPPOSITE
-    saw = f"{_told(pairs, unit, names)}; alike is within {margin:g}"
+    saw = f"{_told(pairs, unit, names)}; alike is within {margin:.3g}"
     return Finding(statement, saw, verdict, p, effect_size(differences))
 
 

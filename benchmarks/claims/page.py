@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.claims.claim import Claim
-from benchmarks.claims.finding import Finding, corrected
+from benchmarks.claims.finding import OPPOSITE, SEEN, Finding, corrected
 from benchmarks.claims.results import Results
 from benchmarks.pages import ROOT, replace_part, table
 from benchmarks.pictures import save_figure
@@ -30,6 +30,9 @@ def summary(claims: Sequence[Claim], found: Mapping[str, tuple[Claim, list[Findi
         if claim.name not in found:
             rows.append([first, "", "not run yet", ""])
             continue
+        verdicts = [one.verdict for one in found[claim.name][1]]
+        seen, opposite = verdicts.count(SEEN), verdicts.count(OPPOSITE)
+        first += f" **{seen} of {len(verdicts)} seen{f', {opposite} the opposite' if opposite else ''}.**"
         for one in found[claim.name][1]:
             rows.append([first, one.statement, f"{one.saw} (p {number(one.p)})", f"**{one.verdict}**"])
             first = ""
