@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_optim import create_optimizer
+from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.outcome import Outcome, thinned
 
 LOST = 3.0  # a run whose loss is so many times that of the first step, or not finite, has diverged
@@ -22,6 +23,11 @@ Hook = Callable[[int], object]
 def optimizer_of(model: nn.Module, spec: Mapping[str, Any], lr: float) -> Any:
     """The optimizer of a spec, for a model, at a learning rate."""
     return create_optimizer({**spec, "lr": lr}, model)
+
+
+def spec_without(candidate: Candidate, *names: str) -> dict[str, Any]:
+    """The spec of a candidate's optimizer, without what the run alone reads."""
+    return {key: value for key, value in candidate.spec.items() if key not in names}
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:

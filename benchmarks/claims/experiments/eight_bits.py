@@ -17,7 +17,7 @@ from benchmarks.claims.models import Transformer, memory
 from benchmarks.claims.plots import by_rate
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, train, warm_up
+from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, spec_without, train, warm_up
 from benchmarks.pictures import new_figure
 from lightning_optim.nn import StableEmbedding
 from lightning_optim.race.candidate import Candidate
@@ -75,7 +75,7 @@ class OnPairs:
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
         torch.manual_seed(seed)
         text, choose, test = pairs()
-        spec = {key: value for key, value in candidate.spec.items() if key not in ("stable", "rounded")}
+        spec = spec_without(candidate, "stable", "rounded")
         model = transformer(self.width, self.length, candidate.spec.get("stable", True)).to(DEVICE)
         optimizer = optimizer_of(model, {"name": "adamw", "weight_decay": 0.1, **spec}, lr)
         kind = candidate.spec.get("rounded")

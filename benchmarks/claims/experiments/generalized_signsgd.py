@@ -16,7 +16,7 @@ from benchmarks.claims.models import Recurrent, memory
 from benchmarks.claims.plots import by_rate
 from benchmarks.claims.results import Measured, Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, token_loss, train
+from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, spec_without, token_loss, train
 from benchmarks.pictures import new_figure
 from lightning_optim.analysis import extreme_eigenvalues
 from lightning_optim.race.candidate import Candidate
@@ -43,7 +43,7 @@ class Language:
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
         torch.manual_seed(seed)
         train_text, choose, test = source_text()
-        spec = {key: value for key, value in candidate.spec.items() if key != "clip"}
+        spec = spec_without(candidate, "clip")
         most = candidate.spec.get("clip", math.inf)
         model = Recurrent(self.width, self.depth).to(DEVICE)
         optimizer = optimizer_of(model, {**spec, "weight_decay": 0.0}, lr)

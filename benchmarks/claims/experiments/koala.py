@@ -18,7 +18,7 @@ from benchmarks.claims.models import CLASSES, Transformer, convolutional, memory
 from benchmarks.claims.plots import by_step, log_ticks
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, Batches, cosine, evaluate, optimizer_of, outcome, train
+from benchmarks.claims.training import DEVICE, Batches, cosine, evaluate, optimizer_of, outcome, spec_without, train
 from benchmarks.pictures import new_figure
 from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.outcome import Outcome
@@ -70,7 +70,7 @@ class Anytime:
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
         torch.manual_seed(seed)
         model, batches, held, tested = self.problem(seed)
-        spec = {key: value for key, value in candidate.spec.items() if key != "cosine"}
+        spec = spec_without(candidate, "cosine")
         optimizer = optimizer_of(model, {"weight_decay": 0.0, **spec}, lr)
         times = sorted({max(1, self.steps >> i) for i in range(TIMES)})
         loss, travelled = PerSample(), Travelled(model)

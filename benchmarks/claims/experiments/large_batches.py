@@ -14,7 +14,7 @@ from benchmarks.claims.models import Transformer, convolutional, memory
 from benchmarks.claims.plots import COLOURS, band, by_step
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, train, warm_up
+from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, spec_without, train, warm_up
 from benchmarks.pictures import new_figure
 from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.outcome import Outcome
@@ -30,11 +30,6 @@ SPECS: dict[str, tuple[float, dict[str, Any]]] = {  # the learning rate at batch
 }
 
 
-def optimizer_spec(candidate: Candidate) -> dict[str, Any]:
-    """The spec of the optimizer alone."""
-    return {key: value for key, value in candidate.spec.items() if key != "batch"}
-
-
 @dataclass(frozen=True)
 class Digits:
     """Trains a convolutional net on `images` digits, counted with repetition, in batches of the candidate's size."""
@@ -48,7 +43,7 @@ class Digits:
         batch = candidate.spec["batch"]
         steps = max(2, self.images // batch)
         model = convolutional(self.width).to(DEVICE)
-        optimizer = optimizer_of(model, optimizer_spec(candidate), lr)
+        optimizer = optimizer_of(model, spec_without(candidate, "batch"), lr)
         losses = train(model, optimizer, train_set.batches(batch, seed), steps, lr_at=warm_up(0.1, cosine))
         held, _ = evaluate(model, choose.x, choose.y)
         tested, right = evaluate(model, test.x, test.y)
@@ -67,7 +62,7 @@ class Text:
         torch.manual_seed(seed)
         train_text, choose, test = source_text()
         model = Transformer(width=self.width, length=self.length).to(DEVICE)
-        optimizer = optimizer_of(model, optimizer_spec(candidate), lr)
+        optimizer = optimizer_of(model, spec_without(candidate, "batch"), lr)
         batches = train_text.batches(candidate.spec["batch"], self.length, seed)
         losses = train(model, optimizer, batches, self.steps, lr_at=warm_up(0.1, cosine))
         held, _ = evaluate(model, *choose.windows(64, self.length))

@@ -18,7 +18,7 @@ from benchmarks.claims.models import CLASSES, convolutional, memory
 from benchmarks.claims.plots import by_step
 from benchmarks.claims.results import Measured, Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, evaluate, optimizer_of, train
+from benchmarks.claims.training import DEVICE, evaluate, optimizer_of, spec_without, train
 from benchmarks.pictures import new_figure
 from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.outcome import Outcome, thinned
@@ -58,7 +58,7 @@ class Quadratic:
         return [NOISE * level / mean for level in levels]
 
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
-        spec = {key: value for key, value in candidate.spec.items() if key != "known"}
+        spec = spec_without(candidate, "known")
         levels, curvatures = self.levels(seed), torch.logspace(-1, 0, self.size)
         generator = torch.Generator().manual_seed(seed + 1)
         x: Any = nn.Parameter(torch.ones(self.size))
