@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_optim.race.statistics import CONFIDENCE, LEVEL, holm, paired, spread
+from lightning_optim.race.statistics import CONFIDENCE, LEVEL, Difference, holm, paired, spread
 from lightning_optim.race.student import two_sided
 
 SEEN, NOT_SEEN, OPPOSITE = "seen", "not seen at this size", "the opposite"
@@ -90,7 +90,7 @@ def alike(
     distance = abs(margin - abs(mean))
     p = two_sided(distance / error, len(pairs) - 1) / 2 if error else 0.0
     verdict = NOT_SEEN if p >= LEVEL else SEEN if abs(mean) <= margin else OPPOSITE
-    saw = f"{_told(pairs, unit, names)}; alike is within {margin:.3g}"
+    saw = f"{_told(pairs, _difference(pairs), unit, names)}; alike is within {margin:.3g}"
     return Finding(statement, saw, verdict, p, effect_size(differences))
 
 
@@ -139,11 +139,11 @@ def _differ(
 ) -> Finding:
     pairs = _pairs(values, others)
     compared = [(math.log(a), math.log(b)) for a, b in pairs] if ratio else pairs
-    found = paired(dict(enumerate(a for a, _ in compared)), dict(enumerate(b for _, b in compared)))
-    assert found is not None
+    found = _difference(compared)
     p = found.p if found.p is not None else 0.0  # the same difference, not 0, for all seeds
     verdict = NOT_SEEN if p >= LEVEL else SEEN if sign * found.mean > 0 else OPPOSITE
-    return Finding(statement, _told(pairs, unit, names, ratio), verdict, p, effect_size([a - b for a, b in compared]))
+    saw = _told(pairs, found, unit, names, ratio)
+    return Finding(statement, saw, verdict, p, effect_size([a - b for a, b in compared]))
 
 
 def _pairs(values: Values, others: Values) -> list[tuple[float, float]]:
@@ -153,20 +153,19 @@ def _pairs(values: Values, others: Values) -> list[tuple[float, float]]:
     return pairs
 
 
-def _told(pairs: Sequence[tuple[float, float]], unit: str, names: tuple[str, str], ratio: bool = False) -> str:
-    """Both means, and the difference or ratio with its interval."""
-    means = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
-    unit = f" {unit}" if unit else ""
-    both = f"{names[0]} {means[0]:.3g}, {names[1]} {means[1]:.3g}{unit}"
-    logs = [(math.log(a), math.log(b)) for a, b in pairs] if ratio else pairs
-    found = paired(dict(enumerate(a for a, _ in logs)), dict(enumerate(b for _, b in logs)))
+def _difference(pairs: Sequence[tuple[float, float]]) -> Difference:
+    found = paired(dict(enumerate(a for a, _ in pairs)), dict(enumerate(b for _, b in pairs)))
     assert found is not None
-    if ratio:
-        ends = (
-            ""
-            if found.low is None or found.high is None
-            else f" ({math.exp(found.low):.3g} to {math.exp(found.high):.3g})"
-        )
-        return f"{both}: {math.exp(found.mean):.3g} times{ends}"
-    ends = "" if found.low is None else f" ({found.low:.3g} to {found.high:.3g})"
-    return f"{both}: {found.mean:+.3g}{ends}"
+    return found
+
+
+def _told(
+    pairs: Sequence[tuple[float, float]], found: Difference, unit: str, names: tuple[str, str], ratio: bool = False
+) -> str:
+    """Both means, and the difference with its interval; of logarithms, told as a ratio."""
+    means = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
+    both = f"{names[0]} {means[0]:.3g}, {names[1]} {means[1]:.3g}{f' {unit}' if unit else ''}"
+    ends = [] if found.low is None or found.high is None else [found.low, found.high]
+    interval = " to ".join(f"{math.exp(end) if ratio else end:.3g}" for end in ends)
+    by = f"{math.exp(found.mean):.3g} times" if ratio else f"{found.mean:+.3g}"
+    return f"{both}: {by}{f' ({interval})' if interval else ''}"
