@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_optim import AdamW, Lion
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.ranks import alone
-from lightning_optim.engines.compiled import compiler
+from lightning_optim.engines.cpp import compiler
 from lightning_optim.errors import EngineError
 from lightning_optim.stages import Average
 from tests.harness.data import batches as batches_of_data

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_optim import engines
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines import compiled
-from lightning_optim.engines.compiled import compiler
+from lightning_optim.engines.cpp import compiler
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.math import exp

@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from lightning_optim import AdamW
-from lightning_optim.engines.compiled import compiler, dynamic_library, folders
+from lightning_optim.engines.cpp import compiler, dynamic_library, folders
 from lightning_optim.errors import EngineError, OptionError
 from tests.harness.processes import NOBODY, WHOLE, Machine, Step, first_step
 

@@ -24,7 +24,7 @@ import torch
 
 from lightning_optim import AdamW, engines
 from lightning_optim.engines import compiled
-from lightning_optim.engines.compiled import compiler, folders
+from lightning_optim.engines.cpp import compiler, folders
 
 NOBODY = 65534
 # Passes through to the compiler. It keeps what that makes, so that the tests compile each kernel once.

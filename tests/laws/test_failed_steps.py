@@ -15,7 +15,7 @@ from lightning_optim import engines, storage
 from lightning_optim.core.foreign_stages import attach
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.engines import compiled, reference
-from lightning_optim.engines.compiled import compiler
+from lightning_optim.engines.cpp import compiler
 from lightning_optim.engines.plan import Plan
 from lightning_optim.errors import EngineError, OptionError
 from lightning_optim.stages import Average, Lookahead

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_optim.core.optimizer import OPTIMIZERS, Optimizer
 from lightning_optim.distributed.global_index import global_indices
-from lightning_optim.engines.compiled.compiler import without_compiler
+from lightning_optim.engines.cpp.compiler import without_compiler
 from lightning_optim.stages import Average, Lookahead, Noise, Stage
 from tests.harness import problems
 from tests.harness.engines import differences, quantizes, serving

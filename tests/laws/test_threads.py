@@ -23,7 +23,7 @@ from lightning_optim.callbacks import IterateAveraging, NonFiniteGuard
 from lightning_optim.core.optimizer import Optimizer
 from lightning_optim.distributed.global_index import global_indices
 from lightning_optim.distributed.ranks import alone, is_alone
-from lightning_optim.engines.compiled import compiler
+from lightning_optim.engines.cpp import compiler
 from lightning_optim.stages import Average, Lookahead, Noise
 from tests.harness import problems
 from tests.harness.data import seeded_samples

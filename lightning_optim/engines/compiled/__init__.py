@@ -1,6 +1,6 @@
 """The fastest engine for CPUs with a C++ compiler: the update as one loop, compiled once for a machine.
 
-The kernel is printed from the program (`printer.py`), compiled in a few tenths of a second (`compiler.py`), and stored
+The kernel is printed from the program (`printer.py`), compiled in a few tenths of a second (`engines/cpp`), and stored
 in the user's cache folder, so later processes only load it. It depends on the flags of the optimizer and on dtypes, but
 not on shapes, learning rates or the number of tensors. Without a compiler the blocked engine runs the step.
 """
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines import passes
-from lightning_optim.engines.compiled import compiler, printer
-from lightning_optim.engines.compiled.compiler import without_compiler
+from lightning_optim.engines.compiled import printer
 from lightning_optim.engines.compiled.strips import Strips
+from lightning_optim.engines.cpp import compiler
+from lightning_optim.engines.cpp.compiler import without_compiler
 from lightning_optim.engines.kernels import Kernel, KernelBackend, arguments_of
 from lightning_optim.engines.launch import Launch
 from lightning_optim.engines.plan import Plan

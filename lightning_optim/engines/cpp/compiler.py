@@ -22,9 +22,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from lightning_optim.engines.compiled import folders
-from lightning_optim.engines.compiled.dynamic_library import function_of
-from lightning_optim.engines.compiled.folders import KERNEL, Folder
+from lightning_optim.engines.cpp import folders
+from lightning_optim.engines.cpp.dynamic_library import function_of
+from lightning_optim.engines.cpp.folders import KERNEL, Folder
 from lightning_optim.errors import EngineError
 
 # No -ffast-math: results equal those of torch. Products and sums are not contracted, roots set no errno, nothing traps.

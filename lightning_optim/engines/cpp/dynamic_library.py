@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from lightning_optim.engines.compiled import folders
+from lightning_optim.engines.cpp import folders
 from lightning_optim.errors import EngineError
 
 _loads = itertools.count()
