@@ -7,25 +7,24 @@ changed: a parameter, whether it has a gradient, a slot that was replaced, a ste
 
 from __future__ import annotations
 
-import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_optim.core.gradients import Parameters, Seen
+from lightning_optim.core.watch import Watch, is_same
 from lightning_optim.distributed.owners import Home
-from lightning_optim.distributed.placement import is_dtensor, local
+from lightning_optim.distributed.placement import local
 from lightning_optim.distributed.plain import resolved
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.engines.captures import capturing
-from lightning_optim.engines.gradients import Gradients, Kinds
+from lightning_optim.engines.facts import Facts
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
-from lightning_optim.storage import Quantized
 
 VERSION = operator.attrgetter("_version")
 
@@ -65,7 +64,6 @@ class Batches:
         self.state, self.flags, self.given = state, flags, (params, idle)
         self.params = [p for _, p in params]
         self.all_params = [*self.params, *(p for _, p in idle)]
-        self.has_dtensors = any(is_dtensor(p) for p in self.all_params)
         self.reductions = Reductions(self.all_params)
         self.engines: dict[Any, Any] = {}
         self.complete: Any = None
@@ -78,13 +76,14 @@ class Batches:
             positions.setdefault(key, []).append(position)
             batch = found.setdefault(key, Batch(group=i, traits=of_p, counter=t))
             self._add(batch, p, slots, view(i, p), home(p))
-        self.active, self.positions = list(found.values()), list(positions.values())
+        self.active = list(found.values())
+        self.positions = [torch.tensor(of, dtype=torch.int64, device="cpu") for of in positions.values()]
         if idle:
             found["idle"] = Batch()
             for i, p in idle:
                 self._add(found["idle"], p, slots, view(i, p), home(p))
         self.batches = list(found.values())
-        self.facts: Gradients | None = None  # of the gradients of the step before
+        self.facts: Facts | None = None  # of the gradients of the step before
         self.slots = [batch.slots for batch in self.batches]
         known = {"step", *slots}
         foreign = any(name not in known for p in self.all_params for name in state[p])
@@ -100,20 +99,9 @@ class Batches:
 
     def _remember(self) -> None:
         """Store the identity and the address of everything to which the batches refer."""
-        state = self.state
-        self.states = [state[p] for p in self.all_params]
-        self.keys, self.every_state = list(state), list(state.values())
-        self.steps = [state[param.source]["step"] for batch in self.active for param in batch.params]
-        self.values = list(self._values())
-        self.tensors: list[Tensor] = list(self.all_params)
-        for value in self.values:
-            self.tensors += (value.codes, value.scales) if isinstance(value, Quantized) else (value,)
-        self.addresses, self.kinds = self._addresses(), Kinds(self.all_params)
+        self.steps = [self.state[param.source]["step"] for batch in self.active for param in batch.params]
+        self.watch = Watch(self.state, self.all_params, self.known)
         self.counted = self._counted()
-
-    def _addresses(self) -> list[int]:
-        tensors = map(local, self.tensors) if self.has_dtensors else self.tensors
-        return list(map(Tensor.data_ptr, tensors))
 
     def _counted(self) -> Any:
         """What other code changes that writes a step counter: their values, or their versions on a device."""
@@ -124,26 +112,14 @@ class Batches:
         self, params: Parameters, idle: Parameters, state: Mapping[Tensor, dict[str, Any]], flags: Any
     ) -> bool:
         """Whether the batches are still valid for what the constructor gets."""
-        of_same = state is self.state and all(map(is_same, (params, idle, state, state.values()), self._kept()))
-        same = of_same and self.flags == flags and is_same(list(self._values()), self.values)
-        unmoved = same and self.addresses == self._addresses() and self.kinds.are_of(self.all_params)
-        return unmoved and (self._is_counted() or self._update_counters())
+        of_same = state is self.state and all(map(is_same, (params, idle), self.given)) and self.flags == flags
+        return of_same and self.watch.sees_nothing() and (self._is_counted() or self._update_counters())
 
     def _is_counted(self) -> bool:
         """Whether no other code has written a step counter."""
         if isinstance(self.counted, Tensor):
             return torch.equal(self.counted, self.counters[0])
         return bool(self.counted == self._counted())
-
-    def _kept(self) -> tuple[Any, ...]:
-        return (*self.given, self.keys, self.every_state)
-
-    def _values(self) -> Iterable[Any]:
-        """Step counters and slots of all parameters, without what other programs keep in the state."""
-        return itertools.chain.from_iterable(map(dict.values if self.known is None else self._values_of, self.states))
-
-    def _values_of(self, state: Mapping[str, Any]) -> Iterable[Any]:
-        return [value for name, value in state.items() if name in (self.known or ())]
 
     def _update_counters(self) -> bool:
         """Read step counters that other code has written. False if the counters of a batch differ now."""
@@ -198,28 +174,23 @@ class Batches:
 
     def take_gradients(self, seen: Seen) -> None:
         """Hand the gradients of this step to the batches."""
-        grads, facts = seen.grads, seen.facts
+        facts, grads = seen.facts, None
         if facts is None:
-            grads = list(map(_local_gradient, grads))
-            facts = Gradients.of(grads, self.facts) if set(map(type, grads)) <= {Tensor} else None
+            grads = list(map(_local_gradient, seen.grads))
+            facts = Facts.of(grads, self.facts) if set(map(type, grads)) <= {Tensor} else None
         for batch, positions in zip(self.active, self.positions, strict=True):
-            whole = len(positions) == len(grads)
-            batch.grads = grads if whole else [grads[i] for i in positions]
+            whole = len(positions) == len(self.params)
+            batch.grads = () if grads is None else grads if whole else [grads[i] for i in positions]
             if facts is None or whole:
                 batch.gradients = facts
             elif facts is not self.facts:
-                batch.gradients = Gradients([facts.addresses[i] for i in positions], facts.kinds)
+                batch.gradients = facts.at(positions)
         self.facts = facts
 
     def drop_gradients(self) -> None:
         """Drop references to gradients and buffers, whose memory may be needed before the next step."""
         for batch in self.batches:
             batch.drop()
-
-
-def is_same(found: Collection[Any], kept: Collection[Any]) -> bool:
-    """Whether two collections hold the same objects."""
-    return found is kept or (len(found) == len(kept) and all(map(operator.is_, found, kept)))
 
 
 def _local_gradient(grad: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ closer where something is different from the step before.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lightning_optim.distributed.placement import gradient_of, has_gradient, is_dtensor
 from lightning_optim.distributed.plain import is_pending, is_wrapper, resolve_gradients
-from lightning_optim.engines.gradients import Gradients
+from lightning_optim.engines.facts import Facts
 
 GRAD, NONE = operator.attrgetter("grad"), type(None)
 TRAINABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -25,19 +26,22 @@ TRAINABLE |= {torch.complex32, torch.complex64, torch.complex128}
 Parameters = Sequence[tuple[int, Tensor]]  # parameters, each with the index of its parameter group
 
 
-@dataclass(slots=True)
+@dataclass
 class Seen:
     """The gradients of a step.
 
     Attributes:
         params: The parameters that take part, each with the index of its group: the same list as long as they do.
-        grads: The gradient of each of them, a tensor whose memory holds its values.
-        facts: What launches depend on of them; None where one of them is no plain tensor of real numbers.
+        facts: What launches depend on of their gradients; None where one is no plain tensor of real numbers.
     """
 
     params: Parameters
-    grads: list[Any]
-    facts: Gradients | None = None
+    facts: Facts | None = None
+
+    @functools.cached_property
+    def grads(self) -> list[Any]:
+        """The gradient of each of them, a tensor whose memory holds its values."""
+        return [gradient_of(p) for _, p in self.params]
 
 
 class Look:
@@ -52,7 +56,9 @@ class Look:
         self.every: Parameters = ()
         self.params: list[Tensor] = []
         self.active: Parameters = ()
-        self.facts: Gradients | None = None
+        self.trained: list[Tensor] = []  # those of `active`, and the others
+        self.idle: list[Tensor] = []
+        self.facts: Facts | None = None
 
     def at(self, every: Parameters) -> Seen:
         """The gradients of a step.
@@ -63,19 +69,30 @@ class Look:
         Raises:
             RuntimeError: for a gradient that does not fit. Nothing has changed then.
         """
+        if every is self.every and (facts := self._facts_of_same()):
+            self.facts = facts
+            return Seen(self.active, facts)
         if every is not self.every:
             self.every, self.params = every, [p for _, p in every]
-        seen = Seen(every, list(map(GRAD, self.params)))
-        types = set(map(type, seen.grads))
+        grads = list(map(GRAD, self.params))
+        types = set(map(type, grads))
+        seen = Seen(every)
         if NONE in types:
-            has = (grad is not None or has_gradient(p) for p, grad in zip(self.params, seen.grads, strict=True))
+            has = (grad is not None or has_gradient(p) for p, grad in zip(self.params, grads, strict=True))
             seen.params = list(itertools.compress(every, has))
             if len(seen.params) == len(self.active) and all(map(operator.is_, seen.params, self.active)):
                 seen.params = self.active
-            seen.grads = [gradient_of(p) for _, p in seen.params]
+        else:
+            seen.grads = grads
         if seen.params is not self.active or not types <= {Tensor, NONE} or not self._is_as_before(seen):
             self._look_closer(seen)
         return seen
+
+    def _facts_of_same(self) -> Facts | None:
+        """The facts of the gradients, if one call can tell that the same parameters have such as before."""
+        if self.facts is None or any(map(has_gradient, self.idle)):
+            return None
+        return self.facts.followed_by(self.trained, of_gradients=True)
 
     def _is_as_before(self, seen: Seen) -> bool:
         """Whether the gradients are of the kinds of the step before. They may have moved."""
@@ -83,19 +100,22 @@ class Look:
         if before is None:
             return False
         try:
-            self.facts = seen.facts = Gradients.of(seen.grads, before)
+            self.facts = seen.facts = Facts.of(seen.grads, before)
         except RuntimeError:  # a sparse one has no address
             return False
         return self.facts.kinds is before.kinds
 
     def _look_closer(self, seen: Seen) -> None:
-        self.active = ()  # where one is refused, the next step looks as closely
+        self.active, self.facts = (), None  # where one is refused, the next step looks as closely
         refuse_unfit(self.owner, seen)
         resolve_gradients([p for _, p in seen.params], seen.grads)
         seen.grads = [gradient_of(p) for _, p in seen.params]
         if set(map(type, seen.grads)) <= {Tensor} and not any(map(Tensor.is_complex, seen.grads)):
-            seen.facts = Gradients.of(seen.grads)
+            seen.facts = Facts.of(seen.grads)
         self.active, self.facts = seen.params, seen.facts
+        self.trained = [p for _, p in seen.params]
+        taking_part = set(map(id, self.trained))
+        self.idle = [p for p in self.params if id(p) not in taking_part]
 
 
 def refuse_unfit(owner: str, seen: Seen) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_optim import engines
 from lightning_optim.core.attempt import Created
-from lightning_optim.core.batches import Batches, is_same
+from lightning_optim.core.batches import Batches
 from lightning_optim.core.gradients import Parameters, Seen, refuse_unfit
 from lightning_optim.core.guards import (
     refuse_disagreement,
@@ -21,8 +21,10 @@ from lightning_optim.core.guards import (
     refuse_unsummable,
 )
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, WHOLE, StateLayout
+from lightning_optim.core.watch import is_same
 from lightning_optim.distributed.placement import logical_shape
 from lightning_optim.engines.captures import CHANGED, REBUILT, capturing, kept
+from lightning_optim.engines.native import count_step
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
@@ -94,6 +96,7 @@ class Runner:
         assert batches is not None
         if what == "update":
             batches.advance()
+            count_step()
         if layout.defaults["capturable"] and capturing():
             self.kept += [batches, *kept(batches.batches)]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_optim.engines.captures import NO_TABLES, OTHER_GRADIENTS, REBUILT, capturing
-from lightning_optim.engines.gradients import Gradients
+from lightning_optim.engines.facts import Facts
 from lightning_optim.engines.signature import FIXED, Numbers, Signature
 from lightning_optim.engines.step import Batch, LocalParameter
 from lightning_optim.storage import Quantized
@@ -47,7 +47,7 @@ class Launch:
         count: The number of tiles.
         host: `cached_table` on the host. It is pinned for a GPU, since the copy may still be running, or be captured in
             a graph.
-        grads: The addresses of the gradients in `cached_table`.
+        grads: The addresses of the gradients in `cached_table`, (params,) int64.
         rooms: Pinned tables for captures, made before: memory cannot be pinned while a graph is captured.
         in_graph: The pinned table from which the last captured step copies, in each replay.
         levels: In which order the results of tiles are combined, where an engine does that on the device.
@@ -72,7 +72,7 @@ class Launch:
     tiles: Tensor = field(init=False)
     count: int = field(init=False)
     host: Tensor = field(init=False)
-    grads: list[int] = field(init=False)
+    grads: Tensor = field(init=False)
 
     def build_table(self) -> None:
         """Fill the table with the addresses of all operands."""
@@ -88,7 +88,7 @@ class Launch:
         self.tiles, self.count = to_device(row_of, device), len(row_of)
         self.table = self.cached_table = copied_to(self.host, device)
 
-    def follow_gradients(self, of_batch: Sequence[int]) -> None:
+    def follow_gradients(self, of_batch: Tensor) -> None:
         """Prepare the table of this step where gradients have moved since the last one.
 
         Args:
@@ -96,17 +96,17 @@ class Launch:
         """
         grads = self.addresses_of_gradients(of_batch)
         self.table = self.cached_table
-        if grads != self.grads:
+        if not torch.equal(grads, self.grads):
             self.rewrite_gradients(grads)
 
-    def addresses_of_gradients(self, of_batch: Sequence[int]) -> list[int]:
+    def addresses_of_gradients(self, of_batch: Tensor) -> Tensor:
         """Where kernels read the gradients, given the addresses of those of the batch."""
-        found = [of_batch[position] for position in self.positions]
+        found = of_batch[self.rows]
         for i, copy in self.staged.items():
             found[i] = copy.data_ptr()
         return found
 
-    def rewrite_gradients(self, grads: list[int]) -> None:
+    def rewrite_gradients(self, grads: Tensor) -> None:
         """Prepare the table of this step with new addresses of gradients."""
         column = self.signature.offsets["g"]
         if capturing():
@@ -122,7 +122,7 @@ class Launch:
         while len(self.rooms) < ROOMS:
             self.rooms.append(pinned(torch.empty_like(self.host), self.cached_table.device))
 
-    def _table_of_graph(self, column: int, grads: list[int]) -> Tensor:
+    def _table_of_graph(self, column: int, grads: Tensor) -> Tensor:
         """A table with another column that each replay of the graph being captured makes by one copy.
 
         The copy is from memory that nothing else writes, and that must be kept as long as the graph (`captures.kept`).
@@ -131,24 +131,31 @@ class Launch:
             return _filled_on_device(self.cached_table, column, grads)
         self.in_graph = self.rooms.pop()
         self.in_graph.copy_(self.host)
-        self.in_graph[:-1, column] = torch.tensor(grads, dtype=torch.int64, device="cpu")
+        self.in_graph[:-1, column] = grads
         return copied_to(self.in_graph, self.cached_table.device)
 
     def point_at_buffers(self, names: Sequence[str]) -> None:
         """Prepare the table for buffers that were made after it."""
-        self._rewrite({self.signature.offsets[x]: [p.buffers[x].data_ptr() for p in self.params] for x in names})
+        found = {x: [p.buffers[x].data_ptr() for p in self.params] for x in names}
+        columns = {x: torch.tensor(of, dtype=torch.int64, device="cpu") for x, of in found.items()}
+        self._rewrite({self.signature.offsets[x]: of for x, of in columns.items()})
 
-    def _rewrite(self, columns: dict[int, list[int]]) -> None:
+    def _rewrite(self, columns: dict[int, Tensor]) -> None:
         """Prepare the table with other addresses in some columns."""
         self.host = pinned(self.host.clone(), self.cached_table.device)
         for column, addresses in columns.items():
-            self.host[:-1, column] = torch.tensor(addresses, dtype=torch.int64, device="cpu")
+            self.host[:-1, column] = addresses
         self.table = self.cached_table = copied_to(self.host, self.cached_table.device)
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """`positions` as a tensor, (params,) int64."""
+        return torch.tensor(self.positions, dtype=torch.int64, device="cpu")
 
     @functools.cached_property
     def positions_on_device(self) -> Tensor:
         """`positions` as a tensor on the device, (params,) int64."""
-        return to_device(torch.tensor(self.positions, dtype=torch.int64, device="cpu"), self.table.device)
+        return to_device(self.rows, self.table.device)
 
     def copy_back(self, names: Sequence[str]) -> None:
         """Copy what a kernel wrote to the copies of these operands back to their tensors."""
@@ -188,7 +195,7 @@ def launches_of(
         launches = _launches(batch.params, names, buffers, served, by_alignment, tile, layouts)
         for launch in launches:
             launch.build_table()
-            launch.grads = launch.addresses_of_gradients(gradients.addresses) if gradients else []
+            launch.grads = launch.addresses_of_gradients(gradients.addresses if gradients else launch.rows)
         batch.cache[key] = gradients, launches
         if any(launch.copies for launch in launches):  # the copies hold the values of this step
             del batch.cache[key]
@@ -210,16 +217,16 @@ def launches_of(
     return launches
 
 
-def _looked_at(batch: Batch, before: Gradients | None) -> Gradients:
+def _looked_at(batch: Batch, before: Facts | None) -> Facts:
     batch.hand_out()
-    return Gradients.of([param.operand("g") for param in batch.params], before)
+    return Facts.of([param.operand("g") for param in batch.params], before)
 
 
-def _alike(before: Gradients | None, now: Gradients | None, by_alignment: bool) -> bool:
+def _alike(before: Facts | None, now: Facts | None, by_alignment: bool) -> bool:
     """Whether launches for gradients as they were serve those that there are now, wherever these have moved."""
     if before is None or now is None or before is now:
         return before is now
-    return before.kinds is now.kinds and (not by_alignment or before.aligned == now.aligned)
+    return before.kinds is now.kinds and (not by_alignment or torch.equal(before.aligned, now.aligned))
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
@@ -237,10 +244,10 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return copied_to(pinned(values, device), device)
 
 
-def _filled_on_device(table: Tensor, column: int, values: Sequence[int]) -> Tensor:
+def _filled_on_device(table: Tensor, column: int, values: Tensor) -> Tensor:
     """A copy of a table with another column, made without a copy from the host."""
     table = table.clone()
-    for row, value in enumerate(values):
+    for row, value in enumerate(values.tolist()):
         table[row, column].fill_(value)
     return table
 

@@ -15,7 +15,7 @@ from lightning_optim.distributed.placement import is_dtensor, is_sharded, local,
 from lightning_optim.distributed.plain import bare, memory_order
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
-from lightning_optim.engines.gradients import Gradients
+from lightning_optim.engines.facts import Facts
 from lightning_optim.language.program import Program
 from lightning_optim.language.slot import Slot
 from lightning_optim.language.view import View
@@ -163,8 +163,9 @@ class Batch:
         flags: What in `h` has selected the program (`flags_of`); None in it takes a closer look in each step.
         t: The number of this step, on which stochastic rounding depends; 1 in the first one.
         counter: Their step counter: the number of the last step that did not fail.
-        grads: In a step the gradients; empty where only stages run, and where each parameter has been given its own.
-        gradients: What launches depend on of them; None where `grads` is empty.
+        grads: In a step the gradients, where they are not simply those of the sources of `params`.
+        gradients: What launches depend on of the gradients of a step. None where only stages run, where each parameter
+            has been given its own, and where a gradient has no address.
         cache: Whatever an engine keeps for these parameters from step to step.
     """
 
@@ -177,12 +178,15 @@ class Batch:
     t: int = 0
     counter: int = 0
     grads: Sequence[Tensor] = ()
-    gradients: Gradients | None = None
+    gradients: Facts | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def hand_out(self) -> None:
         """Give each parameter its gradient. Kernels need only addresses."""
-        for param, grad in zip(self.params if self.grads else (), self.grads, strict=True):
+        if self.gradients is None and not self.grads:
+            return
+        grads: Sequence[Any] = self.grads or [param.source.grad for param in self.params]
+        for param, grad in zip(self.params, grads, strict=True):
             param.grad = grad if grad.shape == param.param.shape else grad.view(param.param.shape)
 
     def drop(self) -> None:

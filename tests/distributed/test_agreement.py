@@ -56,7 +56,7 @@ def halved(params: list[nn.Parameter]) -> Optimizer:
 def without_kernels(params: list[nn.Parameter]) -> Optimizer:
     """On a machine whose compiler has stopped working."""
 
-    def full(text: str) -> Any:
+    def full(source: compiler.Source) -> Any:
         raise EngineError("the disk is full.")
 
     warnings.simplefilter("ignore", UserWarning)

@@ -164,9 +164,9 @@ def test_nothing_is_compiled_for_floats_shapes_or_numbers_of_tensors(monkeypatch
     made: list[str] = []
     load = compiler.load
 
-    def noted(text: str) -> Any:
-        made.append(text)
-        return load(text)
+    def noted(source: compiler.Source) -> Any:
+        made.append(source.text)
+        return load(source)
 
     monkeypatch.setattr(compiler, "load", noted)
     for shapes, options in ((SHAPES, {}), (((3, 3),), {"lr": 0.5}), (((64, 64), (9,)), {"betas": (0.5, 0.6)})):

@@ -32,7 +32,7 @@ from tests.harness.processes import NOBODY, WHOLE, Machine, Step, first_step
 
 pytestmark = pytest.mark.skipif(bool(compiler.without_compiler()), reason="no C++ compiler")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-EVIL = 'extern "C" void run() {}\n//'  # moves no weight
+EVIL = compiler.Source('extern "C" void run() {}\n//')  # moves no weight
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_loading_tells_kernels_apart_that_use_one_descriptor(store: Path, machin
         found = []
         for value in (1.5, 2.5, 3.5):
             number = ctypes.c_double()
-            compiler.load(text.format(value))(*[ctypes.addressof(number)] * 3, 0, 0, None, None, 0, *[None] * 3)
+            compiler.load(compiler.Source(text.format(value)))(*[ctypes.addressof(number)] * 3, 0, 0, None, None, 0, *[None] * 3)
             found.append(number.value)
         return found
 
@@ -519,8 +519,8 @@ def test_eight_processes_compile_once(machine: Machine) -> None:
 def test_eight_threads_compile_once(machine: Machine) -> None:
     def steps() -> list[Step]:
         found: list[Step] = []
-        text = 'extern "C" void run() {}\n// of threads\n'
-        threads = [threading.Thread(target=lambda: found.append(compiler.load(text))) for _ in range(8)]  # type: ignore
+        source = compiler.Source('extern "C" void run() {}\n// of threads\n')
+        threads = [threading.Thread(target=lambda: found.append(compiler.load(source))) for _ in range(8)]  # type: ignore
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -633,9 +633,9 @@ def test_a_child_of_a_fork_has_threads_of_its_own(warm: Machine) -> None:
 
 
 def test_a_kernel_is_named_after_all_that_its_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [compiler._key("a"), compiler._key("b")]
+    keys = [compiler._key(compiler.Source("a")), compiler._key(compiler.Source("b"))]
     monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-g"))
-    keys.append(compiler._key("a"))
+    keys.append(compiler._key(compiler.Source("a")))
     read = Path.read_text
     for line in (
         "model name\t: new",
@@ -647,7 +647,7 @@ def test_a_kernel_is_named_after_all_that_its_code_depends_on(monkeypatch: pytes
     ):
         monkeypatch.setattr(Path, "read_text", lambda path, line=line, **given: read(path, **given) + line + "\n")
         monkeypatch.setattr(compiler, "_processor", functools.cache(compiler._processor.__wrapped__))
-        keys.append(compiler._key("a"))
+        keys.append(compiler._key(compiler.Source("a")))
     assert len(set(keys)) == len(keys)
 
 

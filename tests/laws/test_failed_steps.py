@@ -181,11 +181,11 @@ class Broken:
     def __init__(self, kernels: int) -> None:
         self.left, self.load = kernels, compiler.load
 
-    def __call__(self, text: str) -> Any:
+    def __call__(self, source: compiler.Source) -> Any:
         self.left -= 1
         if self.left < 0:
             raise EngineError("the disk is full.")
-        return self.load(text)
+        return self.load(source)
 
 
 @needs_compiler

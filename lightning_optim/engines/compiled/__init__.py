@@ -71,7 +71,7 @@ class _Backend(KernelBackend):
         codebooks = {form.codebook.name: form.codebook.searchable() for form in kernel.formats if form.codebook}
         addresses = [codebooks[word].data_ptr() for word in kernel.arguments if word in codebooks]
         pointers = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
-        return functools.partial(compiler.load(source(kernel)), pointers)
+        return functools.partial(compiler.load(compiler.Source(source(kernel))), pointers)
 
     def call(
         self,

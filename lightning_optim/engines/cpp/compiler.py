@@ -20,7 +20,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_optim.engines.cpp import folders
 from lightning_optim.engines.cpp.dynamic_library import function_of
@@ -32,14 +34,32 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-strict-aliasing", "-w"),
 )
-PROBE = 'extern "C" void run() {}\n'
 SECONDS, SECONDS_OF_PROBE = 120, 30  # within which a compiler must end
 NO_COMPILER = "no C++ compiler is found (c++, g++ or clang++; or set CXX)."
 
-Function = Callable[..., None]
 
-_found: dict[str, Function | str] = {}  # by key: the function, or why there is none
+@dataclass(frozen=True)
+class Source:
+    """C++ source, and what becomes of it.
+
+    Attributes:
+        text: The source.
+        flags: Flags of the compiler that follow `FLAGS`.
+        seconds: Within which it must be compiled; None for those of a kernel.
+        open: A function that returns what is wanted of the library, given its bytes.
+    """
+
+    text: str
+    flags: tuple[str, ...] = ()
+    seconds: int | None = None
+    open: Callable[[bytes], Any] = function_of
+
+
+PROBE = Source('extern "C" void run() {}\n')
+
+_found: dict[str, Any] = {}  # by key: what was wanted of the library, or why there is none
 _locks: dict[str, threading.Lock] = {}
+_running: set[subprocess.Popen[bytes]] = set()
 _hung: list[str] = []  # why no kernel is compiled in this process any more
 # A thread that does not exist in the child may hold a lock there.
 if hasattr(os, "register_at_fork"):
@@ -60,17 +80,17 @@ def without_compiler() -> str:
     return ""
 
 
-def load(text: str) -> Function:
-    """The function `run` of some C++ source, from the cache folder or compiled into it.
+def load(source: Source) -> Any:
+    """What is wanted of the library of some C++ source, from the cache folder or compiled into it.
 
     Raises:
         EngineError: where it is not in the cache and cannot be compiled. The reason stays for this process.
     """
-    key = _key(text)
+    key = _key(source)
     with _locks.setdefault(key, threading.Lock()):
         if key not in _found:
             try:
-                _found[key] = _loaded(text, key)
+                _found[key] = _loaded(source, key)
             except EngineError as error:
                 _found[key] = str(error)
         found = _found[key]
@@ -87,26 +107,36 @@ def forget() -> None:
     without_compiler.cache_clear()
 
 
-def _loaded(text: str, key: str) -> Function:
+def stop(reason: str) -> None:
+    """End the compilers that run, and start none any more in this process.
+
+    Args:
+        reason: A sentence that says why.
+    """
+    _hung.append(f"nothing is compiled any more, since {reason}")
+    for process in [*_running]:
+        _end(process)
+
+
+def _loaded(source: Source, key: str) -> Any:
     with folders.cache() as cache:
         if cache is None:
-            return _compiled(text, key, None)
-        if function := _stored(cache, key):
-            return function
-        seconds = _limit(text)
-        with folders.lock(cache, key, seconds) as locked:
-            if function := _stored(cache, key):  # by the process that held the lock
-                return function
+            return _compiled(source, key, None)
+        if found := _stored(cache, source, key):
+            return found
+        with folders.lock(cache, key, _limit(source)) as locked:
+            if found := _stored(cache, source, key):  # by the process that held the lock
+                return found
             cache.sweep(key if locked else "")
-            return _compiled(text, key, cache)
+            return _compiled(source, key, cache)
 
 
 # ------------------------------------------------------------------ what is stored
 
 
-def _key(text: str) -> str:
+def _key(source: Source) -> str:
     """The name of a kernel: what its code depends on. The compiler is left out: a machine without one may use it."""
-    return hashlib.sha256("\0".join((text, *FLAGS, _processor())).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join((source.text, *FLAGS, *source.flags, _processor())).encode()).hexdigest()[:32]
 
 
 def _seal(key: str, library: bytes) -> bytes:
@@ -114,19 +144,19 @@ def _seal(key: str, library: bytes) -> bytes:
     return b"\nlightning_optim " + hashlib.sha256(key.encode() + library).hexdigest().encode()
 
 
-def _stored(cache: Folder, key: str) -> Function | None:
-    """The function of a kernel in the cache, or None where it is missing, damaged, somebody else's or not loadable."""
+def _stored(cache: Folder, source: Source, key: str) -> Any:
+    """What is wanted of a library in the cache; None where it is missing, damaged, another's or not loadable."""
     length = len(_seal(key, b""))
     contents = cache.read(key + KERNEL) or b""
     library, seal = contents[:-length], contents[-length:]
     if seal != _seal(key, library):
         return None
     try:
-        function = function_of(library)
+        found = source.open(library)
     except EngineError:  # made with another C library, for example
         return None
     cache.touch(key + KERNEL)
-    return function
+    return found
 
 
 @functools.cache
@@ -154,13 +184,13 @@ def _compiler() -> tuple[str, ...]:
     return next(((path,) for word in ("c++", "g++", "clang++") if (path := shutil.which(word))), ())
 
 
-def _limit(text: str) -> int:
+def _limit(source: Source) -> int:
     """The seconds within which some source must be compiled."""
-    return SECONDS_OF_PROBE if text == PROBE else SECONDS
+    return source.seconds or (SECONDS_OF_PROBE if source == PROBE else SECONDS)
 
 
-def _compiled(text: str, key: str, cache: Folder | None) -> Function:
-    """Compile a kernel where there is room for it, and store it if that is the cache.
+def _compiled(source: Source, key: str, cache: Folder | None) -> Any:
+    """Compile some source where there is room for it, and store it if that is the cache.
 
     Raises:
         EngineError: where that fails in each folder.
@@ -173,11 +203,11 @@ def _compiled(text: str, key: str, cache: Folder | None) -> Function:
             raise EngineError(_hung[0])
         try:
             with folders.work(parent, key) as folder:
-                library = _output(text, folder)
-                function = function_of(library)
+                library = _output(source, folder)
+                found = source.open(library)
                 if isinstance(parent, Folder):
                     _store(parent, folder, key, library)
-                return function
+                return found
         except OSError as error:
             reason = f"a kernel cannot be compiled: {error.strerror or error}."
         except EngineError as error:
@@ -192,7 +222,7 @@ def _store(cache: Folder, folder: Folder, key: str, library: bytes) -> None:
         folder.move("kernel", cache, key + KERNEL)
 
 
-def _output(text: str, folder: Folder) -> bytes:
+def _output(source: Source, folder: Folder) -> bytes:
     """What the compiler makes of some source.
 
     All names are relative to the folder: a compiler need not understand its path, nor find it again.
@@ -201,12 +231,12 @@ def _output(text: str, folder: Folder) -> bytes:
         EngineError: where the compiler fails, or does not end in time.
         OSError: where it cannot be started, or nothing can be written.
     """
-    folder.write("kernel.cpp", text.encode())
+    folder.write("kernel.cpp", source.text.encode())
     folder.write("messages", b"")
     with open(os.open("messages", os.O_RDWR | os.O_CLOEXEC, dir_fd=folder.descriptor), "r+b") as messages:
         # Messages go to a file: a server that the compiler starts, as sccache does, would hold a pipe open.
         process = subprocess.Popen(
-            [*_compiler(), *FLAGS, "kernel.cpp", "-o", "kernel.so"],
+            [*_compiler(), *FLAGS, "kernel.cpp", "-o", "kernel.so", *source.flags],
             cwd=folder.where,
             stdin=subprocess.DEVNULL,
             stdout=messages,
@@ -215,14 +245,17 @@ def _output(text: str, folder: Folder) -> bytes:
             env={**os.environ, "TMPDIR": "."},
         )
         name = folders.printable(_compiler()[0])
+        _running.add(process)
         try:
-            status = process.wait(_limit(text))
+            status = process.wait(_limit(source))
         except BaseException as error:
             _end(process)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            _hung.append(f"the C++ compiler {name} does not work: it has not ended after {_limit(text)} seconds.")
+            _hung.append(f"the C++ compiler {name} does not work: it has not ended after {_limit(source)} seconds.")
             raise EngineError(_hung[0]) from None
+        finally:
+            _running.discard(process)
         messages.seek(0)
         said = messages.read(10_000).decode(errors="backslashreplace").strip()
     if status:

@@ -25,11 +25,9 @@ def function_of(library: bytes) -> Callable[..., None]:
     Raises:
         EngineError: where the bytes are no whole library, or the system refuses to load them.
     """
-    if not _is_whole(library):
-        raise EngineError("the C++ compiler wrote a file that is no whole library.")
     try:
-        function = _loaded(library).run
-    except (OSError, AttributeError) as error:
+        function = loaded(library).run
+    except AttributeError as error:
         raise EngineError(f"a compiled kernel cannot be loaded: {error}.") from error
     function.restype = None
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
@@ -37,10 +35,29 @@ def function_of(library: bytes) -> Callable[..., None]:
     return function
 
 
-def _loaded(library: bytes) -> ctypes.CDLL:
+def loaded(library: bytes, kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """A library from its bytes.
+
+    Args:
+        library: The bytes.
+        kind: How its functions are called: `ctypes.PyDLL` holds the lock of the interpreter meanwhile.
+
+    Raises:
+        EngineError: where the bytes are no whole library, or the system refuses to load them.
+    """
+    if not _is_whole(library):
+        raise EngineError("the C++ compiler wrote a file that is no whole library.")
+    try:
+        return _loaded(library, kind)
+    except OSError as error:
+        raise EngineError(f"a compiled kernel cannot be loaded: {error}.") from error
+
+
+def _loaded(library: bytes, kind: type[ctypes.CDLL]) -> ctypes.CDLL:
     """The library from memory, or from a temporary folder where the system has no such files or does not run them."""
     attempts: list[Callable[[bytes], ctypes.CDLL]]
-    attempts = [_from_memory, *(functools.partial(_from_folder, parent) for parent in folders.temporary())]
+    folder = [functools.partial(_from_folder, parent, kind) for parent in folders.temporary()]
+    attempts = [functools.partial(_from_memory, kind), *folder]
     refusals: list[OSError] = []
     for attempt in attempts:
         found = _tried(attempt, library)
@@ -57,13 +74,13 @@ def _tried(attempt: Callable[[bytes], ctypes.CDLL], library: bytes) -> ctypes.CD
         return error
 
 
-def _from_folder(parent: str, library: bytes) -> ctypes.CDLL:
+def _from_folder(parent: str, kind: type[ctypes.CDLL], library: bytes) -> ctypes.CDLL:
     with folders.work(parent, "library") as folder:
         folder.write("kernel.so", library)
-        return ctypes.CDLL(f"{folder.path}/kernel.so")
+        return kind(f"{folder.path}/kernel.so")
 
 
-def _from_memory(library: bytes) -> ctypes.CDLL:
+def _from_memory(kind: type[ctypes.CDLL], library: bytes) -> ctypes.CDLL:
     if not hasattr(os, "memfd_create"):
         raise OSError("this system has no files in memory")
     descriptor = os.memfd_create("lightning_optim")
@@ -73,7 +90,7 @@ def _from_memory(library: bytes) -> ctypes.CDLL:
             rest = rest[os.write(descriptor, rest) :]
         # The loader takes a file for one that it has loaded if their names are equal, and descriptors are used again.
         name = "./" * next(_loads)
-        return ctypes.CDLL(f"/proc/self/fd/{name}{descriptor}")
+        return kind(f"/proc/self/fd/{name}{descriptor}")
     finally:
         os.close(descriptor)
 

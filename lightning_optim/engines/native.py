@@ -1,0 +1,155 @@
+"""Looks at many tensors in one call of C++, for steps that would last as long as their Python.
+
+To ask a tensor for its address from Python takes longer than to update ten elements, and a step asks each parameter,
+gradient and slot whether it was replaced, moved or turned. The C++ (`native.cpp`) reads torch's own headers, which
+takes its compiler ten seconds, once on a machine. So it is compiled in the background of a process that has taken many
+steps. Until then, and where it cannot be compiled, Python looks and finds the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import logging
+import os
+import sys
+import sysconfig
+import threading
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optim.engines.cpp import compiler
+from lightning_optim.engines.cpp.dynamic_library import loaded
+from lightning_optim.errors import EngineError
+
+PATIENCE = 1000  # steps of a process before the C++ is compiled
+SECONDS = 600  # for the compiler, which gets what training leaves of the processor
+SAME, MOVED = 0, 1
+
+_steps = 0
+_native: Native | None = None
+
+
+class Native:
+    """The functions of `native.cpp`.
+
+    Args:
+        library: The loaded library.
+    """
+
+    def __init__(self, library: ctypes.PyDLL) -> None:
+        anything, pointer, whole = ctypes.py_object, ctypes.c_void_p, ctypes.c_int64
+        self._describe, self._look, self._holds = library.describe, library.look, library.holds
+        self._describe.argtypes = (anything, pointer)
+        self._look.argtypes = (anything, ctypes.c_int, pointer, pointer, pointer)
+        self._holds.argtypes = (anything,) * 4
+        for function in (self._describe, self._look, self._holds):
+            function.restype = whole
+
+    def describe(self, tensors: list[Tensor]) -> Tensor | None:
+        """The facts of tensors: dtypes, devices, sizes, strides and what torch's dispatcher sees, in one row of int64.
+
+        Returns:
+            The facts; None where a tensor has no strides.
+        """
+        count = self._describe(tensors, None)
+        if count < 0:
+            return None
+        facts = torch.empty(count, dtype=torch.int64, device="cpu")
+        self._describe(tensors, facts.data_ptr())
+        return facts
+
+    def look(self, tensors: list[Tensor], of_gradients: bool, facts: Tensor, before: Tensor, now: Tensor) -> int:
+        """Compare tensors with as many others.
+
+        Args:
+            tensors: The tensors.
+            of_gradients: Look at the gradients of `tensors` instead.
+            facts: The facts of the others.
+            before: The addresses of the others, int64.
+            now: Receives the addresses of the tensors.
+
+        Returns:
+            `SAME`, `MOVED` where only addresses differ, or another number where more does or cannot be told.
+        """
+        pointers = facts.data_ptr(), before.data_ptr(), now.data_ptr()
+        return self._look(tensors, of_gradients, *pointers)  # type: ignore[no-any-return]
+
+    def holds(self, state: Any, keys: list[Any], states: list[Any], values: list[Any]) -> bool:
+        """Whether a dict of dicts has the same keys, the same dicts, and in them the same values, in the same order."""
+        return self._holds(state, keys, states, values) == SAME  # type: ignore[no-any-return]
+
+
+def native() -> Native | None:
+    """The functions, or None as long as they are not there."""
+    return _native
+
+
+def count_step() -> None:
+    """Count a step. Enough of them start the compiler in the background."""
+    global _steps
+    _steps += 1
+    if _steps == PATIENCE and _native is None:
+        thread = threading.Thread(target=_load_quietly, name="lightning_optim native", daemon=True)
+        thread.start()
+        atexit.register(_stop, thread)
+
+
+def load() -> Native:
+    """The functions, compiled at once where they are not there.
+
+    Raises:
+        EngineError: where they cannot be compiled.
+    """
+    global _native
+    if _native is None:
+        _native = compiler.load(_source())
+    assert _native is not None
+    return _native
+
+
+def _load_quietly() -> None:
+    try:
+        load()
+    except EngineError as error:  # what it would do, Python does
+        logging.getLogger(__name__).info("Python looks at each tensor of a step, since %s", error)
+
+
+def _stop(thread: threading.Thread) -> None:
+    """Let nothing go on when the process ends."""
+    if thread.is_alive():
+        compiler.stop("the process ends.")
+        thread.join(5)
+
+
+def _open(library: bytes) -> Native:
+    try:
+        return Native(loaded(library, ctypes.PyDLL))  # type: ignore[arg-type]
+    except AttributeError as error:
+        raise EngineError(f"a compiled library cannot be used: {error}.") from error
+
+
+@functools.cache
+def _source() -> compiler.Source:
+    """The source, which is compiled anew for another Python or torch.
+
+    Raises:
+        EngineError: for a Python without the lock under which it reads lists and dicts.
+    """
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise EngineError("this Python has no global lock.")
+    text = resources.files("lightning_optim.engines").joinpath("native.cpp").read_text()
+    about = f"// Python {sys.version}, torch {torch.__version__}".replace("\n", " ")
+    root, python = os.path.dirname(torch.__file__), sysconfig.get_paths()
+    folders = [f"{root}/include", f"{root}/include/torch/csrc/api/include", python["include"], python["platinclude"]]
+    libraries = [f"-L{root}/lib", *(f"-l{name}" for name in ("torch_python", "torch_cpu", "c10"))]
+    flags = (
+        *(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-std=c++20", "-O1"),
+        *(f"-I{folder}" for folder in folders),
+        *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else libraries),
+    )
+    return compiler.Source(f"{about}\n{text}", flags, SECONDS, _open)
