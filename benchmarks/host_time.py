@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gc
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,9 @@ from torch import Tensor
 from benchmarks.pages import RESULTS, table, write_part
 from benchmarks.records import Record, commit, describe, machine, save
 from benchmarks.shapes import Shape, gpt2_124m
+from benchmarks.timing import as_after_many_steps
 from lightning_optim.core.optimizer import OPTIMIZERS
-from lightning_optim.engines import triton
+from lightning_optim.engines import native, triton
 
 SMALL = 8  # the largest side of a tensor
 VISITS, WARM = 5, 2  # turns of each optimizer, and steps of a turn that do not count: caches are as another left them
@@ -58,6 +60,7 @@ def without_launches() -> Iterator[None]:
         mock.patch.object(triton, "refusal", _nothing),
         mock.patch.object(triton, "load", _nothing),
         mock.patch.object(triton, "run_kernel", _nothing),
+        mock.patch.object(native, "PATIENCE", math.inf),  # a compiler would take its time from the steps
     ):
         yield
 
@@ -126,10 +129,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "lamb"])
     parser.add_argument("--steps", type=int, default=60, help="of one turn, of 148 tensors; a tenth of them of 10,000")
+    parser.add_argument("--python", action="store_true", help="look at tensors as the first thousand steps do")
     parser.add_argument("--out", type=Path, default=RESULTS / "host_time.json")
     parser.add_argument("--page", action="store_true", help="write the table into docs/speed.md")
     given = parser.parse_args(args)
     torch.set_num_threads(1)
+    if not given.python:
+        as_after_many_steps()
     found: Record = {"about": machine(), "code": commit(), "cases": {}}
     for case in given.cases:
         _, shapes, groups = CASES[case]

@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.harness.engines import exact_roots, quiet_interpreter, torch_functions  # noqa: F401  fixtures of several rooms
+from tests.harness.looking import one_call, way_of_looking  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

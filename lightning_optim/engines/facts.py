@@ -74,11 +74,6 @@ class Kinds:
         at = self.count - self.slots
         return (tensors[:at], tensors[at:]) if self.slots else (tensors, ())
 
-    def describe(self, tensors: Sequence[Tensor]) -> None:
-        """Let `native.cpp` describe tensors of these kinds, so that it can compare others with them."""
-        library = native()
-        self.described = library.describe([*tensors]) if library else None
-
 
 def _looks(tensors: Sequence[Tensor]) -> list[Any]:
     """What guards look at, in lists of plain values: many small objects would wake the garbage collector."""
@@ -123,9 +118,9 @@ class Facts:
 
         Args:
             tensors: The tensors.
-            slots: As in `Kinds`.
             before: What the step before has found. The same object is returned where nothing is different, and one
                 with the same `kinds` where tensors have only moved.
+            slots: As in `Kinds`, where there is nothing before.
 
         Raises:
             RuntimeError: of torch, for a tensor without an address.
@@ -135,8 +130,16 @@ class Facts:
         addresses = list(map(Tensor.data_ptr, tensors))
         if before is None or not before.kinds.are_of(tensors):
             return cls(addresses, Kinds(tensors, slots))
-        before.kinds.describe(tensors)
-        return before if before.listed == addresses else cls(addresses, before.kinds)
+        found = before if before.listed == addresses else cls(addresses, before.kinds)
+        found._describe(tensors)
+        return found
+
+    def _describe(self, tensors: Sequence[Tensor]) -> None:
+        """Let one call compare the tensors of later steps with these."""
+        library = native()
+        if library is not None:
+            self.kinds.described = library.describe([*tensors])
+            self.addresses  # noqa: B018  (made now: a step that is captured makes no tensors)
 
     def followed_by(self, tensors: Sequence[Tensor], of_gradients: bool = False) -> Facts | None:
         """The facts of other tensors as `of` finds them, if one call can tell that they are of the same kinds.

@@ -47,7 +47,7 @@ class Launch:
         count: The number of tiles.
         host: `cached_table` on the host. It is pinned for a GPU, since the copy may still be running, or be captured in
             a graph.
-        grads: The addresses of the gradients in `cached_table`, (params,) int64.
+        grads: The addresses of the gradients in `cached_table`, (params,) int64; None where kernels read none.
         rooms: Pinned tables for captures, made before: memory cannot be pinned while a graph is captured.
         in_graph: The pinned table from which the last captured step copies, in each replay.
         levels: In which order the results of tiles are combined, where an engine does that on the device.
@@ -72,7 +72,7 @@ class Launch:
     tiles: Tensor = field(init=False)
     count: int = field(init=False)
     host: Tensor = field(init=False)
-    grads: Tensor = field(init=False)
+    grads: Tensor | None = field(init=False)
 
     def build_table(self) -> None:
         """Fill the table with the addresses of all operands."""
@@ -96,6 +96,7 @@ class Launch:
         """
         grads = self.addresses_of_gradients(of_batch)
         self.table = self.cached_table
+        assert self.grads is not None
         if not torch.equal(grads, self.grads):
             self.rewrite_gradients(grads)
 
@@ -195,7 +196,7 @@ def launches_of(
         launches = _launches(batch.params, names, buffers, served, by_alignment, tile, layouts)
         for launch in launches:
             launch.build_table()
-            launch.grads = launch.addresses_of_gradients(gradients.addresses if gradients else launch.rows)
+            launch.grads = launch.addresses_of_gradients(gradients.addresses) if gradients else None
         batch.cache[key] = gradients, launches
         if any(launch.copies for launch in launches):  # the copies hold the values of this step
             del batch.cache[key]

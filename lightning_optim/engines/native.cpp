@@ -12,11 +12,11 @@ enum Answer : int64_t { SAME = 0, MOVED = 1, UNKNOWN = 2 };
 
 // The facts of a tensor, one after another: calls `take` with each until that returns false.
 template <typename Take>
-bool each_fact(const c10::TensorImpl& tensor, Take take) {
+bool each_fact(const at::Tensor& tensor, Take take) {
     auto device = tensor.device();
     auto sizes = tensor.sizes(), strides = tensor.strides();
     if (!take(static_cast<int64_t>(tensor.key_set().raw_repr()))) return false;  // classes that handle calls, lazy signs
-    if (!take(static_cast<int64_t>(tensor.dtype().toScalarType()))) return false;
+    if (!take(static_cast<int64_t>(tensor.scalar_type()))) return false;
     if (!take(static_cast<int64_t>(device.type()) * 256 + device.index())) return false;
     if (!take(static_cast<int64_t>(sizes.size()))) return false;
     for (int64_t size : sizes) if (!take(size)) return false;
@@ -30,7 +30,7 @@ int64_t look_at(PyObject* tensors, bool of_gradients, const int64_t* facts, cons
         const at::Tensor& given = THPVariable_Unpack(PyList_GET_ITEM(tensors, i));
         const at::Tensor& tensor = of_gradients ? given.unsafeGetTensorImpl()->grad() : given;
         if (!tensor.defined()) return UNKNOWN;
-        if (!each_fact(*tensor.unsafeGetTensorImpl(), [&](int64_t fact) { return fact == *facts++; })) return UNKNOWN;
+        if (!each_fact(tensor, [&](int64_t fact) { return fact == *facts++; })) return UNKNOWN;
         now[i] = reinterpret_cast<int64_t>(tensor.mutable_data_ptr());
         moved |= now[i] ^ before[i];
     }
@@ -45,7 +45,7 @@ extern "C" int64_t describe(PyObject* tensors, int64_t* facts) {
     try {
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tensors); i++) {
             const at::Tensor& tensor = THPVariable_Unpack(PyList_GET_ITEM(tensors, i));
-            each_fact(*tensor.unsafeGetTensorImpl(), [&](int64_t fact) {
+            each_fact(tensor, [&](int64_t fact) {
                 if (facts) facts[count] = fact;
                 count++;
                 return true;

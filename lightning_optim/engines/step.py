@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_optim.distributed.global_index import GlobalIndex, exchange_of
 from lightning_optim.distributed.owners import Home
-from lightning_optim.distributed.placement import is_dtensor, is_sharded, local, shard_of
+from lightning_optim.distributed.placement import gradient_of, is_dtensor, is_sharded, local, shard_of
 from lightning_optim.distributed.plain import bare, memory_order
 from lightning_optim.distributed.reductions import Reductions
 from lightning_optim.distributed.shard import Shard
@@ -185,7 +185,7 @@ class Batch:
         """Give each parameter its gradient. Kernels need only addresses."""
         if self.gradients is None and not self.grads:
             return
-        grads: Sequence[Any] = self.grads or [param.source.grad for param in self.params]
+        grads: Sequence[Any] = self.grads or [gradient_of(param.source) for param in self.params]
         for param, grad in zip(self.params, grads, strict=True):
             param.grad = grad if grad.shape == param.param.shape else grad.view(param.param.shape)
 

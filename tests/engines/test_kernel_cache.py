@@ -160,7 +160,9 @@ def test_loading_tells_kernels_apart_that_use_one_descriptor(store: Path, machin
         found = []
         for value in (1.5, 2.5, 3.5):
             number = ctypes.c_double()
-            compiler.load(compiler.Source(text.format(value)))(*[ctypes.addressof(number)] * 3, 0, 0, None, None, 0, *[None] * 3)
+            compiler.load(compiler.Source(text.format(value)))(
+                *[ctypes.addressof(number)] * 3, 0, 0, None, None, 0, *[None] * 3
+            )
             found.append(number.value)
         return found
 

@@ -1,0 +1,175 @@
+"""The C++ that looks at tensors: what it sees, when it is compiled, and what happens where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_optim.engines import native
+from lightning_optim.errors import EngineError
+from tests.harness.processes import Machine, Process
+
+LONG = 120.0  # seconds after which a test gives up
+
+
+@pytest.fixture
+def library() -> native.Native:
+    found = native.native()
+    if found is None:
+        pytest.skip("no C++ compiler, or no headers")
+    return found
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Machine(Path(folder), Path(folder))
+
+
+# ------------------------------------------------------------------ what it sees
+
+
+def state_of() -> dict[Any, Any]:
+    return {"p": {"step": torch.zeros(()), "m": torch.ones(2)}, "q": {"step": torch.zeros(())}, "r": {}}
+
+
+CHANGES: dict[str, Callable[[dict[Any, Any]], Any]] = {
+    "another value": lambda state: state["p"].update(m=torch.ones(2)),
+    "one more value": lambda state: state["r"].update(m=torch.ones(2)),
+    "one value less": lambda state: state["q"].clear(),
+    "another order of values": lambda state: state["p"].update(step=state["p"].pop("step")),
+    "another dict": lambda state: state.update(q=dict(state["q"])),
+    "no dict": lambda state: state.update(r=0),
+    "one more key": lambda state: state.update(s={}),
+    "one key less": lambda state: state.pop("r"),
+    "another order of keys": lambda state: state.update(p=state.pop("p")),
+    "a value moved to the next dict": lambda state: state["q"].update(m=state["p"].pop("m")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_state_that_holds_other_objects_is_told(change: str, library: native.Native) -> None:
+    state = state_of()
+    kept = list(state), list(state.values()), [value for of in state.values() for value in of.values()]
+    assert library.holds(state, *kept)
+    CHANGES[change](state)
+    assert not library.holds(state, *kept)
+
+
+def test_references_are_counted_as_before(library: native.Native) -> None:
+    state = state_of()
+    values = [value for of in state.values() for value in of.values()]
+    kept = list(state), list(state.values()), values
+    params = [torch.nn.Parameter(torch.ones(2))]
+    params[0].grad = torch.ones(2)
+    facts = library.describe(params)
+    assert facts is not None
+    addresses = torch.tensor([params[0].grad.data_ptr()])
+    counted = [*values, *state.values(), params[0], params[0].grad, None]
+    before = [sys.getrefcount(one) for one in counted]
+    for _ in range(1000):
+        library.holds(state, *kept)
+        library.describe(params)
+        library.look(params, True, facts, addresses, torch.empty_like(addresses))
+    after = [sys.getrefcount(one) for one in counted]
+    assert [abs(x - y) < 500 for x, y in zip(before, after, strict=True)] == [True] * len(before)
+
+
+def test_gradients_that_python_has_not_seen_are_read(library: native.Native) -> None:
+    """The backward pass makes tensors of C++; an object of Python for each would be made and dropped in each step."""
+    p = torch.nn.Parameter(torch.ones(3))
+    (2 * p).sum().backward()
+    other = torch.zeros(3)
+    facts, before = library.describe([other]), torch.tensor([other.data_ptr()])
+    now = torch.empty_like(before)
+    assert facts is not None
+    assert library.look([p], True, facts, before, now) == native.MOVED
+    assert p.grad is not None
+    assert now.item() == p.grad.data_ptr()
+
+
+def test_what_has_no_memory_is_left_to_python(library: native.Native) -> None:
+    facts = library.describe([torch.ones(2)])
+    assert facts is not None
+    zero = torch.zeros(1, dtype=torch.int64)
+    for strange in (torch.eye(2).to_sparse(), torch.nn.UninitializedParameter(), torch.ones(2, device="meta")):
+        assert library.look([strange], False, facts, zero, torch.empty_like(zero)) > native.MOVED
+
+
+# ------------------------------------------------------------------ when it is compiled
+
+
+def after_steps(wait: float) -> bool:
+    """Whether a process that starts now has the functions some time after its third step."""
+    native._native, native._steps, native.PATIENCE = None, 0, 3
+    for _ in range(2):
+        native.count_step()
+    early = [thread for thread in threading.enumerate() if thread.name.startswith("lightning_optim native")]
+    assert not early
+    native.count_step()
+    for thread in threading.enumerate():
+        if thread.name.startswith("lightning_optim native"):
+            thread.join(wait)
+    for _ in range(5):  # nothing starts again
+        native.count_step()
+    return native.native() is not None
+
+
+def test_many_steps_start_the_compiler_in_the_background(library: native.Native) -> None:
+    assert Process(lambda: after_steps(LONG), {}).result()
+
+
+def test_a_compiler_that_fails_leaves_the_looking_to_python(machine: Machine) -> None:
+    machine.set_compiler("echo it has no headers >&2; exit 1")
+    assert not machine.run(lambda: after_steps(LONG))
+
+    def loaded() -> str:
+        native._native = None
+        try:
+            native.load()
+        except EngineError as error:
+            return str(error)
+        return ""
+
+    assert "it has no headers" in machine.run(loaded)
+
+
+SCRIPT = """
+import time
+from lightning_optim.engines import native
+native.PATIENCE = 1
+native.count_step()
+deadline = time.monotonic() + 60
+while not __import__("os").path.exists({note!r}) and time.monotonic() < deadline:
+    time.sleep(0.05)
+"""
+
+
+def test_a_process_that_ends_stops_the_compiler(machine: Machine, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    machine.set_compiler(f"sleep 1000 & echo $! > {note}; wait")
+    environ = {**os.environ, **{name: value for name, value in machine.environ.items() if value is not None}}
+    subprocess.run([sys.executable, "-c", SCRIPT.format(note=str(note))], env=environ, timeout=LONG, check=True)
+    assert ended(int(note.read_text()))
+    assert machine.litter() == []
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, or does so within a few seconds."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
