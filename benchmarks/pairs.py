@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.contenders import bytes_that_must_move
 from benchmarks.shapes import Shape
-from benchmarks.timing import VISIT
+from benchmarks.timing import VISIT, as_after_many_steps
 from lightning_optim import Optimizer, engines
 from lightning_optim.reports.memory import state_memory
 
@@ -121,6 +121,7 @@ def measure(shapes: Sequence[Shape], base: Make, other: Make, rounds: int, longe
     Raises:
         Exception: what the constructor or the step of either raises.
     """
+    as_after_many_steps()
     tensors = Tensors(shapes)
     sides = [Side(make, tensors) for make in (base, other)]
     for side in sides:
