@@ -109,17 +109,17 @@ def bytes_that_must_move(optimizer: torch.optim.Optimizer, state: int) -> int:
     parameter and the state twice and the gradient once.
 
     Args:
-        optimizer: After a first step.
+        optimizer: After some steps. The update of the last one counts: that of the first may be another one.
         state: The bytes of its state.
     """
     params: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     if not isinstance(optimizer, Optimizer):
         return sum(3 * p.numel() * p.element_size() for p in params) + 2 * state
-    programs = optimizer.first_programs()
     total = 0
-    for i, p in optimizer.every_parameter():
-        held = {"p", "g", *optimizer.state[p]}  # Adafactor's vectors lack what the matrices of the first program have
-        total += sum(_bytes_of(name, p, optimizer.state[p]) for name in _accesses(programs[i]) if name in held)
+    for batch in optimizer._runner.cached["update"].batches:
+        for p in (param.source for param in batch.params):
+            held = {"p", "g", *optimizer.state[p]}  # a vector of Adafactor lacks what a matrix in its batch has
+            total += sum(_bytes_of(name, p, optimizer.state[p]) for name in _accesses(batch.program) if name in held)
     return total
 
 

@@ -50,11 +50,10 @@ def state(cls: type[Optimizer]) -> str:
 def cost(name: str) -> str:
     """How long a step takes beside torch's fused AdamW, as far as it was measured."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for file in ("cpu.json", "cpu_later.json"):
-        for case in json.loads((RESULTS / file).read_text())["cases"].values():
-            for row in case["rows"].values():
-                if (row["optimizer"], row["package"], row["engine"]) == (name, "ours", "auto") and "times_base" in row:
-                    rows[case["title"], row["bits"]] = row
+    for case in json.loads((RESULTS / "cpu.json").read_text())["cases"].values():
+        for row in case["rows"].values():
+            if (row["optimizer"], row["package"], row["engine"]) == (name, "ours", "auto") and "times_base" in row:
+                rows[case["title"], row["bits"]] = row
     if not rows:
         return beside_peers(name)
     titles = list(dict.fromkeys(title for title, _ in rows))
