@@ -39,7 +39,7 @@ class Times:
 
 def as_after_many_steps() -> None:
     """Let steps of this package look at tensors as they do from the thousandth step of a process on."""
-    with contextlib.suppress(EngineError):  # no compiler, or no headers
+    with contextlib.suppress(EngineError):  # no compiler, or no header files
         native.load()
 
 

@@ -1,4 +1,4 @@
-// Looks at many tensors in one call. `native.py` says what for, and compiles it against the headers of torch.
+// Looks at many tensors in one call. `native.py` says what for, and compiles it with the header files of torch.
 //
 // Each function can only confirm that something is as it was: where it cannot tell, Python looks again.
 

@@ -1,8 +1,8 @@
 """Looks at many tensors in one call of C++, for steps that would last as long as their Python.
 
 To ask a tensor for its address from Python takes longer than to update ten elements, and a step asks each parameter,
-gradient and slot whether it was replaced, moved or turned. The C++ (`native.cpp`) reads torch's own headers, which
-takes its compiler ten seconds, once on a machine. So it is compiled in the background of a process that has taken many
+gradient and slot whether it was replaced, moved or turned. The C++ (`native.cpp`) includes header files of torch, which
+takes a compiler ten seconds, once on a machine. So it is compiled in the background of a process that has taken many
 steps. Until then, and where it cannot be compiled, Python looks and finds the same.
 """
 

@@ -522,7 +522,7 @@ def test_eight_threads_compile_once(machine: Machine) -> None:
     def steps() -> list[Step]:
         found: list[Step] = []
         source = compiler.Source('extern "C" void run() {}\n// of threads\n')
-        threads = [threading.Thread(target=lambda: found.append(compiler.load(source))) for _ in range(8)]  # type: ignore
+        threads = [threading.Thread(target=lambda: found.append(compiler.load(source))) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

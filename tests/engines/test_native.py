@@ -26,7 +26,7 @@ LONG = 120.0  # seconds after which a test gives up
 def library() -> native.Native:
     found = native.native()
     if found is None:
-        pytest.skip("no C++ compiler, or no headers")
+        pytest.skip("no C++ compiler, or no header files")
     return found
 
 
@@ -70,12 +70,12 @@ def test_references_are_counted_as_before(library: native.Native) -> None:
     state = state_of()
     values = [value for of in state.values() for value in of.values()]
     kept = list(state), list(state.values()), values
-    params = [torch.nn.Parameter(torch.ones(2))]
-    params[0].grad = torch.ones(2)
+    params: list[torch.Tensor] = [torch.nn.Parameter(torch.ones(2))]
+    grad = params[0].grad = torch.ones(2)
     facts = library.describe(params)
     assert facts is not None
-    addresses = torch.tensor([params[0].grad.data_ptr()])
-    counted = [*values, *state.values(), params[0], params[0].grad, None]
+    addresses = torch.tensor([grad.data_ptr()])
+    counted = [*values, *state.values(), params[0], grad, None]
     before = [sys.getrefcount(one) for one in counted]
     for _ in range(1000):
         library.holds(state, *kept)
@@ -88,7 +88,7 @@ def test_references_are_counted_as_before(library: native.Native) -> None:
 def test_gradients_that_python_has_not_seen_are_read(library: native.Native) -> None:
     """The backward pass makes tensors of C++; an object of Python for each would be made and dropped in each step."""
     p = torch.nn.Parameter(torch.ones(3))
-    (2 * p).sum().backward()
+    torch.autograd.backward((2 * p).sum())
     other = torch.zeros(3)
     facts, before = library.describe([other]), torch.tensor([other.data_ptr()])
     now = torch.empty_like(before)
@@ -130,7 +130,7 @@ def test_many_steps_start_the_compiler_in_the_background(library: native.Native)
 
 
 def test_a_compiler_that_fails_leaves_the_looking_to_python(machine: Machine) -> None:
-    machine.set_compiler("echo it has no headers >&2; exit 1")
+    machine.set_compiler("echo it has no header files >&2; exit 1")
     assert not machine.run(lambda: after_steps(LONG))
 
     def loaded() -> str:
@@ -141,7 +141,7 @@ def test_a_compiler_that_fails_leaves_the_looking_to_python(machine: Machine) ->
             return str(error)
         return ""
 
-    assert "it has no headers" in machine.run(loaded)
+    assert "it has no header files" in machine.run(loaded)
 
 
 SCRIPT = """

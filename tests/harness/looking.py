@@ -24,7 +24,7 @@ def way_of_looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """One call of C++, guards of torch and lists where there is none, and lists alone."""
     way = str(request.param)
     if way == "one call" and native.native() is None:
-        pytest.skip("no C++ compiler, or no headers")
+        pytest.skip("no C++ compiler, or no header files")
     if way != "one call":
         monkeypatch.setattr(native, "_native", None)
     if way == "lists":
