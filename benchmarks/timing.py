@@ -38,7 +38,7 @@ class Times:
 
 
 def as_after_many_steps() -> None:
-    """Let steps of this package look at tensors as they do from the thousandth step of a process on."""
+    """Let steps of this package look at tensors as they do on a machine that has taken many."""
     with contextlib.suppress(EngineError):  # no compiler, or no header files
         native.load()
 

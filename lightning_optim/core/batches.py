@@ -2,7 +2,7 @@
 
 A step over many small tensors is short, so Python operations per tensor matter. `Batches` sorts parameters by parameter
 group, step counter and traits, and unwraps shards and complex numbers, once. Later steps only check whether anything
-changed: a parameter, whether it has a gradient, a slot that was replaced, a step counter that other code has written.
+changed: a parameter or slot (`watch.py`), whether it has a gradient, a step counter that other code has written.
 """
 
 from __future__ import annotations

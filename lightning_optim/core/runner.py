@@ -23,8 +23,8 @@ from lightning_optim.core.guards import (
 from lightning_optim.core.state_layout import STORAGE_OPTIONS, WHOLE, StateLayout
 from lightning_optim.core.watch import is_same
 from lightning_optim.distributed.placement import logical_shape
+from lightning_optim.engines import native
 from lightning_optim.engines.captures import CHANGED, REBUILT, capturing, kept
-from lightning_optim.engines.native import count_step
 from lightning_optim.engines.step import Batch, LocalParameter, Step
 from lightning_optim.errors import OptionError
 from lightning_optim.language.program import Program, namespace
@@ -96,7 +96,7 @@ class Runner:
         assert batches is not None
         if what == "update":
             batches.advance()
-            count_step()
+            native.count(len(batches.watch.tensors))
         if layout.defaults["capturable"] and capturing():
             self.kept += [batches, *kept(batches.batches)]
 

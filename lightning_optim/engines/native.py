@@ -2,13 +2,15 @@
 
 To ask a tensor for its address from Python takes longer than to update ten elements, and a step asks each parameter,
 gradient and slot whether it was replaced, moved or turned. The C++ (`native.cpp`) includes header files of torch, which
-takes a compiler ten seconds, once on a machine. So it is compiled in the background of a process that has taken many
-steps. Until then, and where it cannot be compiled, Python looks and finds the same.
+takes a compiler ten seconds, once on a machine. So a process that has looked at many tensors compiles it in the
+background, and later ones load it in their first step. Until then, and where it cannot be compiled, Python looks and
+finds the same.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import logging
@@ -26,11 +28,11 @@ from lightning_optim.engines.cpp import compiler
 from lightning_optim.engines.cpp.dynamic_library import loaded
 from lightning_optim.errors import EngineError
 
-PATIENCE = 1000  # steps of a process before the C++ is compiled
+PATIENCE = 100_000  # tensors that a process looks at before the C++ is compiled
 SECONDS = 600  # for the compiler, which gets what training leaves of the processor
 SAME, MOVED = 0, 1
 
-_steps = 0
+_looked = 0  # tensors; below zero when there is nothing more to wait for
 _native: Native | None = None
 
 
@@ -89,14 +91,24 @@ def native() -> Native | None:
     return _native
 
 
-def count_step() -> None:
-    """Count a step. Enough of them start the compiler in the background."""
-    global _steps
-    _steps += 1
-    if _steps == PATIENCE and _native is None:
+def count(tensors: int) -> None:
+    """Count the tensors at which a step has looked.
+
+    The first step loads the C++ where it is stored. Where it is not, many tensors start the compiler in the background.
+    """
+    global _looked, _native
+    if _looked < 0 or _native is not None:
+        return
+    if _looked == 0:
+        with contextlib.suppress(EngineError):
+            _native = compiler.stored(_source())
+    _looked += tensors
+    if _looked >= PATIENCE and _native is None:
+        _looked = -1
         thread = threading.Thread(target=_load_quietly, name="lightning_optim native", daemon=True)
-        thread.start()
-        atexit.register(_stop, thread)
+        with contextlib.suppress(RuntimeError):  # a system, or a process that ends, may refuse a thread
+            thread.start()
+            atexit.register(_stop, thread)
 
 
 def load() -> Native:
@@ -138,12 +150,14 @@ def _source() -> compiler.Source:
     """The source, which is compiled anew for another Python or torch.
 
     Raises:
-        EngineError: for a Python without the lock under which it reads lists and dicts.
+        EngineError: on Windows, and for a Python without the lock under which it reads lists and dicts.
     """
+    if os.name != "posix":
+        raise EngineError(compiler.NO_SYSTEM)
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         raise EngineError("this Python has no global lock.")
     text = resources.files("lightning_optim.engines").joinpath("native.cpp").read_text()
-    about = f"// Python {sys.version}, torch {torch.__version__}".replace("\n", " ")
+    about = f"// Python {sys.version}, torch {torch.__version__} {torch.version.git_version}".replace("\n", " ")
     root, python = os.path.dirname(torch.__file__), sysconfig.get_paths()
     folders = [f"{root}/include", f"{root}/include/torch/csrc/api/include", python["include"], python["platinclude"]]
     libraries = [f"-L{root}/lib", *(f"-l{name}" for name in ("torch_python", "torch_cpu", "c10"))]

@@ -17,7 +17,7 @@ import torch
 
 from lightning_optim.engines import native
 from lightning_optim.errors import EngineError
-from tests.harness.processes import Machine, Process
+from tests.harness.processes import Machine
 
 LONG = 120.0  # seconds after which a test gives up
 
@@ -109,29 +109,36 @@ def test_what_has_no_memory_is_left_to_python(library: native.Native) -> None:
 # ------------------------------------------------------------------ when it is compiled
 
 
-def after_steps(wait: float) -> bool:
-    """Whether a process that starts now has the functions some time after its third step."""
-    native._native, native._steps, native.PATIENCE = None, 0, 3
-    for _ in range(2):
-        native.count_step()
-    early = [thread for thread in threading.enumerate() if thread.name.startswith("lightning_optim native")]
-    assert not early
-    native.count_step()
-    for thread in threading.enumerate():
-        if thread.name.startswith("lightning_optim native"):
-            thread.join(wait)
-    for _ in range(5):  # nothing starts again
-        native.count_step()
-    return native.native() is not None
+def in_the_background() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lightning_optim native"]
 
 
-def test_many_steps_start_the_compiler_in_the_background(library: native.Native) -> None:
-    assert Process(lambda: after_steps(LONG), {}).result()
+def after_tensors() -> tuple[bool, bool]:
+    """Whether a new process has the functions after its first step, and after it has looked at many tensors."""
+    native._native, native._looked, native.PATIENCE = None, 0, 100
+    native.count(90)
+    at_once = native.native() is not None
+    assert not in_the_background()
+    native.count(10)
+    for thread in in_the_background():
+        thread.join(LONG)
+        assert not thread.is_alive()
+    native.count(100)  # nothing begins again
+    assert not in_the_background()
+    return at_once, native.native() is not None
+
+
+def test_many_tensors_start_the_compiler_in_the_background_once_on_a_machine(machine: Machine) -> None:
+    assert machine.run(after_tensors) == (False, True)
+    assert machine.compilations == 1
+    assert machine.run(after_tensors) == (True, True)
+    assert machine.compilations == 1
+    assert machine.litter() == []
 
 
 def test_a_compiler_that_fails_leaves_the_looking_to_python(machine: Machine) -> None:
     machine.set_compiler("echo it has no header files >&2; exit 1")
-    assert not machine.run(lambda: after_steps(LONG))
+    assert machine.run(after_tensors) == (False, False)
 
     def loaded() -> str:
         native._native = None
@@ -147,8 +154,7 @@ def test_a_compiler_that_fails_leaves_the_looking_to_python(machine: Machine) ->
 SCRIPT = """
 import time
 from lightning_optim.engines import native
-native.PATIENCE = 1
-native.count_step()
+native.count(native.PATIENCE)
 deadline = time.monotonic() + 60
 while not __import__("os").path.exists({note!r}) and time.monotonic() < deadline:
     time.sleep(0.05)

@@ -14,7 +14,7 @@ WAYS = ("one call", "guards", "lists")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_call() -> None:
-    """Have the compiled functions from the first test on: a process gets them in its thousandth step."""
+    """Have the compiled functions from the first test on: a process has them compiled after many steps."""
     with contextlib.suppress(EngineError):
         native.load()
 
@@ -27,6 +27,7 @@ def way_of_looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         pytest.skip("no C++ compiler, or no header files")
     if way != "one call":
         monkeypatch.setattr(native, "_native", None)
+        monkeypatch.setattr(native, "_looked", -1)
     if way == "lists":
         monkeypatch.setattr(facts, "TensorGuards", None)
     return way

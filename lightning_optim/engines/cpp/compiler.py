@@ -35,6 +35,7 @@ FLAGS = (
     *("-fno-trapping-math", "-fno-strict-aliasing", "-w"),
 )
 SECONDS, SECONDS_OF_PROBE = 120, 30  # within which a compiler must end
+NO_SYSTEM = "kernels are compiled on Linux and macOS only."
 NO_COMPILER = "no C++ compiler is found (c++, g++ or clang++; or set CXX)."
 
 
@@ -70,7 +71,7 @@ if hasattr(os, "register_at_fork"):
 def without_compiler() -> str:
     """Why no kernel can be compiled, in one sentence; empty where it can."""
     if os.name != "posix":
-        return "kernels are compiled on Linux and macOS only."
+        return NO_SYSTEM
     try:
         load(PROBE)
     except EngineError as error:
@@ -97,6 +98,12 @@ def load(source: Source) -> Any:
     if isinstance(found, str):
         raise EngineError(found)
     return found
+
+
+def stored(source: Source) -> Any:
+    """What is wanted of the library of some C++ source; None where it is not in the cache folder."""
+    with folders.cache() as cache:
+        return None if cache is None else _stored(cache, source, _key(source))
 
 
 def forget() -> None:
