@@ -58,6 +58,7 @@ class Look:
         self.active: Parameters = ()
         self.trained: list[Tensor] = []  # those of `active`, and the others
         self.idle: list[Tensor] = []
+        self.in_place = True  # whether `grad` of the parameters is torch's own, which C++ reads
         self.facts: Facts | None = None
 
     def at(self, every: Parameters) -> Seen:
@@ -90,7 +91,7 @@ class Look:
 
     def _facts_of_same(self) -> Facts | None:
         """The facts of the gradients, if one call can tell that the same parameters have such as before."""
-        if self.facts is None or any(map(has_gradient, self.idle)):
+        if self.facts is None or not self.in_place or any(map(has_gradient, self.idle)):
             return None
         return self.facts.followed_by(self.trained, of_gradients=True)
 
@@ -114,6 +115,7 @@ class Look:
             seen.facts = Facts.of(seen.grads)
         self.active, self.facts = seen.params, seen.facts
         self.trained = [p for _, p in seen.params]
+        self.in_place = all(GRAD(cls) is GRAD(Tensor) for cls in set(map(type, self.trained)))
         taking_part = set(map(id, self.trained))
         self.idle = [p for p in self.params if id(p) not in taking_part]
 

@@ -30,7 +30,7 @@ class Watch:
         self.state, self.known = state, known
         self.of_params = [state[p] for p in params]
         self.keys, self.states = list(state), list(state.values())
-        self.everything = [value for of in self.states for value in of.values()]
+        self.everything = self._everything()
         self.values = list(self._values())
         self.tensors: list[Tensor] = [*params]
         for value in self.values:
@@ -48,7 +48,14 @@ class Watch:
         if library is not None and library.holds(self.state, self.keys, self.states, self.everything):
             return True
         of_same = is_same(self.state, self.keys) and is_same(self.state.values(), self.states)
-        return of_same and is_same(list(self._values()), self.values)
+        if not (of_same and is_same(list(self._values()), self.values)):
+            return False
+        self.everything = self._everything() if library is not None else []  # another program has changed its part
+        return True
+
+    def _everything(self) -> list[Any]:
+        """All that the state holds, what other programs keep there included."""
+        return [value for of in self.states for value in of.values()]
 
     def _local(self) -> list[Tensor]:
         return list(map(local, self.tensors)) if self.has_dtensors else self.tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import operator
 from collections.abc import Sequence
@@ -10,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optim.engines.native import MOVED, SAME, native
+from lightning_optim.distributed.plain import is_wrapper
+from lightning_optim.engines.native import MOVED, SAME, Numbers, native, numbers
 
 try:  # what the guards of torch.compile look at, all tensors in one call. It is not public: below is the same without
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:
     TensorGuards = None  # type: ignore[assignment,misc]
 
-LOOKS: tuple[Any, ...] = (
-    *(type, operator.attrgetter("dtype"), Tensor.numel, Tensor.is_neg),  # `map` calls no function of Python
-    Tensor._is_zerotensor,
+LOOKS: tuple[Any, ...] = (  # `map` calls no function of Python
+    *(type, operator.attrgetter("dtype"), operator.attrgetter("shape"), Tensor.is_neg, Tensor._is_zerotensor),
 )
 
 
@@ -48,8 +49,9 @@ class Kinds:
         closely, slots_of = self._parts(tensors)
         self.found, self.strides = _looks(closely), _strides(slots_of)
         dynamic: dict[str, Any] = {"dynamic_dims_sizes": None, "dynamic_dims_strides": None}
-        self.guards: Any = None if TensorGuards is None else TensorGuards(*closely, **dynamic)
-        self.described: Tensor | None = None
+        guards = None if any(map(is_wrapper, closely)) else TensorGuards  # one that has no strides ends the process
+        self.guards: Any = None if guards is None else guards(*closely, **dynamic)
+        self.described: Numbers | None = None
 
     def are_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether as many other tensors are of these kinds, one by one.
@@ -91,26 +93,28 @@ class Facts:
     """What a step depends on of a list of tensors, besides their values.
 
     Args:
-        addresses: The address of each tensor: a list, or a tensor of int64 on the CPU.
+        addresses: The address of each tensor, in any of the three forms below.
         kinds: The kinds of all of them. Launches stay valid while they do.
     """
 
-    def __init__(self, addresses: list[int] | Tensor, kinds: Kinds) -> None:
-        self.kinds = kinds
-        if isinstance(addresses, Tensor):
-            self.addresses = addresses
-        else:
-            self.listed = addresses
-
-    @functools.cached_property
-    def addresses(self) -> Tensor:
-        """The address of each tensor, (tensors,) int64 on the CPU."""
-        return torch.tensor(self.listed, dtype=torch.int64, device="cpu")
+    def __init__(self, addresses: list[int] | Numbers | Tensor, kinds: Kinds) -> None:
+        self.given, self.kinds = addresses, kinds
 
     @functools.cached_property
     def listed(self) -> list[int]:
         """The address of each tensor."""
-        return self.addresses.tolist()
+        given = self.given
+        return given if isinstance(given, list) else given.tolist() if isinstance(given, Tensor) else given[:]
+
+    @functools.cached_property
+    def numbers(self) -> Numbers:
+        """The address of each tensor, as C++ reads them."""
+        return self.given if isinstance(self.given, ctypes.Array) else numbers(self.listed)
+
+    @functools.cached_property
+    def addresses(self) -> Tensor:
+        """The address of each tensor, (tensors,) int64 on the CPU."""
+        return self.given if isinstance(self.given, Tensor) else torch.frombuffer(self.numbers, dtype=torch.int64)
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], before: Facts | None = None, slots: int = 0) -> Facts:
@@ -139,7 +143,6 @@ class Facts:
         library = native()
         if library is not None:
             self.kinds.described = library.describe([*tensors])
-            self.addresses  # noqa: B018  (made now: a step that is captured makes no tensors)
 
     def followed_by(self, tensors: Sequence[Tensor], of_gradients: bool = False) -> Facts | None:
         """The facts of other tensors as `of` finds them, if one call can tell that they are of the same kinds.
@@ -154,8 +157,8 @@ class Facts:
         library, described = native(), self.kinds.described
         if library is None or described is None or len(tensors) != self.kinds.count or type(tensors) is not list:
             return None
-        now = torch.empty_like(self.addresses)
-        answer = library.look(tensors, of_gradients, described, self.addresses, now)
+        now = numbers(self.kinds.count)
+        answer = library.look(tensors, of_gradients, described, self.numbers, now)
         return self if answer == SAME else Facts(now, self.kinds) if answer == MOVED else None
 
     def at(self, positions: Tensor) -> Facts:

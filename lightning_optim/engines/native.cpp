@@ -52,6 +52,7 @@ extern "C" int64_t describe(PyObject* tensors, int64_t* facts) {
             });
         }
     } catch (...) {
+        PyErr_Clear();
         return -1;  // a tensor without strides, for example
     }
     return count;
@@ -62,6 +63,7 @@ extern "C" int64_t look(PyObject* tensors, int of_gradients, const int64_t* fact
     try {
         return look_at(tensors, of_gradients, facts, before, now);
     } catch (...) {
+        PyErr_Clear();
         return UNKNOWN;  // a tensor without memory, for example
     }
 }
@@ -70,7 +72,7 @@ extern "C" int64_t look(PyObject* tensors, int of_gradients, const int64_t* fact
 extern "C" int64_t holds(PyObject* state, PyObject* keys, PyObject* states, PyObject* values) {
     PyObject *key, *inner, *name, *value;
     Py_ssize_t place = 0, i = 0, count = 0, total = PyList_GET_SIZE(values);
-    if (PyDict_GET_SIZE(state) != PyList_GET_SIZE(keys)) return UNKNOWN;
+    if (!PyDict_Check(state) || PyDict_GET_SIZE(state) != PyList_GET_SIZE(keys)) return UNKNOWN;
     for (; PyDict_Next(state, &place, &key, &inner); i++) {
         if (key != PyList_GET_ITEM(keys, i) || inner != PyList_GET_ITEM(states, i)) return UNKNOWN;
         if (!PyDict_Check(inner) || PyDict_GET_SIZE(inner) > total - count) return UNKNOWN;

@@ -36,6 +36,15 @@ _looked = 0  # tensors; below zero when there is nothing more to wait for
 _native: Native | None = None
 
 
+Numbers = ctypes.Array[ctypes.c_int64]  # and no tensor, which a mode of torch could replace by one without memory
+
+
+def numbers(values: int | list[int]) -> Numbers:
+    """An array of some numbers, or of so many zeros."""
+    given = values if isinstance(values, list) else ()
+    return (ctypes.c_int64 * (len(given) if isinstance(values, list) else values))(*given)
+
+
 class Native:
     """The functions of `native.cpp`.
 
@@ -52,8 +61,8 @@ class Native:
         for function in (self._describe, self._look, self._holds):
             function.restype = whole
 
-    def describe(self, tensors: list[Tensor]) -> Tensor | None:
-        """The facts of tensors: dtypes, devices, sizes, strides and what torch's dispatcher sees, in one row of int64.
+    def describe(self, tensors: list[Tensor]) -> Numbers | None:
+        """The facts of tensors: dtypes, devices, sizes, strides and what torch's dispatcher sees, one after another.
 
         Returns:
             The facts; None where a tensor has no strides.
@@ -61,29 +70,38 @@ class Native:
         count = self._describe(tensors, None)
         if count < 0:
             return None
-        facts = torch.empty(count, dtype=torch.int64, device="cpu")
-        self._describe(tensors, facts.data_ptr())
+        facts = numbers(count)
+        self._describe(tensors, facts)
         return facts
 
-    def look(self, tensors: list[Tensor], of_gradients: bool, facts: Tensor, before: Tensor, now: Tensor) -> int:
+    def look(self, tensors: list[Tensor], of_gradients: bool, facts: Numbers, before: Numbers, now: Numbers) -> int:
         """Compare tensors with as many others.
 
         Args:
             tensors: The tensors.
             of_gradients: Look at the gradients of `tensors` instead.
             facts: The facts of the others.
-            before: The addresses of the others, int64.
+            before: The addresses of the others.
             now: Receives the addresses of the tensors.
 
         Returns:
             `SAME`, `MOVED` where only addresses differ, or another number where more does or cannot be told.
         """
-        pointers = facts.data_ptr(), before.data_ptr(), now.data_ptr()
-        return self._look(tensors, of_gradients, *pointers)  # type: ignore[no-any-return]
+        return self._look(tensors, of_gradients, facts, before, now)  # type: ignore[no-any-return]
 
     def holds(self, state: Any, keys: list[Any], states: list[Any], values: list[Any]) -> bool:
         """Whether a dict of dicts has the same keys, the same dicts, and in them the same values, in the same order."""
         return self._holds(state, keys, states, values) == SAME  # type: ignore[no-any-return]
+
+
+def _begin_anew() -> None:
+    """A child of a fork has no thread that compiles."""
+    global _looked
+    _looked = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def native() -> Native | None:
@@ -150,19 +168,23 @@ def _source() -> compiler.Source:
     """The source, which is compiled anew for another Python or torch.
 
     Raises:
-        EngineError: on Windows, and for a Python without the lock under which it reads lists and dicts.
+        EngineError: on Windows, for a Python without the lock under which it reads lists and dicts, and where the
+            source is missing.
     """
     if os.name != "posix":
         raise EngineError(compiler.NO_SYSTEM)
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         raise EngineError("this Python has no global lock.")
-    text = resources.files("lightning_optim.engines").joinpath("native.cpp").read_text()
+    try:
+        text = resources.files("lightning_optim.engines").joinpath("native.cpp").read_text()
+    except OSError as error:  # a bundle may have left it out
+        raise EngineError(f"its source cannot be read: {error}.") from error
     about = f"// Python {sys.version}, torch {torch.__version__} {torch.version.git_version}".replace("\n", " ")
     root, python = os.path.dirname(torch.__file__), sysconfig.get_paths()
     folders = [f"{root}/include", f"{root}/include/torch/csrc/api/include", python["include"], python["platinclude"]]
     libraries = [f"-L{root}/lib", *(f"-l{name}" for name in ("torch_python", "torch_cpu", "c10"))]
     flags = (
-        *(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-std=c++20", "-O1"),
+        *(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", "-std=c++20", "-O1", "-DNDEBUG"),
         *(f"-I{folder}" for folder in folders),
         *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else libraries),
     )

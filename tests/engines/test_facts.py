@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_optim.engines import native
 from lightning_optim.engines.facts import Facts, Kinds
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "dtype": lambda x: x.double(),
     "size": lambda x: x[:2],
+    "shape": lambda x: x.flatten(),
     "strides": lambda x: x.t(),
     "sign": torch._neg_view,
     "zeros": lambda x: torch._efficientzerotensor(x.shape),
@@ -88,6 +91,31 @@ def test_classes_are_told_apart_by_lists_and_guards() -> None:
     kinds = Kinds([torch.ones(2), square()])
     assert not kinds.are_of([torch.ones(2), torch.nn.Parameter(square())])
     assert not kinds.are_of([torch.ones(2)])
+
+
+class WithoutStrides(Tensor):
+    """A wrapper that refuses to say how it lies in memory."""
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...]) -> WithoutStrides:
+        make: Any = Tensor._make_wrapper_subclass
+        return make(cls, shape, dtype=torch.float32, dispatch_sizes_strides_policy="strides")  # type: ignore[no-any-return]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if "is_contiguous" in str(func):
+            return True
+        raise NotImplementedError("it has no strides")
+
+
+def test_a_wrapper_without_strides_is_looked_at_by_lists(way_of_looking: str) -> None:
+    wrapper = WithoutStrides((3, 3))
+    kinds = Kinds([torch.ones(2), wrapper])
+    assert kinds.are_of([torch.zeros(2), wrapper])
+    library = native.native()
+    if library is not None:
+        assert library.describe([wrapper]) is None
+        assert library.look([wrapper], False, native.numbers(9), native.numbers(1), native.numbers(1)) > native.MOVED
 
 
 def test_what_only_guards_tell_apart_is_of_the_same_kinds(way_of_looking: str) -> None:

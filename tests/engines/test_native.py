@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,13 +75,13 @@ def test_references_are_counted_as_before(library: native.Native) -> None:
     grad = params[0].grad = torch.ones(2)
     facts = library.describe(params)
     assert facts is not None
-    addresses = torch.tensor([grad.data_ptr()])
+    addresses = native.numbers([grad.data_ptr()])
     counted = [*values, *state.values(), params[0], grad, None]
     before = [sys.getrefcount(one) for one in counted]
     for _ in range(1000):
         library.holds(state, *kept)
         library.describe(params)
-        library.look(params, True, facts, addresses, torch.empty_like(addresses))
+        library.look(params, True, facts, addresses, native.numbers(1))
     after = [sys.getrefcount(one) for one in counted]
     assert [abs(x - y) < 500 for x, y in zip(before, after, strict=True)] == [True] * len(before)
 
@@ -90,20 +91,20 @@ def test_gradients_that_python_has_not_seen_are_read(library: native.Native) -> 
     p = torch.nn.Parameter(torch.ones(3))
     torch.autograd.backward((2 * p).sum())
     other = torch.zeros(3)
-    facts, before = library.describe([other]), torch.tensor([other.data_ptr()])
-    now = torch.empty_like(before)
+    facts, before = library.describe([other]), native.numbers([other.data_ptr()])
+    now = native.numbers(1)
     assert facts is not None
     assert library.look([p], True, facts, before, now) == native.MOVED
     assert p.grad is not None
-    assert now.item() == p.grad.data_ptr()
+    assert now[0] == p.grad.data_ptr()
 
 
 def test_what_has_no_memory_is_left_to_python(library: native.Native) -> None:
     facts = library.describe([torch.ones(2)])
     assert facts is not None
-    zero = torch.zeros(1, dtype=torch.int64)
+    zero = native.numbers(1)
     for strange in (torch.eye(2).to_sparse(), torch.nn.UninitializedParameter(), torch.ones(2, device="meta")):
-        assert library.look([strange], False, facts, zero, torch.empty_like(zero)) > native.MOVED
+        assert library.look([strange], False, facts, zero, native.numbers(1)) > native.MOVED
 
 
 # ------------------------------------------------------------------ when it is compiled
@@ -151,6 +152,28 @@ def test_a_compiler_that_fails_leaves_the_looking_to_python(machine: Machine) ->
     assert "it has no header files" in machine.run(loaded)
 
 
+def test_a_source_that_is_missing_leaves_the_looking_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "_looked", 0)
+    monkeypatch.setattr(native, "_source", native._source.__wrapped__)
+    monkeypatch.setattr("importlib.resources.files", lambda _: Path("/nowhere"))
+    native.count(1)
+    assert native.native() is None
+    with pytest.raises(EngineError, match="cannot be read"):
+        native.load()
+
+
+def test_a_child_of_a_fork_has_no_thread_that_compiles(machine: Machine) -> None:
+    def looked() -> int:
+        return native._looked
+
+    native._looked, before = -1, native._looked
+    try:
+        assert machine.run(looked) == 0
+    finally:
+        native._looked = before
+
+
 SCRIPT = """
 import time
 from lightning_optim.engines import native
@@ -168,6 +191,24 @@ def test_a_process_that_ends_stops_the_compiler(machine: Machine, tmp_path: Path
     subprocess.run([sys.executable, "-c", SCRIPT.format(note=str(note))], env=environ, timeout=LONG, check=True)
     assert ended(int(note.read_text()))
     assert machine.litter() == []
+
+
+def test_a_process_that_ends_does_not_wait_for_another_that_compiles(machine: Machine, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    machine.set_compiler(f"sleep 1000 & echo $! > {note}; wait")
+    environ = {**os.environ, **{name: value for name, value in machine.environ.items() if value is not None}}
+    code = SCRIPT.format(note=str(note))
+    times = "import atexit\natexit.register(lambda: print(time.monotonic() - ended))\n"
+    waits = f"{times}{code}\ntime.sleep(1)\nended = time.monotonic()"
+    with subprocess.Popen([sys.executable, "-c", f"{code}\ntime.sleep(1000)"], env=environ) as first:
+        try:
+            said = subprocess.run(
+                [sys.executable, "-c", waits], env=environ, timeout=LONG, check=True, stdout=subprocess.PIPE
+            )
+        finally:
+            first.kill()
+    os.kill(int(note.read_text()), signal.SIGKILL)
+    assert float(said.stdout) < 4  # the thread would be waited for five seconds
 
 
 def ended(pid: int) -> bool:

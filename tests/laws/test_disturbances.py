@@ -6,13 +6,19 @@ in each step, so that it remembers nothing that could be out of date.
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from lightning_optim.core.optimizer import Optimizer
+from lightning_optim.engines import native
 from tests.harness.engines import serves
 from tests.harness.problems import NAMES, build, gradients, loss_of, make_params
 
@@ -144,3 +150,57 @@ def test_what_has_changed_between_two_steps_counts(name: str, way_of_looking: st
                 for key, value in kept.optimizer.state[p].items():
                     if isinstance(value, Tensor):
                         afresh.optimizer.state[q][key].copy_(value)
+
+
+class WithItsOwnGradient(torch.nn.Parameter):
+    """A parameter that keeps its gradient elsewhere."""
+
+    grad: Any = property(lambda self: getattr(self, "own", None), lambda self, value: setattr(self, "own", value))
+
+
+def test_a_parameter_may_have_its_own_way_to_its_gradient(way_of_looking: str) -> None:
+    p = WithItsOwnGradient(torch.ones(3))
+    optimizer = build("sgd", [p], lr=0.1, momentum=0.0)
+    for step in range(5):
+        torchs: Any = Tensor.grad
+        torchs.__set__(p, torch.full((3,), 100.0))
+        p.grad = torch.ones(3)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.full((3,), 1 - 0.1 * (step + 1)))
+
+
+@pytest.mark.parametrize("mapping", [types.MappingProxyType, collections.UserDict])
+def test_the_state_may_be_any_mapping(mapping: Callable[..., Any], way_of_looking: str) -> None:
+    run, twin = Run("adamw", "auto", False), Run("adamw", "auto", False)
+    for step, grads in enumerate(gradients(6, SHAPES, torch.float32)):
+        for one in (run, twin):
+            one.step(nothing, [*grads], step)
+        if step == 2:
+            run.optimizer.state = mapping(dict(run.optimizer.state))
+    assert all(map(torch.equal, run.params, twin.params))
+
+
+def test_what_another_program_keeps_in_the_state_may_change(way_of_looking: str) -> None:
+    """It costs one closer look, and no more in the steps after it."""
+    run = Run("adamw", "auto", False)
+    p = run.params[0]
+    looks = []
+    for step, grads in enumerate(gradients(9, SHAPES, torch.float32)):
+        if step in (2, 5):
+            run.optimizer.state[p]["note"] = step
+        run.step(nothing, [*grads], step)
+        library, watch = native.native(), run.optimizer._runner.cached["update"].watch
+        if library is not None:
+            looks.append(library.holds(run.optimizer.state, watch.keys, watch.states, watch.everything))
+    assert all(looks)
+
+
+def test_a_fake_mode_leaves_no_trace(way_of_looking: str) -> None:
+    """A mode of torch may make every new tensor one without memory."""
+    run = Run("adamw", "auto", False)
+    for step, grads in enumerate(gradients(4, SHAPES, torch.float32)):
+        run.step(nothing, [*grads], step)
+    before = [p.detach().clone() for p in run.params]
+    with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(Exception):
+        run.optimizer.step()
+    assert all(map(torch.equal, before, run.params))

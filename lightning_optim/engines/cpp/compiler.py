@@ -61,6 +61,7 @@ PROBE = Source('extern "C" void run() {}\n')
 _found: dict[str, Any] = {}  # by key: what was wanted of the library, or why there is none
 _locks: dict[str, threading.Lock] = {}
 _running: set[subprocess.Popen[bytes]] = set()
+_stopped = threading.Event()  # nobody waits for another process any more
 _hung: list[str] = []  # why no kernel is compiled in this process any more
 # A thread that does not exist in the child may hold a lock there.
 if hasattr(os, "register_at_fork"):
@@ -120,6 +121,7 @@ def stop(reason: str) -> None:
     Args:
         reason: A sentence that says why.
     """
+    _stopped.set()
     _hung.append(f"nothing is compiled any more, since {reason}")
     for process in [*_running]:
         _end(process)
@@ -131,7 +133,7 @@ def _loaded(source: Source, key: str) -> Any:
             return _compiled(source, key, None)
         if found := _stored(cache, source, key):
             return found
-        with folders.lock(cache, key, _limit(source)) as locked:
+        with folders.lock(cache, key, _limit(source), _stopped.is_set) as locked:
             if found := _stored(cache, source, key):  # by the process that held the lock
                 return found
             cache.sweep(key if locked else "")

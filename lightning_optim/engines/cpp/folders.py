@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 if sys.platform != "win32":  # where `compiler.without_compiler` says that this engine cannot serve
@@ -230,20 +230,22 @@ def printable(path: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(folder: Folder, key: str, patience: float) -> Iterator[bool]:
+def lock(folder: Folder, key: str, patience: float, given_up: Callable[[], bool]) -> Iterator[bool]:
     """Let one process at a time make a kernel. The system frees the lock of a process that ends, however it ends.
 
     Args:
         folder: The cache folder.
         key: The kernel.
         patience: Seconds to wait for another process.
+        given_up: Whether there is nothing to wait for any more.
 
     Yields:
         Whether the lock is held. It is not where the filesystem has no locks, and where the other process takes too
         long, which may have been stopped.
     """
     name = key + LOCK
-    descriptor = _acquired(folder, name, time.monotonic() + patience)
+    deadline = time.monotonic() + patience
+    descriptor = _acquired(folder, name, lambda: given_up() or time.monotonic() > deadline)
     try:
         yield descriptor is not None
     finally:
@@ -254,7 +256,7 @@ def lock(folder: Folder, key: str, patience: float) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _acquired(folder: Folder, name: str, deadline: float) -> int | None:
+def _acquired(folder: Folder, name: str, given_up: Callable[[], bool]) -> int | None:
     """The open file that is locked, or None."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
@@ -277,6 +279,6 @@ def _acquired(folder: Folder, name: str, deadline: float) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
-        if time.monotonic() > deadline:
+        if given_up():
             return None
         time.sleep(0.02)
