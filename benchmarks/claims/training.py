@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.claims.data import source_text
 from lightning_optim import create_optimizer
 from lightning_optim.race.candidate import Candidate
 from lightning_optim.race.outcome import Outcome, thinned
@@ -128,3 +129,32 @@ def outcome(losses: Sequence[float], steps: int, **metrics: float) -> Outcome:
     finite = [x for x in losses if math.isfinite(x)]
     found = {"training loss": min(training, losses[0]), "finished": float(whole), **metrics}
     return Outcome(metrics=found, curves={"training loss": thinned((list(range(1, len(finite) + 1)), finite), 60)})
+
+
+def on_text(
+    model: nn.Module,
+    optimizer: Any,
+    steps: int,
+    *,
+    seed: int,
+    batch: int,
+    length: int,
+    lr_at: Callable[[float], float],
+    **metrics: float,
+) -> Outcome:
+    """Train a model of language on source text, and return its loss on the test text beside other metrics.
+
+    Args:
+        model: The model.
+        optimizer: Of its parameters.
+        steps: The number of steps.
+        seed: Of the batches.
+        batch: The number of windows of a batch.
+        length: The number of tokens of a window.
+        lr_at: As in `train`.
+        metrics: Other metrics, by name.
+    """
+    train_text, _, test = source_text()
+    losses = train(model, optimizer, train_text.batches(batch, length, seed), steps, lr_at=lr_at)
+    tested, _ = evaluate(model, *test.windows(256, length))
+    return outcome(losses, steps, loss=tested, **metrics)

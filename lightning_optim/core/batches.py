@@ -180,7 +180,7 @@ class Batches:
             facts = Facts.of(grads, self.facts) if set(map(type, grads)) <= {Tensor} else None
         for batch, positions in zip(self.active, self.positions, strict=True):
             whole = len(positions) == len(self.params)
-            batch.grads = () if grads is None else grads if whole else [grads[i] for i in positions]
+            batch.grads = () if grads is None else grads if whole else [grads[i] for i in positions.tolist()]
             if facts is None or whole:
                 batch.gradients = facts
             elif facts is not self.facts:

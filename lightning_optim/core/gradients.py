@@ -109,12 +109,12 @@ class Look:
     def _look_closer(self, seen: Seen) -> None:
         self.active, self.facts = (), None  # where one is refused, the next step looks as closely
         refuse_unfit(self.owner, seen)
-        resolve_gradients([p for _, p in seen.params], seen.grads)
+        self.trained = [p for _, p in seen.params]
+        resolve_gradients(self.trained, seen.grads)
         seen.grads = [gradient_of(p) for _, p in seen.params]
         if set(map(type, seen.grads)) <= {Tensor} and not any(map(Tensor.is_complex, seen.grads)):
             seen.facts = Facts.of(seen.grads)
         self.active, self.facts = seen.params, seen.facts
-        self.trained = [p for _, p in seen.params]
         self.in_place = all(GRAD(cls) is GRAD(Tensor) for cls in set(map(type, self.trained)))
         taking_part = set(map(id, self.trained))
         self.idle = [p for p in self.params if id(p) not in taking_part]

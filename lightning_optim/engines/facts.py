@@ -109,7 +109,7 @@ class Facts:
     @functools.cached_property
     def numbers(self) -> Numbers:
         """The address of each tensor, as C++ reads them."""
-        return self.given if isinstance(self.given, ctypes.Array) else numbers(self.listed)
+        return self.given if isinstance(self.given, ctypes.Array) else numbers(len(self.listed), self.listed)
 
     @functools.cached_property
     def addresses(self) -> Tensor:

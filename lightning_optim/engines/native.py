@@ -18,6 +18,7 @@ import os
 import sys
 import sysconfig
 import threading
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -35,14 +36,12 @@ SAME, MOVED = 0, 1
 _looked = 0  # tensors; below zero when there is nothing more to wait for
 _native: Native | None = None
 
-
 Numbers = ctypes.Array[ctypes.c_int64]  # and no tensor, which a mode of torch could replace by one without memory
 
 
-def numbers(values: int | list[int]) -> Numbers:
-    """An array of some numbers, or of so many zeros."""
-    given = values if isinstance(values, list) else ()
-    return (ctypes.c_int64 * (len(given) if isinstance(values, list) else values))(*given)
+def numbers(count: int, values: Sequence[int] = ()) -> Numbers:
+    """An array of so many numbers: the given values, then zeros."""
+    return (ctypes.c_int64 * count)(*values)
 
 
 class Native:

@@ -75,7 +75,7 @@ def test_references_are_counted_as_before(library: native.Native) -> None:
     grad = params[0].grad = torch.ones(2)
     facts = library.describe(params)
     assert facts is not None
-    addresses = native.numbers([grad.data_ptr()])
+    addresses = native.numbers(1, [grad.data_ptr()])
     counted = [*values, *state.values(), params[0], grad, None]
     before = [sys.getrefcount(one) for one in counted]
     for _ in range(1000):
@@ -91,7 +91,7 @@ def test_gradients_that_python_has_not_seen_are_read(library: native.Native) -> 
     p = torch.nn.Parameter(torch.ones(3))
     torch.autograd.backward((2 * p).sum())
     other = torch.zeros(3)
-    facts, before = library.describe([other]), native.numbers([other.data_ptr()])
+    facts, before = library.describe([other]), native.numbers(1, [other.data_ptr()])
     now = native.numbers(1)
     assert facts is not None
     assert library.look([p], True, facts, before, now) == native.MOVED
@@ -174,6 +174,10 @@ def test_a_child_of_a_fork_has_no_thread_that_compiles(machine: Machine) -> None
         native._looked = before
 
 
+def environ_of(machine: Machine) -> dict[str, str]:
+    return {**os.environ, **{name: value for name, value in machine.environ.items() if value is not None}}
+
+
 SCRIPT = """
 import time
 from lightning_optim.engines import native
@@ -187,8 +191,9 @@ while not __import__("os").path.exists({note!r}) and time.monotonic() < deadline
 def test_a_process_that_ends_stops_the_compiler(machine: Machine, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     machine.set_compiler(f"sleep 1000 & echo $! > {note}; wait")
-    environ = {**os.environ, **{name: value for name, value in machine.environ.items() if value is not None}}
-    subprocess.run([sys.executable, "-c", SCRIPT.format(note=str(note))], env=environ, timeout=LONG, check=True)
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(note=str(note))], env=environ_of(machine), timeout=LONG, check=True
+    )
     assert ended(int(note.read_text()))
     assert machine.litter() == []
 
@@ -196,14 +201,13 @@ def test_a_process_that_ends_stops_the_compiler(machine: Machine, tmp_path: Path
 def test_a_process_that_ends_does_not_wait_for_another_that_compiles(machine: Machine, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     machine.set_compiler(f"sleep 1000 & echo $! > {note}; wait")
-    environ = {**os.environ, **{name: value for name, value in machine.environ.items() if value is not None}}
     code = SCRIPT.format(note=str(note))
     times = "import atexit\natexit.register(lambda: print(time.monotonic() - ended))\n"
     waits = f"{times}{code}\ntime.sleep(1)\nended = time.monotonic()"
-    with subprocess.Popen([sys.executable, "-c", f"{code}\ntime.sleep(1000)"], env=environ) as first:
+    with subprocess.Popen([sys.executable, "-c", f"{code}\ntime.sleep(1000)"], env=environ_of(machine)) as first:
         try:
             said = subprocess.run(
-                [sys.executable, "-c", waits], env=environ, timeout=LONG, check=True, stdout=subprocess.PIPE
+                [sys.executable, "-c", waits], env=environ_of(machine), timeout=LONG, check=True, stdout=subprocess.PIPE
             )
         finally:
             first.kill()

@@ -22,7 +22,7 @@ from benchmarks.claims.models import Transformer, memory, perceptron
 from benchmarks.claims.plots import by_rate
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, token_loss, train
+from benchmarks.claims.training import DEVICE, cosine, evaluate, on_text, optimizer_of, outcome, token_loss, train
 from benchmarks.pictures import new_figure
 from lightning_optim.callbacks import GradInit
 from lightning_optim.race.candidate import Candidate
@@ -85,17 +85,14 @@ class PostNorm:
 
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
         torch.manual_seed(seed)
-        train_text, _, test = source_text()
         model = Transformer("post", depth=self.depth, width=self.width, length=LENGTH).to(DEVICE)
         spec, scales = {"name": "adamw"}, dict[str, float]()
         if gamma := candidate.spec["gamma"]:
             gamma = math.inf if gamma == "none" else gamma
-            others = train_text.batches(BATCH, LENGTH, seed + 500)
+            others = source_text()[0].batches(BATCH, LENGTH, seed + 500)
             scales = scale(Fit(model, spec, lr), others, gamma=gamma, iterations=self.iterations, lr=5e-3)
-        batches = train_text.batches(BATCH, LENGTH, seed)
-        losses = train(model, optimizer_of(model, spec, lr), batches, self.steps, lr_at=cosine)
-        tested, _ = evaluate(model, *test.windows(256, LENGTH))
-        return outcome(losses, self.steps, loss=tested, **scales)
+        run = {"seed": seed, "batch": BATCH, "length": LENGTH}
+        return on_text(model, optimizer_of(model, spec, lr), self.steps, lr_at=cosine, **run, **scales)
 
 
 @dataclass(frozen=True)

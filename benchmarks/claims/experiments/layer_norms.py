@@ -16,7 +16,14 @@ from benchmarks.claims.models import Transformer, memory
 from benchmarks.claims.plots import band, by_rate, log_ticks
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, token_loss, train, warm_up
+from benchmarks.claims.training import (
+    DEVICE,
+    cosine,
+    on_text,
+    optimizer_of,
+    token_loss,
+    warm_up,
+)
 from benchmarks.pictures import new_figure
 from lightning_optim.analysis.blocks import find_stacks
 from lightning_optim.race.candidate import Candidate
@@ -75,13 +82,10 @@ class Training:
 
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
         torch.manual_seed(seed)
-        train_text, _, test = source_text()
         model = Transformer(candidate.spec["norm"], depth=self.depth, width=self.width, length=LENGTH).to(DEVICE)
         optimizer = optimizer_of(model, {"name": "adamw"}, lr)
         rate = warm_up(1 / 3 if candidate.spec["warm_up"] else 0.0, cosine)
-        losses = train(model, optimizer, train_text.batches(BATCH, LENGTH, seed), self.steps, lr_at=rate)
-        tested, _ = evaluate(model, *test.windows(256, LENGTH))
-        return outcome(losses, self.steps, loss=tested)
+        return on_text(model, optimizer, self.steps, seed=seed, batch=BATCH, length=LENGTH, lr_at=rate)
 
 
 def parts(size: Size) -> list[Part]:

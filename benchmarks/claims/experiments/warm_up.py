@@ -18,7 +18,14 @@ from benchmarks.claims.models import Transformer, memory
 from benchmarks.claims.plots import by_rate, by_step
 from benchmarks.claims.results import Results
 from benchmarks.claims.size import Size
-from benchmarks.claims.training import DEVICE, cosine, evaluate, optimizer_of, outcome, token_loss, train, warm_up
+from benchmarks.claims.training import (
+    DEVICE,
+    cosine,
+    on_text,
+    optimizer_of,
+    token_loss,
+    warm_up,
+)
 from benchmarks.pictures import new_figure
 from lightning_optim import Adam
 from lightning_optim.race.candidate import Candidate
@@ -47,13 +54,10 @@ class Training:
 
     def __call__(self, candidate: Candidate, seed: int, lr: float) -> Outcome:
         torch.manual_seed(seed)
-        train_text, _, test = source_text()
         model = Transformer("post", depth=self.depth, width=self.width, length=LENGTH).to(DEVICE)
         optimizer = optimizer_of(model, {"name": candidate.spec["name"], "betas": (0.9, BETA2)}, lr)
         rate = self.rate(candidate.spec["warm_up"])
-        losses = train(model, optimizer, train_text.batches(BATCH, LENGTH, seed), self.steps, lr_at=rate)
-        tested, _ = evaluate(model, *test.windows(256, LENGTH))
-        return outcome(losses, self.steps, loss=tested)
+        return on_text(model, optimizer, self.steps, seed=seed, batch=BATCH, length=LENGTH, lr_at=rate)
 
     def rate(self, warm: float | str) -> Callable[[float], float]:
         """The factor on the learning rate at a share of the run, for a warm-up of a share of it, or an untuned one."""

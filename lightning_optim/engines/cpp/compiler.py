@@ -1,4 +1,4 @@
-"""Compiles printed kernels with the C++ compiler of the machine, and stores them in the user's cache folder.
+"""Compiles printed kernels, and other C++, with the compiler of the machine; keeps them in the user's cache folder.
 
 A kernel gets its name in the cache only when it is whole and on the disk, and it is checked when it is read. Of several
 processes that need the same kernel one compiles it and the others wait for it. Where nothing can be stored, kernels are
